@@ -1,0 +1,24 @@
+"""inspect: what is in a file or directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Show what is in PATH: a GGUF file, bundle, checkpoint directory, plan.json or report.json."""
+    from minigpt_edge_runtime.inspect import describe, render
+
+    description = describe(path)
+    if as_json:
+        click.echo(json.dumps(description, indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        render(description, Console())

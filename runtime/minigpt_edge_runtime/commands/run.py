@@ -1,0 +1,82 @@
+"""run: prompt in, text out, streamed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minigpt_edge_runtime.errors import UsageError
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False)
+@click.option("--file", help="Which of the bundle's model files (default: its first).")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--system", help="A system message for --chat.")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token, without a repetition penalty.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="0 switches it off.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True)
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True)
+@click.option("--repeat-penalty", type=click.FloatRange(0, min_open=True), default=1.1, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=0, show_default=True)
+@click.option("--stop", multiple=True, help="End before this text (may be given again).")
+@click.option(
+    "--context-length", type=click.IntRange(1), help="Tokens held at once (default: the model's, up to 2048)."
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **options: Any) -> None:
+    """Stream text from BUNDLE (a directory or a .gguf file) that goes on from PROMPT.
+
+    Without PROMPT, or with "-", the prompt is read from standard input.
+    """
+    from minigpt_edge_runtime.bundle import read_bundle
+    from minigpt_edge_runtime.engine import Sampling, open_engine
+    from minigpt_edge_runtime.generate import Generation
+
+    if options["system"] is not None and not options["chat"]:
+        raise UsageError("--system needs --chat")
+    found = read_bundle(bundle, file)
+    sampling = Sampling(
+        temperature=0.0 if options["greedy"] else options["temperature"],
+        repeat_penalty=1.0 if options["greedy"] else options["repeat_penalty"],
+        **{name: options[name] for name in ("top_k", "top_p", "min_p", "seed")},
+    )
+    prompt = _prompt(prompt)
+    with open_engine(found.model_path, options["context_length"], options["threads"]) as engine:
+        generation = Generation(
+            engine,
+            prompt,
+            sampling=sampling,
+            document_start=found.document_start,
+            **{name: options[name] for name in ("max_tokens", "stop", "chat", "system")},
+        )
+        pieces = []
+        for piece in generation:
+            pieces.append(piece)
+            if not as_json:
+                click.echo(piece, nl=False)
+    stats = generation.stats()
+    if as_json:
+        click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **stats}, ensure_ascii=False))
+    else:
+        click.echo()
+        click.echo(
+            f"[{stats['tokens']} tokens, {stats['tokens_per_second']} tokens/s, {stats['finish_reason']}]",
+            err=True,
+        )
+
+
+def _prompt(given: str | None) -> str:
+    if given is not None and given != "-":
+        return given
+    if given is None and sys.stdin.isatty():
+        raise UsageError("there is no prompt", 'give one: run BUNDLE "This licence"')
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace")
