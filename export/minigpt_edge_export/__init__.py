@@ -1,0 +1,1 @@
+"""Checkpoint directory -> model file. Reads safetensors with numpy; never imports torch."""
