@@ -1,0 +1,5 @@
+"""python -m minigpt_edge."""
+
+from minigpt_edge.cli import main
+
+main()

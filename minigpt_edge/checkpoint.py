@@ -1,0 +1,146 @@
+"""Checkpoint directories: Hugging Face format, blocks of unequal sizes under `per_layer_config`.
+
+Equal blocks load with stock `AutoModelForCausalLM.from_pretrained`. Unequal ones need `load_model`,
+until transformers builds models from `per_layer_config` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge import archs
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint whose architecture is known."""
+    config = read_json(directory / "config.json")
+    archs.check_known(str(config.get("model_type")))
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    return config
+
+
+def read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint as float32; EdgeError for a damaged file."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = directory / f"{WEIGHTS}.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [WEIGHTS]
+    weights: dict[str, torch.Tensor] = {}
+    for name in names:
+        try:
+            weights.update(load_file(directory / name))
+        except (OSError, SafetensorError) as error:
+            raise EdgeError(
+                f"{directory / name} can't be read ({error})", "fetch or make the model again"
+            ) from error
+    return {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+
+
+def load_model(directory: Path) -> nn.Module:
+    """The model of a checkpoint directory in float32, in evaluation mode, blocks sized as the config says.
+
+    Raises:
+        EdgeError: unknown architecture, damaged weights, or weights that do not fit the config.
+    """
+    config = read_config(directory)
+    arch = archs.load_arch(config["model_type"])
+    per_layer = config.pop("per_layer_config", None)
+    extra = config.pop("minigpt_edge", None)
+    model = arch.build({**config, "dtype": "float32"})
+    for index, block in enumerate(arch.blocks(model)):
+        if per_layer:
+            arch.resize(block, per_layer[str(index)])
+    try:
+        missing, unexpected = model.load_state_dict(read_weights(directory), strict=False)
+    except RuntimeError as error:
+        raise EdgeError(f"the weights in {directory} do not fit its config.json ({error})") from error
+    if config.get("tie_word_embeddings"):
+        missing = [name for name in missing if name != "lm_head.weight"]
+        model.tie_weights()
+    unexpected = [name for name in unexpected if not name.endswith("rotary_emb.inv_freq")]
+    if missing or unexpected:
+        raise EdgeError(
+            f"the weights in {directory} do not fit its config.json: missing {missing}, "
+            f"unexpected {unexpected}"
+        )
+    model.minigpt_edge = extra or {}
+    return model.eval()
+
+
+def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Path | None = None) -> None:
+    """Write a model as a checkpoint directory: config and sizes, float32 weights, tokenizer files.
+
+    Args:
+        model: its blocks may have unequal sizes; `per_layer_config` is written only then.
+        source: the checkpoint it came from; its config is the base of the new one.
+        directory: where to write; existing files of the same names are replaced.
+        tokenizer: where the tokenizer files are, if not in `source`.
+    """
+    from safetensors.torch import save_file
+
+    config = read_config(source)
+    config.pop("per_layer_config", None)
+    arch = archs.load_arch(config["model_type"])
+    per_block = [arch.sizes(block) for block in arch.blocks(model)]
+    if all(entry == per_block[0] for entry in per_block):
+        config.update(per_block[0])
+    else:
+        config["per_layer_config"] = {str(index): entry for index, entry in enumerate(per_block)}
+        for key in per_block[0]:  # the widest block: what a reader that knows one size must reserve
+            config[key] = max(entry[key] for entry in per_block)
+    state = model.state_dict()
+    if config.get("tie_word_embeddings"):
+        state.pop("lm_head.weight", None)
+    config["vocab_size"] = next(
+        t.shape[0] for name, t in state.items() if name.endswith("embed_tokens.weight")
+    )
+    config["dtype"] = "float32"
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.detach().contiguous() for n, t in state.items()}, directory / WEIGHTS, {"format": "pt"})
+    write_json(directory / "config.json", config)
+    for name in TOKENIZER_FILES:
+        origin = (tokenizer or source) / name
+        if origin.exists() and origin.resolve() != (directory / name).resolve():
+            shutil.copyfile(origin, directory / name)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, tied embeddings counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def dense_parameters(directory: Path) -> int:
+    """Parameters of a checkpoint read from its safetensors headers (tied embeddings stored once)."""
+    from safetensors import safe_open
+
+    index = directory / f"{WEIGHTS}.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
+    total = 0
+    for name in names:
+        with safe_open(directory / name, framework="np") as file:
+            for key in file.keys():  # noqa: SIM118 - safe_open has no iterator
+                size = 1
+                for extent in file.get_slice(key).get_shape():
+                    size *= extent
+                total += size
+    return total

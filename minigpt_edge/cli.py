@@ -1,0 +1,39 @@
+"""The workstation's command, `minigpt-edge`."""
+
+from __future__ import annotations
+
+import click
+
+from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime.cli import VERBS as DEVICE_VERBS
+from minigpt_edge_runtime.click_group import EdgeGroup
+
+_COMMANDS = "minigpt_edge.commands"
+VERBS = {
+    "build": f"{_COMMANDS}.build:build:Make a small model for a domain: the whole way, resumable.",
+    **DEVICE_VERBS,
+    "domains": f"{_COMMANDS}.lists:domains:List the domains.",
+    "models": f"{_COMMANDS}.lists:models:List the base models that have a short name.",
+    "targets": f"{_COMMANDS}.lists:targets:List the targets.",
+    "methods": f"{_COMMANDS}.lists:methods:List the pruning methods.",
+}
+
+
+@click.group(
+    cls=EdgeGroup,
+    verbs=VERBS,
+    interrupted="interrupted; the same command goes on from here",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="minigpt-edge")
+def cli() -> None:
+    """Turn a pretrained GPT-like model and a domain's text into a small model that runs offline."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="minigpt-edge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""build: from a base model and a domain's text to a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minigpt_edge.prune import DEFAULT_METHOD, METHODS
+from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+
+_PATH = click.Path(path_type=Path)
+
+
+def all_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@click.command()
+@click.option("--domain", help="A known domain (see `minigpt-edge domains`).")
+@click.option(
+    "--source", help="Which of the domain's sources, such as hub (default: the one that needs no hub)."
+)
+@click.option("--corpus", multiple=True, help="Text instead of a domain: files, folders or a hub dataset id.")
+@click.option("--text-column", help="The column that holds the text in jsonl, csv, parquet or a dataset.")
+@click.option("--model", help="Short name, Hugging Face directory, GGUF file or hub id.")
+@click.option(
+    "--target", "targets", multiple=True, default=("gguf-q4",), show_default=True, help="May be repeated."
+)
+@click.option("--out", type=_PATH, help="The bundle's directory [default: MODEL-DOMAIN].")
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=PAPER_SPARSITY,
+    show_default=True,
+    help="Fraction of the parameters that go, vocabulary counted.",
+)
+@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT_METHOD, show_default=True)
+@click.option(
+    "--widths",
+    type=click.Choice(["free", "equal"]),
+    default="free",
+    show_default=True,
+    help="Whether blocks may differ in size; equal ones load in stock transformers and as GGUF llama.",
+)
+@click.option("--plan", type=_PATH, help="Keep what this plan.json keeps.")
+@click.option(
+    "--min-count",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Tokens seen less often in the training text leave the vocabulary.",
+)
+@click.option("--keep-tokens", type=_PATH, help="A file of terms, one a line, that stay in the vocabulary.")
+@click.option("--calibration-tokens", type=click.IntRange(1), default=131_072, show_default=True)
+@click.option("--recover-tokens", type=click.IntRange(1), default=Recipe.recover_tokens, show_default=True)
+@click.option(
+    "--recover-until",
+    type=click.Choice(["dense"]),
+    help="Stop fine-tuning when validation perplexity is the dense model's (the rule of Mini-GPTs).",
+)
+@click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
+@click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=all_cores, show_default="all cores")
+@click.option("--work", type=_PATH, help="Where finished stages are kept [default: the cache].")
+@click.option("--offline", is_flag=True, help="Never touch the network.")
+@click.option("--force", is_flag=True, help="Replace the files of an earlier bundle in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+def build(
+    as_json: bool, recover_until: str | None, no_recover: bool, no_baseline: bool, **options: Any
+) -> None:
+    """Make a small model for a domain.
+
+    Every finished stage is kept: interrupted, the same command goes on where it stopped; repeated, it does
+    nothing.
+    """
+    from rich.console import Console
+
+    from minigpt_edge.console import Talk
+    from minigpt_edge.pipeline import build as run
+    from minigpt_edge.report import print_table
+    from minigpt_edge_runtime.errors import UsageError
+
+    if no_recover and recover_until:
+        raise UsageError("--no-recover and --recover-until contradict each other")
+    recipe = Recipe(
+        recover="no" if no_recover else recover_until or "tokens", baseline=not no_baseline, **options
+    )
+    with Talk() as talk:
+        built = run(recipe, talk, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))
+    if as_json:
+        click.echo(json.dumps(built.report, ensure_ascii=False))
+    else:
+        print_table(built.report, Console())
+    done = "is up to date, nothing to do" if built.unchanged else "is ready"
+    click.echo(f'{built.directory} {done}; try: minigpt-edge run {built.directory} "…"', err=True)

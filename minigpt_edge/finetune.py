@@ -1,0 +1,362 @@
+"""Recovery: full fine-tuning of a shrunk model on the training split, resumable to the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.evaluate.perplexity import (
+    check_context,
+    encode,
+    read_texts,
+    read_tokenizer,
+    sum_nll,
+    summary,
+)
+from minigpt_edge.packing import pack, read_documents
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import need_space, read_json, replacing, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from minigpt_edge.fast_llama import Parts
+
+WORK = ".recovery"  # inside `out` while it is being made: training checkpoints and the best weights
+BEST = "best.safetensors"
+PROGRESS = "recovery.json"  # written last into a training checkpoint: without it the checkpoint is not whole
+MICRO_TOKENS = 4096  # tokens of one forward and backward pass
+COMPILE_FROM = 60_000  # tokens from which compiling (20 to 30 s) pays
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the result, besides the inputs: a training checkpoint resumes only under the same."""
+
+    tokens: int
+    sequence_length: int
+    step_tokens: int
+    lr: float
+    seed: int
+    threads: int
+    evaluations: int
+    patience: int
+    until_perplexity: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequence_length", "step_tokens", "threads", "evaluations", "patience"):
+            if getattr(self, name) < 1:
+                raise EdgeError(f"recovery: {name} must be at least 1, not {getattr(self, name)}")
+        if not self.lr > 0:
+            raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
+
+    @property
+    def sequences_per_step(self) -> int:
+        return max(1, self.step_tokens // self.sequence_length)
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences of one pass: the largest divisor of a step's sequences within MICRO_TOKENS."""
+        most = max(1, MICRO_TOKENS // self.sequence_length)
+        return max(
+            n for n in range(1, self.sequences_per_step + 1) if n <= most and self.sequences_per_step % n == 0
+        )
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // (self.sequences_per_step * self.sequence_length))
+
+
+@dataclass
+class State:
+    """What training remembers beyond the Trainer's own state; saved in every training checkpoint."""
+
+    history: list[dict[str, Any]]
+    best: float  # validation bits per byte
+    best_step: int
+    worse: int  # evaluations in a row without improvement
+    seconds: float  # spent so far, before any interruption too
+    training_seconds: float  # of these, in training steps
+
+
+def recover(
+    checkpoint: Path,
+    out: Path,
+    *,
+    train: Path,
+    validation: Path,
+    tokens: int,
+    sequence_length: int = 512,
+    step_tokens: int = 4096,
+    lr: float = 6e-4,
+    seed: int = 0,
+    threads: int = 2,
+    evaluations: int = 4,
+    patience: int = 2,
+    until_perplexity: float | None = None,
+    checkpoint_seconds: float = 90.0,
+    resume: bool = True,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fine-tune all weights of `checkpoint` on `train`, and write the best model into `out`.
+
+    Args:
+        checkpoint: checkpoint directory of the model to train.
+        out: directory of the result; everything is written inside it, training checkpoints too.
+        train: the corpus's train.jsonl.
+        validation: the corpus's validation.texts.json.
+        tokens: how many to train on, rounded up to whole steps; the text repeats where it is shorter.
+        sequence_length, step_tokens: tokens of a sequence and of an optimizer step.
+        lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0.
+        evaluations: on the validation windows, evenly spread, besides one before training.
+        patience: stop after that many evaluations in a row without improvement.
+        until_perplexity: stop at an evaluation with this perplexity per base token or less.
+        checkpoint_seconds: time between training checkpoints.
+        resume: go on from the last whole training checkpoint in `out`, if there is one.
+        on_progress: called with the newest history entry plus "steps" and "eta_seconds" at every step, and
+            with {"message"} where something is worth saying.
+
+    Returns:
+        {"history", "tokens", "seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes",
+        "matmul_flops", "matmul_fraction", "compiled", "stopped", "best_step", "before", "after"}; a history
+        entry has step, tokens, loss (nats per token), lr, tokens_per_second, and bits_per_byte and
+        perplexity_per_base_token where the model was evaluated. The same goes to `out`/recovery.json.
+
+    Raises:
+        EdgeError: damaged input, too little text, divergence, or a training checkpoint of other settings.
+    """
+    import torch
+
+    from minigpt_edge.checkpoint import load_model, read_config, save_model
+
+    settings = Settings(
+        tokens, sequence_length, step_tokens, lr, seed, threads, evaluations, patience, until_perplexity
+    )
+    begun = time.monotonic()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # products with denormal numbers are many times slower
+    config = read_config(checkpoint)
+    limit = config["max_position_embeddings"]
+    if sequence_length > limit:
+        raise EdgeError(f"sequences of {sequence_length} tokens exceed the model's context of {limit}")
+    document_start, windows = read_texts(validation)
+    tokenizer = read_tokenizer(checkpoint)
+    sequences = encode(tokenizer, document_start, [w["text"] for w in windows])
+    start = config.get("minigpt_edge", {}).get("document_start", document_start)
+    data = pack(
+        read_documents(train),
+        tokenizer,
+        start,
+        length=sequence_length,
+        count=settings.steps * settings.sequences_per_step,
+        seed=seed,
+    )
+    model = load_model(checkpoint)
+    check_context(model, sequences)
+    need_space(out, 32 * sum(p.numel() for p in model.parameters()), "recovery")
+    key = {
+        "settings": asdict(settings),
+        "inputs": [sha256_file(p) for p in _inputs(checkpoint, train, validation)],
+    }
+    work = _work_folder(out, key, resume)
+    session = _Session(model, settings, work, sequences, windows, on_progress, begun, checkpoint_seconds)
+    session.run(data)
+    load_weights(model, work / BEST)
+    save_model(model, checkpoint, out)
+    result = session.result()
+    write_json(out / PROGRESS, result)
+    shutil.rmtree(work)
+    return result
+
+
+def _inputs(checkpoint: Path, train: Path, validation: Path) -> list[Path]:
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    return [checkpoint / "config.json", checkpoint / "tokenizer.json", *weights, train, validation]
+
+
+def _work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
+    work = out / WORK
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    if work.exists():
+        found = read_json(work / "key.json") if (work / "key.json").exists() else None
+        if found is not None and found != key:
+            raise EdgeError(
+                f"the interrupted recovery in {out} had other settings or inputs",
+                "run it with the same ones, or delete that folder to start again",
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "key.json", key)
+    return work
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest whole training checkpoint; what an interruption left unfinished is deleted."""
+    whole = []
+    for folder in work.glob("checkpoint-*"):
+        if (folder / PROGRESS).exists():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's parameters by name (safetensors), tied ones once."""
+    from safetensors.torch import save_file
+
+    save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read into a model what `save_weights` wrote."""
+    from safetensors.torch import load_file
+
+    for name, tensor in load_file(path).items():
+        model.get_parameter(name).data.copy_(tensor)
+
+
+@contextmanager
+def _compile_cache(folder: Path) -> Iterator[None]:
+    """Keep what torch.compile writes inside `folder`, unless the user chose a place."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    chosen = os.environ.get(name)
+    os.environ[name] = chosen or str(folder)
+    try:
+        yield
+    finally:
+        if chosen is None:
+            del os.environ[name]
+
+
+class _Session:
+    """One run of `recover` once its inputs are read: evaluation, best weights, progress, the report."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Settings,
+        work: Path,
+        sequences: list[list[int]],
+        windows: list[dict[str, Any]],
+        on_progress: Progress | None,
+        begun: float,
+        checkpoint_seconds: float,
+    ) -> None:
+        from minigpt_edge.flops import matmul_flops
+
+        self.model, self.settings, self.work = model, settings, work
+        self.sequences, self.windows = sequences, windows
+        self.tell: Progress = on_progress or (lambda entry: None)
+        self.begun, self.checkpoint_seconds = begun, checkpoint_seconds
+        self.stopped = "tokens"
+        self.compiled = False
+        self.matmul = matmul_flops()
+        self.state = State([], float("inf"), 0, 0, 0.0, 0.0)
+        self.earlier_seconds = 0.0
+
+    def run(self, data: Any) -> None:
+        """Evaluate, then train from the beginning or the last whole checkpoint."""
+        from minigpt_edge.trainer import train
+
+        resumed = last_checkpoint(self.work)
+        if resumed:
+            self.state = State(**read_json(resumed / PROGRESS))
+            self.earlier_seconds = self.state.seconds
+            self.tell({"message": f"going on after step {self.state.history[-1]['step']}"})
+        else:
+            self.state.history.append({"step": 0, "tokens": 0})
+            if self.evaluate():
+                return
+        with _compile_cache(self.work / "compiled"):
+            train(self, data, self._parts(), resumed)
+
+    def _parts(self) -> Parts | None:
+        """The compiled blocks of `fast_llama`; None, transformers' own, where that fails or does not pay."""
+        from minigpt_edge import fast_llama
+
+        settings = self.settings
+        if settings.tokens < COMPILE_FROM:
+            return None
+        reason = fast_llama.check_supported(self.model)
+        try:
+            if reason is None:
+                self.tell({"message": "compiling the training step (about 30 seconds)"})
+                parts = fast_llama.compiled_parts(self.model, settings.micro_batch, settings.sequence_length)
+                self.compiled = True
+                return parts
+        except fast_llama.CompileError as error:
+            reason = str(error)
+        self.tell({"message": f"training step not compiled, so it takes longer: {reason}"})
+        return None
+
+    def evaluate(self) -> bool:
+        """Score the validation windows into the newest history entry; True if training should stop.
+
+        The weights are kept where they are the best so far.
+        """
+        scores = summary(sum_nll(self.model, self.sequences), self.windows)
+        entry = self.state.history[-1]
+        entry |= {key: scores[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
+        self.tell(entry)
+        reached = self.settings.until_perplexity
+        self.state.worse += 1
+        if scores["bits_per_byte"] < self.state.best or not (self.work / BEST).exists():
+            self.state.best, self.state.best_step, self.state.worse = (
+                scores["bits_per_byte"],
+                entry["step"],
+                0,
+            )
+            with replacing(self.work / BEST) as temporary:
+                save_weights(self.model, temporary)
+        if reached is not None and scores["perplexity_per_base_token"] <= reached:
+            self.stopped = "perplexity reached"
+        elif self.state.worse >= self.settings.patience:
+            self.stopped = "no improvement"
+        return self.stopped != "tokens"
+
+    def elapsed(self) -> float:
+        """Seconds spent on this recovery, interrupted runs included."""
+        return self.earlier_seconds + time.monotonic() - self.begun
+
+    def save(self, folder: Path) -> None:
+        """Mark a training checkpoint as whole, and delete the ones before it."""
+        self.state.seconds = self.elapsed()
+        write_json(folder / PROGRESS, asdict(self.state))
+        for other in self.work.glob("checkpoint-*"):
+            if other != folder:
+                shutil.rmtree(other)
+
+    def result(self) -> dict[str, Any]:
+        """What `recover` returns."""
+        from minigpt_edge.flops import peak_memory_bytes, training_flops
+
+        history = self.state.history
+        tokens = history[-1]["tokens"]
+        rate = tokens / self.state.training_seconds if self.state.training_seconds else 0.0
+        scored = [entry for entry in history if "bits_per_byte" in entry]
+        best = next(entry for entry in scored if entry["step"] == self.state.best_step)
+        keys = ("step", "bits_per_byte", "perplexity_per_base_token")
+        return {
+            "tokens": tokens,
+            "seconds": self.elapsed(),
+            "training_seconds": self.state.training_seconds,
+            "tokens_per_second": rate,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "matmul_flops": self.matmul,
+            "matmul_fraction": rate * training_flops(self.model, self.settings.sequence_length) / self.matmul,
+            "compiled": self.compiled,
+            "stopped": self.stopped,
+            "best_step": self.state.best_step,
+            "before": {key: scored[0][key] for key in keys},
+            "after": {key: best[key] for key in keys},
+            "history": history,
+        }

@@ -1,0 +1,253 @@
+"""A GGUF file of the LLaMA family as a Hugging Face directory with float32 weights. No torch."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.archs import check_known
+from minigpt_edge.gguf_tokenizer import build_tokenizer
+from minigpt_edge.safetensors_stream import Tensor, write_float32
+from minigpt_edge_export.pretokenizers import by_name
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import os_error, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGUFReader
+
+_CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file starts as a GGUF file does."""
+    with open(path, "rb") as f:
+        return f.read(4) == b"GGUF"
+
+
+def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
+    """Write config, float32 weights, tokenizer and chat template of a GGUF file into the folder `target`.
+
+    Returns:
+        {"name", "licence"} as the file states them (either may be None).
+
+    Raises:
+        EdgeError: the file is truncated or no GGUF, its architecture or tokenizer is not known, or it holds
+            tensors that a LLaMA model has not.
+    """
+    fields, reader = _open(path)
+    check_known(str(fields.get("general.architecture")))
+    config = _config(fields, path)
+    _write_tokenizer(fields, config, target)
+    tensors = _tensors(reader, config, path)
+    config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
+    write_float32(target / "model.safetensors", tensors)
+    write_json(target / "config.json", config)
+    return {"name": fields.get("general.name"), "licence": fields.get("general.license")}
+
+
+def _open(path: Path) -> tuple[dict[str, Any], GGUFReader]:
+    """The metadata and the reader, once it is certain that the file is whole."""
+    from gguf import GGUFReader
+
+    try:
+        with open(path, "rb") as f:
+            start = f.read(8)
+    except OSError as error:
+        raise os_error(error, path) from error
+    if start[:4] != b"GGUF":
+        raise EdgeError(
+            f"{path} is not a GGUF file", "give a GGUF file, a checkpoint directory or a short name"
+        )
+    version = struct.unpack("<I", start[4:])[0] if len(start) == 8 else None
+    if version is not None and version not in (2, 3):
+        raise EdgeError(f"{path} has GGUF version {version}; versions 2 and 3 are known", "convert it again")
+    try:
+        reader = GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        whole = all(int(t.data_offset) + int(t.n_bytes) <= path.stat().st_size for t in reader.tensors)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError) as error:
+        raise _truncated(path) from error
+    if not whole or not reader.tensors:
+        raise _truncated(path)
+    return fields, reader
+
+
+def _truncated(path: Path) -> EdgeError:
+    size = path.stat().st_size
+    return EdgeError(f"{path} is truncated or damaged ({size:,} bytes)", "download or copy the file again")
+
+
+def _short(value: float) -> float:
+    """A float32 as the shortest decimal that means it (1e-05, not 9.999999747378752e-06)."""
+    import numpy as np
+
+    return float(str(np.float32(value)))
+
+
+def _config(fields: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`config.json` from the `llama.*` metadata."""
+
+    def get(key: str, default: Any = None) -> Any:
+        value = fields.get(f"llama.{key}", default)
+        if value is None:
+            raise EdgeError(f"{path} lacks llama.{key} in its metadata", "download or convert the file again")
+        return value
+
+    heads, hidden = get("attention.head_count"), get("embedding_length")
+    kv_heads, width = get("attention.head_count_kv", heads), get("feed_forward_length")
+    if any(isinstance(value, list) for value in (heads, kv_heads, width)):
+        raise EdgeError(
+            f"{path} has blocks of different sizes", "give the Hugging Face directory it was made from"
+        )
+    head_dim = get("attention.key_length", get("rope.dimension_count", hidden // heads))
+    if (
+        get("expert_count", 0)
+        or get("rope.scaling.type", "none") != "none"
+        or head_dim != get("rope.dimension_count", head_dim)
+    ):
+        raise EdgeError(
+            f"{path} uses experts, RoPE scaling or partial RoPE, which are not read from GGUF",
+            "give the model as a Hugging Face directory",
+        )
+    pre = fields.get("tokenizer.ggml.pre")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "dtype": "float32",
+        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": width,
+        "max_position_embeddings": get("context_length"),
+        "minigpt_edge": {"tokenizer_pre": pre},
+        "mlp_bias": False,
+        "num_attention_heads": heads,
+        "num_hidden_layers": get("block_count"),
+        "num_key_value_heads": kv_heads,
+        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
+        "rms_norm_eps": _short(get("attention.layer_norm_rms_epsilon")),
+        "rope_parameters": {"rope_theta": _short(get("rope.freq_base", 10000.0)), "rope_type": "default"},
+        "use_cache": True,
+        "vocab_size": len(fields.get("tokenizer.ggml.tokens") or ()),
+    }
+
+
+def _write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path) -> None:
+    """tokenizer.json, tokenizer_config.json, generation_config.json and the chat template."""
+    kind = fields.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        known = {"llama": "SentencePiece", "bert": "WordPiece", "t5": "Unigram"}.get(str(kind), kind)
+        raise EdgeError(
+            f"the tokenizer is not a byte-level BPE ({known})",
+            "use a model with a byte-level BPE tokenizer, such as SmolLM2 or Llama 3",
+        )
+    pre = by_name(fields.get("tokenizer.ggml.pre"))
+    tokens = fields["tokenizer.ggml.tokens"]
+    types = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+
+    def token(role: str) -> str | None:
+        index = fields.get(f"tokenizer.ggml.{role}_token_id")
+        return tokens[index] if index is not None and index < len(tokens) else None
+
+    names = {"bos_token": token("bos"), "eos_token": token("eos"), "pad_token": token("padding")}
+    names["unk_token"] = token("unknown")
+    adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre.adds_bos)
+    tokenizer = build_tokenizer(
+        tokens,
+        fields.get("tokenizer.ggml.merges") or [],
+        [text for text, type_ in zip(tokens, types, strict=True) if type_ == _CONTROL],
+        [text for text, type_ in zip(tokens, types, strict=True) if type_ == _USER_DEFINED],
+        pre,
+        names["bos_token"] if adds_bos else None,
+    )
+    write_text(target / "tokenizer.json", tokenizer.to_str())
+    write_json(
+        target / "tokenizer_config.json",
+        {
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": config["max_position_embeddings"],
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{name: text for name, text in names.items() if text is not None},
+        },
+    )
+    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_json(
+        target / "generation_config.json", {name: index for name, index in ids.items() if index is not None}
+    )
+    if template := fields.get("tokenizer.chat_template"):
+        write_text(target / "chat_template.jinja", template)
+
+
+def _tensors(reader: GGUFReader, config: dict[str, Any], path: Path) -> list[Tensor]:
+    """All weights under their Hugging Face names; exactly those that a LLaMA model has."""
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    found, foreign = {}, []
+    for tensor in reader.tensors:
+        parts = tensor.name.split(".")
+        if parts[0] == "blk" and len(parts) == 4 and parts[2] in _BLOCK and parts[3] == "weight":
+            name = f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.weight"
+        elif len(parts) == 2 and parts[0] in _GLOBAL and parts[1] == "weight":
+            name = f"{_GLOBAL[parts[0]]}.weight"
+        else:
+            foreign.append(tensor.name)
+            continue
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        found[name] = Tensor(
+            name, shape, _dequantized(tensor, heads.get(parts[2]) if len(parts) == 4 else None)
+        )
+    layers = range(config["num_hidden_layers"])
+    wanted = {f"model.layers.{i}.{part}.weight" for i in layers for part in _BLOCK.values()}
+    missing = sorted((wanted | {"model.embed_tokens.weight", "model.norm.weight"}) - found.keys())
+    if foreign or missing:
+        what = f"holds {foreign[0]}" if foreign else f"lacks {missing[0]}"
+        raise EdgeError(
+            f"{path} is not a plain LLaMA model: it {what} "
+            f"({len(foreign)} foreign, {len(missing)} missing tensors)",
+            "give the model as a Hugging Face directory",
+        )
+    if found["model.embed_tokens.weight"].shape != (config["vocab_size"], config["hidden_size"]):
+        raise EdgeError(
+            f"{path}: the embedding does not fit the vocabulary", "download or convert the file again"
+        )
+    return list(found.values())
+
+
+def _dequantized(tensor: Any, heads: int | None) -> Callable[[], np.ndarray]:
+    """Loads a GGUF tensor as float32; with `heads`, llama.cpp's order of the rotary halves is undone."""
+
+    def load() -> np.ndarray:
+        from gguf import quants
+
+        try:
+            weights = quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            kind = tensor.tensor_type.name
+            raise EdgeError(
+                f"{tensor.name}: {kind} can't be dequantized", "use another quantization"
+            ) from error
+        if heads is None:
+            return weights
+        rows = weights.reshape(heads, weights.shape[0] // heads // 2, 2, weights.shape[1])
+        return rows.swapaxes(1, 2).reshape(weights.shape)
+
+    return load

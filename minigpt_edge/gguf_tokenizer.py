@@ -1,0 +1,60 @@
+"""The tokenizer inside a GGUF file, as a Hugging Face tokenizer with the same token ids."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from minigpt_edge_export.pretokenizers import PreTokenizer, to_hugging_face
+from minigpt_edge_runtime.errors import EdgeError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def build_tokenizer(
+    tokens: list[str],
+    merges: list[str],
+    special: list[str],
+    user_defined: list[str],
+    pre: PreTokenizer,
+    bos: str | None,
+) -> Tokenizer:
+    """A byte-level BPE tokenizer whose ids are the positions in `tokens`.
+
+    Args:
+        tokens: byte-level symbols, such as "Ġthe"; special tokens as plain text.
+        merges: "left right", in order of rank.
+        special: tokens that are never made from text when specials are off.
+        user_defined: tokens that are always matched whole.
+        pre: how text is split first.
+        bos: a token to put before every text that is encoded with special tokens, or None.
+
+    Raises:
+        EdgeError: tokens repeat, or a merge makes a token that is not there.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    parts = [merge.split(" ") for merge in merges]
+    if len(vocabulary) != len(tokens) or any(len(part) != 2 for part in parts):
+        raise EdgeError(
+            "the vocabulary is damaged: tokens repeat or a merge has not two parts", "use another file"
+        )
+    try:
+        model = models.BPE(
+            vocabulary, [(left, right) for left, right in parts], ignore_merges=pre.ignore_merges
+        )
+    except Exception as error:  # tokenizers raises plain Exception
+        raise EdgeError(f"the vocabulary is damaged: {error}", "use another file") from error
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, vocabulary[bos])]
+        )
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in user_defined])
+    data = json.loads(tokenizer.to_str())
+    data["pre_tokenizer"] = to_hugging_face(pre)
+    return Tokenizer.from_str(json.dumps(data, ensure_ascii=False))

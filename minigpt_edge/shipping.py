@@ -1,0 +1,364 @@
+"""The last part of a build: files for the targets, their measurements, the report, and the bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge import exporting
+from minigpt_edge.exporting import MODEL
+from minigpt_edge.shrink.weights import CHECKPOINT, IMPORTANCE, PLAN
+from minigpt_edge.stage import Stage
+from minigpt_edge_export.targets import Target
+from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime.bundle import MANIFEST, owned_files, read_manifest, verify_checksums, write_manifest
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import os_error, read_json, sha256_json
+
+if TYPE_CHECKING:
+    from minigpt_edge.console import Talk
+    from minigpt_edge.models import BaseModel
+    from minigpt_edge.recipe import Recipe
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_SPEED = (
+    "load_seconds",
+    "ttft_ms",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "itl_ms",
+    "peak_rss_mb",
+    "threads",
+)
+_QUALITY = ("bits_per_byte", "stderr", "perplexity_per_base_token", "nll", "tokens", "bytes", "base_tokens")
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Where a bundle goes: `out`, called `name`; `force` lets it replace the files of an earlier bundle."""
+
+    out: Path
+    name: str
+    force: bool
+
+    def check_output(self) -> None:
+        """EdgeError if `out` holds something that is not a bundle of ours."""
+        if self.out.is_file():
+            raise EdgeError(f"{self.out} is a file", "choose another --out")
+        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / MANIFEST).is_file():
+            raise EdgeError(
+                f"{self.out} is not empty and not a bundle of minigpt-edge, so nothing is written there",
+                "choose another --out",
+            )
+        if (self.out / MANIFEST).is_file():
+            read_manifest(self.out)
+
+    def up_to_date(self, key: str) -> bool:
+        """Whether `out` already holds this very build, whole; EdgeError if it is another and may not go."""
+        if not (self.out / MANIFEST).is_file():
+            return False
+        same = read_manifest(self.out).get("key") == key
+        problems = verify_checksums(self.out) if same else []
+        if same and not problems:
+            return True
+        if not self.force:
+            what = f"is damaged ({problems[0]})" if same else "holds another build"
+            raise EdgeError(f"{self.out} {what}", "choose another --out, or replace its files with --force")
+        return False
+
+    def place(self, made: Path) -> None:
+        """Move the files of `made` into `out`, the manifest last; an earlier bundle's own files go."""
+        old = owned_files(self.out) if (self.out / MANIFEST).is_file() else []
+        names = [path.relative_to(made) for path in sorted(made.rglob("*")) if path.is_file()]
+        foreign = [name for name in names if (self.out / name).exists() and self.out / name not in old]
+        if foreign:
+            raise EdgeError(
+                f"{self.out / foreign[0]} exists and belongs to no bundle, so it is not overwritten",
+                "move it away, or choose another --out",
+            )
+        try:
+            for name in sorted(names, key=lambda name: (name.name == MANIFEST, name)):
+                (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(made / name, self.out / name)
+            for path in old:
+                if path.relative_to(self.out) not in names:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise os_error(error, self.out) from error
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def ship(
+    shipment: Shipment,
+    *,
+    work: Path,
+    recipe: Recipe,
+    base: BaseModel,
+    targets: Sequence[Target],
+    text: Stage,
+    dense: Stage,
+    pruned: Stage,
+    recovered: Stage | None,
+    talk: Talk,
+    command: str,
+) -> tuple[dict[str, Any], bool]:
+    """Export, quantize, measure and write the bundle; (report, whether it was there already)."""
+    checkpoint = recovered.path if recovered else pruned.path / CHECKPOINT
+    importance = pruned.path / IMPORTANCE
+    metadata = {
+        "name": shipment.name,
+        "base_model": base.name,
+        **({"license": base.licence} if base.licence else {}),
+    }
+    exported = exporting.export_stage(work, checkpoint, text, metadata, recipe.threads, talk)
+    files: list[tuple[Target, Stage, Stage]] = []
+    for target in targets:
+        made = exporting.quantize_stage(
+            work, target, exported, checkpoint, importance, text, recipe.threads, talk
+        )
+        kind = made.metrics["type"].upper()
+        measured = exporting.measure_stage(
+            work, f"measure-{target.name}", made.path / MODEL, text, recipe.threads, talk, f"shipped {kind}"
+        )
+        files.append((target, made, measured))
+    baselines: dict[str, Stage] = {}
+    if recipe.baseline:
+        for kind in dict.fromkeys(["f16", *(made.metrics["type"] for _, made, _ in files)]):
+            baselines[kind] = exporting.baseline_stage(work, base, kind, text, recipe.threads, talk)
+    stages = [
+        text,
+        dense,
+        pruned,
+        recovered,
+        exported,
+        *(s for _, *pair in files for s in pair),
+        *baselines.values(),
+    ]
+    finished = [stage for stage in stages if stage is not None]
+    key = sha256_json(
+        {"name": shipment.name, "version": __version__, "stages": [s.manifest["key"] for s in finished]}
+    )
+    if shipment.up_to_date(key):
+        return read_json(shipment.out / "report.json"), True
+    report = _report(
+        shipment, recipe, base, text, dense, pruned, recovered, exported, files, baselines, finished, command
+    )
+    partial = shipment.out.with_name(f".{shipment.out.name}.partial")
+    _assemble(partial, shipment, recipe, base, text, checkpoint, pruned, files, report, key)
+    shipment.place(partial)
+    return report, False
+
+
+def _file_name(name: str, made: Stage) -> str:
+    return f"{name}-{made.metrics['type']}.gguf"
+
+
+def _assemble(
+    directory: Path,
+    shipment: Shipment,
+    recipe: Recipe,
+    base: BaseModel,
+    text: Stage,
+    checkpoint: Path,
+    pruned: Stage,
+    files: list[tuple[Target, Stage, Stage]],
+    report: dict[str, Any],
+    key: str,
+) -> None:
+    """Write the whole bundle into `directory`."""
+    from minigpt_edge.card import write_card, write_modelfile
+    from minigpt_edge.report import write_report
+    from minigpt_edge_runtime.verify import make_check
+
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        directory.mkdir(parents=True)
+        names = {made.path: _file_name(shipment.name, made) for _, made, _ in files}
+        for made_path, name in names.items():
+            shutil.copyfile(made_path / MODEL, directory / name)
+        for name in _TOKENIZER_FILES:
+            if (checkpoint / name).exists():
+                shutil.copyfile(checkpoint / name, directory / name)
+        shutil.copyfile(pruned.path / PLAN, directory / PLAN)
+    except OSError as error:
+        raise os_error(error, directory) from error
+    windows = read_json(text.path / "validation.texts.json")
+    start, sample = windows["document_start"], windows["windows"][0]["text"]
+    template = directory / "chat_template.jinja"
+    model_files = list(dict.fromkeys(names.values()))
+    write_report(report, directory)
+    write_card(report, directory, prompt=" ".join(sample.split()[:4]))
+    write_modelfile(
+        directory,
+        model_file=model_files[0],
+        chat_template=template.read_text(encoding="utf-8") if template.exists() else None,
+        stop=_stop_texts(checkpoint),
+    )
+    write_manifest(
+        directory,
+        name=shipment.name,
+        model_files=model_files,
+        base_model={
+            "name": base.name,
+            "source": base.source,
+            "licence": base.licence,
+            "sha256": base.fingerprint,
+        },
+        licences=[licence for licence in (base.licence, *_text_licences(text)) if licence],
+        domain=recipe.domain,
+        corpus_sha256=text.metrics["sha256"],
+        targets=[target.name for target, _, _ in files],
+        document_start=start,
+        checks={name: make_check(directory / name, sample, start, recipe.threads) for name in model_files},
+        extra={"key": key, "sparsity": report["sparsity"]["achieved"]},
+    )
+
+
+def _text_licences(text: Stage) -> list[str]:
+    return [str(source["licence"]) for source in text.metrics["sources"] if source.get("licence")]
+
+
+def _stop_texts(checkpoint: Path) -> list[str]:
+    """The text of the end token, for programs that stop by text."""
+    end = read_json(checkpoint / "config.json").get("eos_token_id")
+    ends = end if isinstance(end, list) else [end]
+    added = {
+        token["id"]: token["content"] for token in read_json(checkpoint / "tokenizer.json")["added_tokens"]
+    }
+    return [added[index] for index in ends if index in added]
+
+
+def _report(
+    shipment: Shipment,
+    recipe: Recipe,
+    base: BaseModel,
+    text: Stage,
+    dense: Stage,
+    pruned: Stage,
+    recovered: Stage | None,
+    exported: Stage,
+    files: list[tuple[Target, Stage, Stage]],
+    baselines: dict[str, Stage],
+    stages: list[Stage],
+    command: str,
+) -> dict[str, Any]:
+    """What `report.json` holds."""
+    from minigpt_edge_runtime.device import device_info
+
+    models = []
+    for kind, stage in baselines.items():
+        role = "dense-f16" if kind == "f16" else "dense-quantized"
+        models.append(_model(f"dense {kind.upper()}", role, kind, stage.metrics))
+    for _, made, measured in files:
+        kind = made.metrics["type"]
+        entry = _model(f"shipped {kind.upper()}", "shipped", kind, measured.metrics)
+        models.append({**entry, "file": _file_name(shipment.name, made), "tried": made.metrics["tried"]})
+    report: dict[str, Any] = {
+        "format": 1,
+        "name": shipment.name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "minigpt_edge": __version__,
+        "command": command,
+        "base_model": {
+            "name": base.name,
+            "source": base.source,
+            "licence": base.licence,
+            "parameters": base.parameters,
+            "sha256": base.fingerprint,
+        },
+        "domain": recipe.domain,
+        "corpus": _corpus_facts(text),
+        "sparsity": _sparsity_facts(recipe, pruned.metrics),
+        "quality_torch": {
+            "dense": dense.metrics,
+            "pruned": pruned.metrics["quality"],
+            **({"recovered": recovered.metrics["after"]} if recovered else {}),
+        },
+        "parity": exported.metrics,
+        "models": models,
+        "stages": [
+            {
+                "name": stage.manifest["stage"],
+                "seconds": stage.manifest["seconds"],
+                "peak_rss_mb": stage.manifest["peak_rss_mb"],
+                "reused": stage.reused,
+            }
+            for stage in stages
+        ],
+        "environment": {**device_info(), "threads": recipe.threads, **stages[-1].manifest["libraries"]},
+        "recipe": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(recipe).items()},
+    }
+    if recovered:
+        report["recovery"] = recovered.metrics
+    report["ratios"] = ratios(report)
+    return report
+
+
+def _corpus_facts(text: Stage) -> dict[str, Any]:
+    splits = text.metrics["splits"]
+    return {
+        "documents": sum(split["documents"] for split in splits.values()),
+        "bytes": sum(split["bytes"] for split in splits.values()),
+        "train_tokens": splits["train"]["base_tokens"],
+        "sha256": text.metrics["sha256"],
+        "sources": text.metrics["sources"],
+        "splits": splits,
+        "licence": "; ".join(_text_licences(text)) or None,
+    }
+
+
+def _sparsity_facts(recipe: Recipe, shrunk: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "asked": recipe.sparsity,
+        "achieved": shrunk["sparsity"],
+        "parameters_before": shrunk["parameters"]["dense"],
+        "parameters_after": shrunk["parameters"]["kept"],
+        "vocabulary": shrunk["vocabulary"],
+        "ffn_width": shrunk["widths"],
+        "kv_groups": shrunk["kv_groups"],
+        "method": recipe.method,
+    }
+
+
+def _model(label: str, role: str, kind: str, measured: dict[str, Any]) -> dict[str, Any]:
+    speed, quality = measured["speed"], measured["quality"]
+    return {
+        "label": label,
+        "role": role,
+        "quantization": kind.upper(),
+        **{key: speed["model"][key] for key in ("file", "bytes", "parameters", "sha256", "architecture")},
+        "quality": {
+            **{key: quality[key] for key in _QUALITY},
+            "windows": quality["windows"],
+            "per_window": quality["per_window"],
+        },
+        "speed": {key: speed[key] for key in _SPEED},
+    }
+
+
+def ratios(report: dict[str, Any]) -> dict[str, float]:
+    """The first shipped file against the dense model, each as shipped ÷ dense."""
+    from minigpt_edge.report_tables import compared, get
+
+    shipped, dense, twin = compared(report)
+    torch = report["quality_torch"]
+    pruned, before = (get(torch, key, "perplexity_per_base_token") for key in ("pruned", "dense"))
+    pairs = {
+        "bytes ÷ dense F16": (shipped.get("bytes"), dense.get("bytes")),
+        "bits per byte ÷ dense F16": (
+            get(shipped, "quality", "bits_per_byte"),
+            get(dense, "quality", "bits_per_byte"),
+        ),
+        "decode tokens/s ÷ dense at the same type": (
+            get(shipped, "speed", "decode_tokens_per_second"),
+            get(twin, "speed", "decode_tokens_per_second"),
+        ),
+        "perplexity after pruning ÷ dense (validation)": (pruned, before),
+    }
+    return {name: round(a / b, 4) for name, (a, b) in pairs.items() if a and b}

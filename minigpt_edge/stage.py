@@ -1,0 +1,180 @@
+"""Stages: directories that appear whole or not at all, are reused, and say what they hold.
+
+A stage's key is the sha256 of its settings, the hashes of its inputs and its code. `WORK/NAME-KEY/` holds
+what it made and `manifest.json`. While it is made it is `WORK/NAME-KEY.partial/`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime.device import peak_rss_bytes
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import (
+    os_error,
+    publish_directory,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+
+MANIFEST = "manifest.json"
+_LIBRARIES = ("torch", "transformers", "llama-cpp-python", "gguf", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        path: its directory.
+        manifest: stage, key, settings, inputs, outputs (file -> sha256), seconds, peak_rss_mb, metrics.
+        reused: whether it was there already.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    reused: bool
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `make` returned."""
+        return dict(self.manifest["metrics"])
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the outputs: what later stages depend on."""
+        return sha256_json(self.manifest["outputs"])
+
+
+def code_hash(modules: Sequence[str]) -> str:
+    """sha256 over the source files of modules, found without importing them."""
+    hashes = {}
+    for name in modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(name)
+        hashes[name] = sha256_file(Path(spec.origin))
+    return sha256_json(hashes)
+
+
+@contextmanager
+def locked(work: Path) -> Iterator[None]:
+    """Hold the work directory for one build; EdgeError if another build has it or it can't be written."""
+    from filelock import FileLock, Timeout
+
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise EdgeError(f"another build is using {work}", "wait for it, or give another --work") from None
+    except OSError as error:
+        raise os_error(error, work) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_stage(
+    work: Path,
+    name: str,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    code: Sequence[str],
+    make: Callable[[Path], dict[str, Any]],
+    resumable: bool = False,
+) -> Stage:
+    """Reuse the finished stage of this key, or make it.
+
+    Args:
+        work: where stages are kept.
+        settings: JSON-able, everything besides the inputs that decides the result.
+        inputs: name -> sha256.
+        code: modules whose source decides the result.
+        make: writes the stage's files into the directory it is given and returns its metrics.
+        resumable: keep what an interrupted run left for `make` to go on from.
+
+    Raises:
+        EdgeError: a finished stage was damaged, or `make` failed.
+    """
+    described = {"stage": name, "settings": dict(settings), "inputs": dict(inputs), "code": code_hash(code)}
+    key = sha256_json(described)
+    final = work / f"{name}-{key[:16]}"
+    if final.exists():
+        return Stage(final, _checked(final, key), reused=True)
+    partial = final.with_name(final.name + ".partial")
+    if partial.exists() and not resumable:
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        _reset_peak_memory()
+        begun = time.monotonic()
+        metrics = make(partial)
+        manifest = {
+            **described,
+            "key": key,
+            "minigpt_edge": __version__,
+            "libraries": _versions(),
+            "outputs": _hashes(partial),
+            "seconds": round(time.monotonic() - begun, 2),
+            "peak_rss_mb": round((peak_rss_bytes() or 0) / 1e6, 1),
+            "metrics": metrics,
+        }
+        write_json(partial / MANIFEST, manifest)
+        publish_directory(partial, final)
+    except OSError as error:
+        raise os_error(error, Path(error.filename or partial)) from error
+    return Stage(final, manifest, reused=False)
+
+
+def _checked(path: Path, key: str) -> dict[str, Any]:
+    """The manifest of a finished stage whose files are all as they were made."""
+    hint = f"delete {path} and run the same command again: the other stages are kept"
+    try:
+        manifest = read_json(path / MANIFEST)
+        outputs = dict(manifest["outputs"])
+        if manifest["key"] != key:
+            raise EdgeError(f"{path / MANIFEST} belongs to another stage", hint)
+    except (EdgeError, KeyError, TypeError, ValueError) as error:
+        raise EdgeError(f"the finished stage {path.name} is damaged ({MANIFEST})", hint) from error
+    found = _hashes(path)
+    wrong = sorted(name for name in {*outputs, *found} if outputs.get(name) != found.get(name))
+    if wrong:
+        raise EdgeError(f"the finished stage {path.name} was changed: {', '.join(wrong[:5])}", hint)
+    return dict(manifest)
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    return {
+        path.relative_to(directory).as_posix(): sha256_file(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path != directory / MANIFEST
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _reset_peak_memory() -> None:
+    with suppress(OSError):  # elsewhere than on Linux the figure is the peak since the process began
+        Path("/proc/self/clear_refs").write_text("5")
