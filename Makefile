@@ -1,0 +1,63 @@
+# `make` lists the targets. Needed on this machine: make, Python 3.11 or newer, a C++ compiler.
+
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SOURCES := minigpt_edge export runtime tests benchmarks tools
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint type fmt check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install everything, pinned (about 4 minutes the first time)
+
+demo: $(READY) ## build the law model with the default settings (about 15 minutes)
+	$(BIN)/minigpt-edge build --domain law --target gguf-q4
+
+test: $(READY) ## run the tests that need no real model (about a minute)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## run the tests with real models and installations (minutes)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## check style and formatting
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+type: $(READY) ## check the types
+	$(BIN)/mypy
+
+fmt: $(READY) ## put style and formatting right where that can be done automatically
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+check: lint type test ## everything a change has to pass
+
+bench: $(READY) ## take the benchmark figures again (a quiet machine, about an hour)
+	for script in $(filter-out benchmarks/tables.py,$(wildcard benchmarks/*.py)); do \
+	  $(BIN)/python "$$script" || exit 1; \
+	done
+	$(BIN)/python benchmarks/tables.py
+
+clean: ## remove .venv and the tools' caches (built models stay)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find minigpt_edge export runtime tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo "==> virtual environment $(VENV) with $$($$python --version)"; \
+	    $$python -m venv $(VENV) && exit 0; \
+	    echo "error: $$python can't make a virtual environment" >&2; \
+	    echo "hint: on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	    rm -rf $(VENV); exit 1; \
+	  fi; \
+	done; \
+	echo "error: no Python 3.11 or newer found" >&2; \
+	echo "hint: install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1
+
+$(READY): pyproject.toml constraints.txt tools/install.py tools/llama_cpp.cmake | $(BIN)/python
+	$(BIN)/python tools/install.py
+	@touch $@

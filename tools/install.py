@@ -1,0 +1,138 @@
+"""Install minigpt-edge for development into the environment of the Python that runs this file.
+
+    python3 -m venv .venv && .venv/bin/python tools/install.py
+
+Needs pip and a C++ compiler. Three steps, because two of the packages need care: torch (the CPU build, where
+the package index offers one with gigabytes of CUDA libraries) and llama-cpp-python (compiled here, with only
+the parts that are used). Everything is pinned by constraints.txt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+SLIM = ROOT / "tools" / "llama_cpp.cmake"
+CPU_TORCH = "https://download.pytorch.org/whl/cpu"
+DEVELOPMENT = ("mypy", "pytest", "ruff")
+
+
+def main() -> int:
+    """Install everything; returns the exit status (0 done, 1 failed with a message on stderr)."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - runs before any package's own check
+        return fail(f"this is Python {sys.version.split()[0]}", "use Python 3.11 or newer")
+    if sys.prefix == sys.base_prefix:
+        return fail(
+            "this Python is not in a virtual environment",
+            "python3 -m venv .venv, then .venv/bin/python tools/install.py",
+        )
+    if not (torch() and llama_cpp() and pip("install", "-e", str(ROOT), *DEVELOPMENT)):
+        return fail(
+            "the installation did not finish", "see pip's message above, then run the same command again"
+        )
+    return 0
+
+
+def torch() -> bool:
+    """Install the pinned torch; on Linux the build without CUDA, if it can be had."""
+    wanted = pinned("torch")
+    if installed("torch") == wanted:
+        return True
+    if sys.platform == "linux":
+        say(f"torch {wanted} for the CPU, about 190 MB")
+        index = ("--extra-index-url", CPU_TORCH, "--retries", "1", "--timeout", "15")
+        if pip("install", "--no-deps", *index, f"torch=={wanted}+cpu"):
+            return True
+        say(
+            f"no CPU build of torch within reach (it is at {CPU_TORCH}); the package index's own follows, "
+            "which on Linux brings several GB of CUDA libraries that nothing here uses"
+        )
+    return pip("install", f"torch=={wanted}")
+
+
+def llama_cpp() -> bool:
+    """Compile and install the pinned llama-cpp-python without the libraries that are not used here."""
+    wanted = pinned("llama-cpp-python")
+    if installed("llama-cpp-python") == wanted:
+        return True
+    if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
+        how = (
+            "xcode-select --install"
+            if sys.platform == "darwin"
+            else "on Debian and Ubuntu: apt-get install build-essential"
+        )
+        sys.exit(fail("no C++ compiler found, and llama.cpp has to be compiled", how))
+    hook = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={shlex.quote(str(SLIM))}"
+    arguments = f"{os.environ.get('CMAKE_ARGS', '')} {hook}".strip()
+    cores = os.cpu_count() or 1
+    cache = own_pip_cache(arguments)
+    environment = {"CMAKE_ARGS": arguments}
+    if cache is not None:
+        environment["PIP_CACHE_DIR"] = str(cache)
+    if cache is not None and (cache / "wheels").is_dir():
+        say("llama.cpp, as an earlier installation compiled it")
+    else:
+        say(
+            "llama.cpp is compiled for this processor, without its multimodal and common libraries: "
+            f"about 3 minutes of processor time, shared by {cores} core{'s' * (cores > 1)}"
+        )
+    return pip("install", f"llama-cpp-python=={wanted}", **environment)
+
+
+def own_pip_cache(cmake_arguments: str) -> Path | None:
+    """A folder inside pip's cache for wheels compiled with these arguments; None where pip keeps no cache.
+
+    pip's key of a compiled wheel leaves CMAKE_ARGS out: in the common cache our slim wheel would be installed
+    into other projects too, and theirs here.
+    """
+    asked = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        return None
+    content = cmake_arguments.replace(str(SLIM), SLIM.read_text(encoding="utf-8"))
+    return Path(asked.stdout.strip()) / f"minigpt-edge-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def pinned(name: str) -> str:
+    """The version of `name` in constraints.txt; KeyError if there is none."""
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE))
+    return pins[name]
+
+
+def installed(name: str) -> str | None:
+    """The version of `name` in this environment, without its local part (2.13.0+cpu is 2.13.0)."""
+    try:
+        return importlib.metadata.version(name).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def pip(*arguments: str, **environment: str) -> bool:
+    """Run pip in this environment under the constraints; True if it succeeded."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "-c", str(CONSTRAINTS)]
+    return (
+        subprocess.run(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL).returncode == 0
+    )
+
+
+def say(text: str) -> None:
+    """Tell the user what comes next, before a step that takes a while."""
+    print(f"\n==> {text}\n", file=sys.stderr, flush=True)
+
+
+def fail(message: str, hint: str) -> int:
+    """Print an error with what to do about it; returns exit status 1."""
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
