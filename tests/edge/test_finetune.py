@@ -1,0 +1,248 @@
+"""Recovery on a tiny model: it learns, stops where it should, and resumes to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_helpers import START, make_checkpoint, make_corpus
+
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import sha256_file
+
+torch = pytest.importorskip("torch")
+
+SMALL: dict[str, Any] = {
+    "tokens": 64 * 4 * 8,
+    "sequence_length": 64,
+    "step_tokens": 256,
+    "lr": 3e-3,
+    "threads": 1,
+    "checkpoint_seconds": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    folder = tmp_path_factory.mktemp("finetune")
+    return make_checkpoint(folder / "model", unequal=True), make_corpus(folder / "corpus")
+
+
+def run(inputs: tuple[Path, dict[str, Path]], out: Path, **changes: Any) -> dict[str, Any]:
+    from minigpt_edge.finetune import recover
+
+    return recover(inputs[0], out, **inputs[1], **{**SMALL, **changes})
+
+
+def weights_hash(out: Path) -> str:
+    return sha256_file(out / "model.safetensors")
+
+
+def test_recovery_learns_and_reports(inputs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from minigpt_edge.evaluate.perplexity import evaluate
+
+    entries: list[dict[str, Any]] = []
+    result = run(inputs, tmp_path / "out", on_progress=lambda entry: entries.append(dict(entry)))
+    assert result["after"]["bits_per_byte"] < 0.97 * result["before"]["bits_per_byte"]
+    assert result["tokens"] == 2048 and result["stopped"] == "tokens" and result["best_step"] == 8
+    assert [e["step"] for e in result["history"]] == list(range(9))
+    assert [e["step"] for e in result["history"] if "bits_per_byte" in e] == [0, 2, 4, 6, 8]
+    assert result["history"][-1]["loss"] < result["history"][1]["loss"]
+    assert max(e["lr"] for e in result["history"][1:]) <= SMALL["lr"]
+    assert {"loss", "lr", "tokens_per_second", "eta_seconds", "steps"} <= set(entries[1])
+    assert 0 < result["matmul_fraction"] < 1 and result["peak_memory_bytes"] > 1e7
+    again = evaluate(tmp_path / "out", inputs[1]["validation"])
+    assert again["bits_per_byte"] == pytest.approx(result["after"]["bits_per_byte"], rel=2e-3)
+    assert json.loads((tmp_path / "out" / "recovery.json").read_text())["history"] == result["history"]
+    assert not (tmp_path / "out" / ".recovery").exists()
+    assert "per_layer_config" in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path, error: type) -> None:
+    whole = run(inputs, tmp_path / "whole")
+
+    def interrupt(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 6 and "loss" in entry:
+            raise error
+
+    with pytest.raises(error):
+        run(inputs, tmp_path / "parts", on_progress=interrupt)
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    messages: list[str] = []
+    resumed = run(inputs, tmp_path / "parts", on_progress=lambda e: messages.append(e.get("message", "")))
+    assert "going on after step 5" in messages
+    assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+    keep = ("step", "tokens", "loss", "lr", "bits_per_byte")
+    curves = [[{k: e.get(k) for k in keep} for e in r["history"]] for r in (whole, resumed)]
+    assert curves[0] == curves[1]
+
+
+def test_a_killed_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path) -> None:
+    run(inputs, tmp_path / "whole")
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from minigpt_edge.finetune import recover
+def kill(entry):
+    if entry.get("step") == 4 and "loss" in entry:
+        os.kill(os.getpid(), signal.SIGKILL)
+recover(Path({str(inputs[0])!r}), Path({str(tmp_path / "killed")!r}), train=Path({str(inputs[1]["train"])!r}),
+        validation=Path({str(inputs[1]["validation"])!r}), on_progress=kill, **{SMALL!r})
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    unfinished = tmp_path / "killed" / ".recovery" / "checkpoint-7"  # what a kill during a save leaves
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    run(inputs, tmp_path / "killed")
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_to_the_same_bits(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minigpt_edge import finetune
+
+    monkeypatch.setattr(finetune, "COMPILE_FROM", 1)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    whole = run(inputs, tmp_path / "whole")
+    assert whole["compiled"] and whole["after"]["bits_per_byte"] < whole["before"]["bits_per_byte"]
+
+    def interrupt(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 6 and "loss" in entry:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "parts", on_progress=interrupt)
+    run(inputs, tmp_path / "parts")
+    assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+
+
+def test_only_the_last_training_checkpoint_is_kept(inputs: Any, tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def look(entry: dict[str, Any]) -> None:
+        seen.append(sorted(p.name for p in (tmp_path / "out" / ".recovery").glob("checkpoint-*")))
+
+    run(inputs, tmp_path / "out", on_progress=look)
+    assert ["checkpoint-5"] in seen and all(len(names) <= 1 for names in seen)
+
+
+def test_resuming_under_other_settings_is_refused(inputs: Any, tmp_path: Path) -> None:
+    def interrupt(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path, on_progress=interrupt)
+    with pytest.raises(EdgeError, match="other settings") as caught:
+        run(inputs, tmp_path, seed=1)
+    assert caught.value.hint
+    assert run(inputs, tmp_path, seed=1, resume=False)["tokens"] == 2048
+
+
+def test_it_stops_at_the_perplexity_asked_for(inputs: Any, tmp_path: Path) -> None:
+    free = run(inputs, tmp_path / "free")
+    curve = [e["perplexity_per_base_token"] for e in free["history"] if "bits_per_byte" in e]
+    result = run(inputs, tmp_path / "asked", until_perplexity=curve[2] * 1.0001)
+    assert result["stopped"] == "perplexity reached" and result["history"][-1]["step"] == 4
+    already = run(inputs, tmp_path / "already", until_perplexity=curve[0] * 1.01)
+    assert already["tokens"] == 0 and already["best_step"] == 0
+
+
+def test_it_keeps_the_best_weights_and_stops_early(inputs: Any, tmp_path: Path) -> None:
+    from minigpt_edge.evaluate.perplexity import evaluate
+
+    result = run(inputs, tmp_path / "out", lr=3.0, tokens=64 * 4 * 12, evaluations=12, patience=2)
+    assert result["stopped"] == "no improvement"
+    assert result["history"][-1]["step"] < 12
+    curve = {e["step"]: e["bits_per_byte"] for e in result["history"] if "bits_per_byte" in e}
+    assert result["best_step"] == min(curve, key=lambda step: curve[step])
+    scores = evaluate(tmp_path / "out", inputs[1]["validation"])
+    assert scores["bits_per_byte"] == pytest.approx(curve[result["best_step"]], rel=5e-3)
+
+
+def test_divergence_is_an_error(inputs: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in inputs[0].iterdir():
+        if path.is_file():
+            (broken / path.name).write_bytes(path.read_bytes())
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EdgeError, match="not a number") as caught:
+        run((broken, inputs[1]), tmp_path / "out")
+    assert "learning rate" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": 0}, "tokens must be at least 1"),
+        ({"lr": 0.0}, "learning rate must be positive"),
+        ({"sequence_length": 512}, "exceed the model's context of 256"),
+    ],
+)
+def test_bad_settings_are_errors(inputs: Any, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EdgeError, match=message):
+        run(inputs, tmp_path, **changes)
+
+
+def test_bad_text_is_an_error(inputs: Any, tmp_path: Path) -> None:
+    for content, message in [
+        ("", "no text"),
+        ('{"text": "short"}\n', "fewer than the 65 tokens"),
+        ("not json\n", "not a split"),
+    ]:
+        (tmp_path / "train.jsonl").write_text(content)
+        with pytest.raises(EdgeError, match=message):
+            run((inputs[0], {**inputs[1], "train": tmp_path / "train.jsonl"}), tmp_path / "out")
+    with pytest.raises(EdgeError, match="does not exist"):
+        run((inputs[0], {**inputs[1], "train": tmp_path / "none.jsonl"}), tmp_path / "out")
+
+
+def test_packing_is_whole_text_in_an_order_of_the_seed(inputs: Any) -> None:
+    from minigpt_edge.evaluate.perplexity import read_tokenizer
+    from minigpt_edge.packing import pack, read_documents
+
+    texts, tokenizer = read_documents(inputs[1]["train"]), read_tokenizer(inputs[0])
+    arguments = {"length": 32, "count": 300}
+    first = pack(texts, tokenizer, START, seed=0, **arguments)
+    assert first.shape == (300, 33)
+    assert (first == pack(texts, tokenizer, START, seed=0, **arguments)).all()
+    assert (first != pack(texts, tokenizer, START, seed=1, **arguments)).any()
+    start = tokenizer.token_to_id(START)
+    assert 0 < (first == start).sum() < first.size / 20
+    one = pack(texts[:1], tokenizer, START, length=8, count=3, seed=0)
+    ids = [start, *tokenizer.encode(texts[0]).ids]
+    rows = {tuple(ids[i : i + 9]) for i in range(0, 24, 8)}
+    assert {tuple(int(t) for t in row) for row in one} == rows
+
+
+def test_transformers_own_blocks_serve_what_the_fast_ones_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minigpt_edge import finetune
+
+    monkeypatch.setattr(finetune, "COMPILE_FROM", 1)
+    checkpoint = make_checkpoint(tmp_path / "model", mlp_bias=True)
+    messages: list[str] = []
+    corpus = make_corpus(tmp_path / "corpus")
+    result = run(
+        (checkpoint, corpus), tmp_path / "out", on_progress=lambda e: messages.append(e.get("message", ""))
+    )
+    assert any("biases" in message for message in messages)
+    assert result["after"]["bits_per_byte"] < result["before"]["bits_per_byte"]

@@ -1,0 +1,203 @@
+"""Scores, refit, allocation and the block pass, each against its definition on small tensors."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+
+from minigpt_edge.allocate import Costs, allocate, measure_costs
+from minigpt_edge.archs import load_arch
+from minigpt_edge.calibrate import Moments, Wanted, shrink_blocks
+from minigpt_edge.checkpoint import load_model, save_model
+from minigpt_edge.plan import BlockPlan, from_ranges, to_ranges
+from minigpt_edge.prune import METHODS, UnitStatistics, get_method
+from minigpt_edge.prune.least_squares import DAMPING, refit, removal_costs
+from minigpt_edge_runtime.errors import EdgeError, UsageError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_build import write_corpus, write_model
+
+
+def samples(units: int = 12, outputs: int = 5, tokens: int = 400) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(units, units, generator=generator)
+    x = torch.randn(tokens, units, generator=generator) @ mixing
+    return x, torch.randn(units, outputs, generator=generator)
+
+
+def statistics(x: Tensor, weight: Tensor, group: int = 1) -> UnitStatistics:
+    gram = x.t() @ x / len(x)
+    return UnitStatistics(gram, gram @ weight, weight, x.abs().mean(0), None, group)
+
+
+def test_refit_is_least_squares_without_ridge() -> None:
+    x, weight = samples()
+    y = x @ weight
+    kept = torch.tensor([0, 2, 3, 7, 8, 11])
+    s = statistics(x, weight)
+    fitted = refit(s.gram[kept][:, kept], s.cross[kept], weight[kept], 1e-9)
+    expected = torch.linalg.lstsq(x[:, kept].double(), y.double()).solution
+    assert torch.allclose(fitted.double(), expected, atol=1e-3)
+
+
+def test_a_strong_ridge_leaves_the_weights_as_they_were() -> None:
+    x, weight = samples()
+    s = statistics(x, weight)
+    kept = torch.arange(6)
+    fitted = refit(s.gram[kept][:, kept], s.cross[kept], weight[kept], 1e6)
+    assert torch.allclose(fitted, weight[kept], atol=1e-3)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_removal_cost_is_the_rise_of_the_refitted_error(group: int) -> None:
+    x, weight = samples()
+    s = statistics(x, weight, group)
+    scale = s.gram.diagonal().rsqrt()
+    unit = s.gram * scale[:, None] * scale + DAMPING * torch.eye(len(scale))  # the ridge that the method adds
+    gram = unit / scale[:, None] / scale
+
+    def error(kept: list[int]) -> float:
+        fitted = torch.linalg.solve(gram[kept][:, kept], s.cross[kept])
+        return -float((s.cross[kept] * fitted).sum())
+
+    everything = list(range(12))
+    expected = [
+        error([u for u in everything if u // group != removed]) - error(everything)
+        for removed in range(12 // group)
+    ]
+    assert removal_costs(s.gram, s.cross, None, group).tolist() == pytest.approx(expected, rel=1e-2)
+
+
+def test_scores_follow_their_papers() -> None:
+    x, weight = samples()
+    s = statistics(x, weight)
+    contextual = METHODS["contextual"].scores(s)
+    assert torch.allclose(contextual, x.abs().mean(0) / x.abs().mean(), rtol=1e-4)
+    norms = x.norm(dim=0) / len(x) ** 0.5
+    assert torch.allclose(METHODS["wanda"].scores(s), weight.abs().mean(1) * norms, rtol=1e-4)
+    with pytest.raises(UsageError, match="least_squares|unknown method"):
+        get_method("nope")
+
+
+def test_moments_are_the_sums() -> None:
+    x = torch.randn(700, 600).bfloat16()
+    y = torch.randn(700, 8)
+    moments = Moments.zeros(600, 8)
+    moments.add(x[:300], y[:300])
+    moments.add(x[300:], y[300:])
+    gram, cross, energy = moments.mean()
+    wide = x.double()
+    assert torch.allclose(gram.double(), wide.t() @ wide / 700, atol=1e-4)
+    assert torch.allclose(cross.double(), wide.t() @ y.double() / 700, atol=1e-2)  # y is rounded to bfloat16
+    assert energy == pytest.approx(float(y.square().sum()) / 700, rel=1e-4)
+
+
+def test_allocation_takes_the_cheapest_and_meets_the_budget() -> None:
+    widths = [128, 96, 64, 32]
+    metric = torch.eye(2)
+    cheap = Costs(widths, [0.0, 0.1, 0.2, 0.3], [0.0, 0.01], (metric, metric))
+    dear = Costs(widths, [0.0, 1.0, 2.0, 3.0], [0.0, 5.0], (metric, metric))
+    kept, groups = allocate([cheap, dear], neuron=10, group=640, remove=1280, min_width=32)
+    assert kept == [64, 128]
+    assert groups == [1, 2]
+    with pytest.raises(EdgeError, match="can go"):
+        allocate([cheap, dear], neuron=10, group=640, remove=10_000, min_width=32)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prune")
+    write_corpus(folder / "corpus", documents=20)
+    return write_model(folder / "model", folder / "corpus", blocks=2)
+
+
+def logits(model: torch.nn.Module, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(ids).logits
+
+
+def test_keeping_everything_changes_nothing(model_dir: Path) -> None:
+    model, arch = load_model(model_dir), load_arch("llama")
+    ids = torch.randint(0, 300, (6, 64), generator=torch.Generator().manual_seed(1))
+    before = logits(model, ids)
+    shrink_blocks(model, arch, ids, Wanted([1024] * 2, [2] * 2), get_method("least_squares"))
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_cutting_equals_masking(model_dir: Path) -> None:
+    model, arch = load_model(model_dir), load_arch("llama")
+    masked = copy.deepcopy(model)
+    block, other = arch.blocks(model)[0], arch.blocks(masked)[0]
+    kept = torch.arange(0, 1024, 3)
+    gone = torch.ones(1024, dtype=torch.bool)
+    gone[kept] = False
+    other.mlp.down_proj.weight.data[:, gone] = 0
+    other.self_attn.o_proj.weight.data[:, 16:] = 0  # the second KV group's two query heads of 8
+    arch.cut(block, groups=torch.tensor([0]), kept_neurons=kept)
+    ids = torch.randint(0, 300, (2, 32))
+    assert torch.allclose(logits(model, ids), logits(masked, ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_prunes_to_the_wanted_sizes_and_round_trips(
+    model_dir: Path, tmp_path: Path, method: str
+) -> None:
+    model, arch = load_model(model_dir), load_arch("llama")
+    ids = torch.randint(0, 300, (12, 64), generator=torch.Generator().manual_seed(2))
+    wanted = Wanted([512, 768], [1, 2])
+    result = shrink_blocks(model, arch, ids, wanted, get_method(method))
+    assert [len(block.neurons) for block in result.blocks] == [512, 768]
+    assert [len(block.kv_groups) for block in result.blocks] == [1, 2]
+    assert result.importance["blk.1.ffn_down.weight"].shape == (768,)
+    save_model(model, model_dir, tmp_path / "small")
+    again = load_model(tmp_path / "small")
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+def test_a_given_plan_is_kept_to_the_index(model_dir: Path) -> None:
+    model, arch = load_model(model_dir), load_arch("llama")
+    plan = (
+        BlockPlan((1,), tuple(range(0, 1024, 2))),
+        BlockPlan((0, 1), tuple(range(64))),
+    )
+    gates = [block.mlp.gate_proj.weight.detach().clone() for block in arch.blocks(model)]
+    ids = torch.randint(0, 300, (6, 64))
+    shrink_blocks(model, arch, ids, Wanted([1024] * 2, [2] * 2, exact=plan), get_method("least_squares"))
+    for block, gate, part in zip(arch.blocks(model), gates, plan, strict=True):
+        assert torch.equal(block.mlp.gate_proj.weight, gate[list(part.neurons)])
+
+
+def test_the_refit_is_closer_to_the_dense_model_than_cutting_alone(model_dir: Path) -> None:
+    arch = load_arch("llama")
+    ids = torch.randint(0, 300, (32, 64), generator=torch.Generator().manual_seed(3))
+    dense = logits(load_model(model_dir), ids)
+    refitted, cut = load_model(model_dir), load_model(model_dir)
+    result = shrink_blocks(refitted, arch, ids, Wanted([256] * 2, [2] * 2), get_method("least_squares"))
+    for block, part in zip(arch.blocks(cut), result.blocks, strict=True):
+        arch.cut(block, kept_neurons=torch.tensor(part.neurons))
+    assert (logits(refitted, ids) - dense).norm() < 0.8 * (logits(cut, ids) - dense).norm()
+
+
+def test_costs_rise_as_blocks_narrow(model_dir: Path) -> None:
+    model, arch = load_model(model_dir), load_arch("llama")
+    ids = torch.randint(0, 300, (16, 128), generator=torch.Generator().manual_seed(4))
+    costs = measure_costs(model, arch, ids, 32, seed=0)
+    assert len(costs) == 2
+    for cost in costs:
+        assert cost.widths[0] == 1024 and cost.ffn[0] == 0
+        assert all(b >= a for a, b in zip(cost.ffn, cost.ffn[1:], strict=False))
+        assert len(cost.attention) == 2 and cost.attention[1] > 0
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_ranges_round_trip() -> None:
+    assert to_ranges([0, 1, 2, 7, 9, 10]) == "0-2,7,9-10"
+    assert from_ranges("0-2,7,9-10") == (0, 1, 2, 7, 9, 10)
+    assert from_ranges("") == ()
+    with pytest.raises(ValueError, match="ascending"):
+        from_ranges("5,3")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from tiny_gguf import texts_content
+
+from minigpt_edge_runtime.cli import VERBS, cli
+from minigpt_edge_runtime.click_group import EdgeGroup
+from minigpt_edge_runtime.errors import EdgeError, UsageError
+
+
+def call(*args: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin)
+
+
+def test_run_streams_text_to_stdout_and_talk_to_stderr(bundle: Path) -> None:
+    first = call("run", bundle, "The software", "--max-tokens", 5, "--threads", 1, "--seed", 9)
+    assert first.exit_code == 0, first.output
+    assert "tokens/s" in first.stderr and "tokens/s" not in first.stdout
+    again = call(
+        "run",
+        bundle / "model.gguf",
+        "-",
+        "--max-tokens",
+        5,
+        "--threads",
+        1,
+        "--seed",
+        9,
+        stdin="The software",
+    )
+    assert again.stdout == first.stdout
+
+
+def test_run_json(bundle: Path) -> None:
+    result = call("run", bundle, "Hi", "--chat", "--greedy", "--max-tokens", 3, "--threads", 1, "--json")
+    answer = json.loads(result.stdout)
+    assert answer["prompt"] == "Hi" and answer["tokens"] <= 3 and isinstance(answer["text"], str)
+    assert answer["prompt_tokens"] > 5  # the template is around it
+
+
+def test_bench_verify_inspect(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.json").write_text(json.dumps(texts_content()))
+    options = ["--threads", 1, "--prompt-tokens", 16, "--generate-tokens", 2, "--repeat", 1]
+    result = call("bench", bundle, *options, "--texts", tmp_path / "texts.json", "-o", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    assert "bits per byte" in result.stdout and "decode" in result.stdout
+    assert json.loads((tmp_path / "b.json").read_text())["quality"]["windows"] == 3
+    assert json.loads(call("verify", bundle, "--threads", 1, "--json").stdout)["ok"] is True
+    assert "ok   checksums" in call("verify", bundle, "--threads", 1).stdout
+    assert json.loads(call("inspect", bundle, "--json").stdout)["kind"] == "bundle"
+    assert "tiny" in call("inspect", bundle / "model.gguf").stdout
+
+
+def test_verify_exits_1_when_a_file_changed(bundle: Path) -> None:
+    (bundle / "report.json").write_text("{}")
+    result = call("verify", bundle, "--threads", 1, "--json")
+    assert result.exit_code == 1 and json.loads(result.stdout)["ok"] is False and "error:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["run", "none.gguf", "x"], 1, "error: none.gguf does not exist\nhint: check the path"),
+        (["run", "none.gguf", "x", "--system", "y"], 2, "error: --system needs --chat"),
+        (["inspect", "none"], 1, "error: none does not exist"),
+        (["bench", "none.gguf"], 1, "error: none.gguf does not exist"),
+        (["dance"], 2, "no command 'dance'"),
+        (["run", "--max-tokens", "0", "a", "b"], 2, "--max-tokens"),
+    ],
+)
+def test_errors_are_a_message_and_a_code(args: list[str], code: int, message: str) -> None:
+    result = call(*args)
+    assert result.exit_code == code and message in result.stderr and result.stdout == ""
+    assert "Traceback" not in result.output
+
+
+def test_the_group_maps_errors_to_exit_codes() -> None:
+    group = EdgeGroup("g", interrupted="interrupted; go on with the same command")
+
+    @group.command()
+    @click.argument("how")
+    def fail(how: str) -> None:
+        errors = {
+            "edge": EdgeError("broken", "mend it"),
+            "usage": UsageError("wrong"),
+            "ctrl-c": KeyboardInterrupt(),
+        }
+        if how in errors:
+            raise errors[how]
+        raise ZeroDivisionError
+
+    runner = CliRunner()
+    assert (result := runner.invoke(group, ["fail", "edge"])).exit_code == 1
+    assert result.stderr == "error: broken\nhint: mend it\n"
+    assert runner.invoke(group, ["fail", "usage"]).exit_code == 2
+    assert (result := runner.invoke(group, ["fail", "ctrl-c"])).exit_code == 130
+    assert result.stderr.strip() == "interrupted; go on with the same command"
+    assert isinstance(runner.invoke(group, ["fail", "bug"]).exception, ZeroDivisionError)
+
+
+def test_help_lists_every_verb_with_its_line_of_help() -> None:
+    text = call("--help").stdout
+    for verb, entry in VERBS.items():
+        assert verb in text and entry.rsplit(":", 1)[1][:30] in text
+        assert call(verb, "--help").exit_code == 0

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_gguf import CONTEXT, TEXT, make_gguf
+from tokenizers import Tokenizer
+
+from minigpt_edge_runtime.engine import Sampling, open_engine
+from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.verify import SCRIPTS
+
+
+def test_token_ids_equal_the_tokenizer_and_bytes_come_back(model: Path, tokenizer: Tokenizer) -> None:
+    with open_engine(model, 64, 1) as engine:
+        assert engine.vocab_size == tokenizer.get_vocab_size()
+        for text in [TEXT, *SCRIPTS, "a <|endoftext|>b"[:2], ""]:
+            ids = engine.tokenize(text)
+            assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+            assert engine.detokenize(ids) == text.encode()
+
+
+def test_special_tokens_are_text_unless_asked(model: Path) -> None:
+    with open_engine(model, 64, 1) as engine:
+        assert engine.tokenize("<|im_end|>", special=True) == [2]
+        plain = engine.tokenize("<|im_end|>")
+        assert 2 not in plain and engine.detokenize(plain) == b"<|im_end|>"
+        assert engine.detokenize([2]) == b"" and engine.detokenize([2], special=True) == b"<|im_end|>"
+        assert engine.document_start() == 0 and engine.document_start("<|im_start|>") == 1
+        assert engine.is_end(2) and not engine.is_end(50)
+        with pytest.raises(EdgeError, match="not a token of this model"):
+            engine.document_start("<|nothing|>")
+
+
+def test_logits_equal_llama_cpp_used_directly(model: Path) -> None:
+    import llama_cpp
+
+    ids = np.random.default_rng(1).integers(3, 300, 600).tolist()  # longer than one batch of 512
+    direct = llama_cpp.Llama(
+        str(model), n_ctx=CONTEXT, n_batch=600, n_threads=1, logits_all=True, verbose=False
+    )
+    direct.eval(ids)
+    expected = np.array(direct.scores[:600])
+    direct.close()
+    with open_engine(model, CONTEXT, 1, logits_all=True) as engine:
+        logits = engine.logits(ids)
+        engine.reset()
+        engine.eval(ids[:550])
+        for token in ids[550:]:
+            last = engine.eval([token])
+        np.testing.assert_allclose(last, logits[-1], atol=2e-3)
+    assert logits.shape == expected.shape and logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=2e-3)
+    assert expected.std() > 0.1
+
+
+def test_the_cache_has_an_end_and_reset_empties_it(model: Path) -> None:
+    with open_engine(model, 16, 1) as engine:
+        first = engine.eval(list(range(3, 19))).copy()
+        with pytest.raises(EdgeError, match="17 tokens do not fit into the context of 16"):
+            engine.eval([5])
+        engine.reset()
+        np.testing.assert_array_equal(engine.eval(list(range(3, 19))), first)
+        with pytest.raises(ValueError, match="token ids"):
+            engine.eval([engine.vocab_size])
+
+
+def test_context_is_the_models_unless_given_and_never_longer(model: Path) -> None:
+    with open_engine(model, threads=1) as engine:
+        assert engine.context_length == CONTEXT
+    with pytest.raises(EdgeError, match="1,025 tokens is not possible"):
+        open_engine(model, CONTEXT + 1, 1)
+
+
+def test_unsupported_models_say_why(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(EdgeError, match="nosucharch"):
+        open_engine(make_gguf(tmp_path / "a.gguf", tokenizer, architecture="nosucharch"), 64, 1)
+    with pytest.raises(EdgeError, match="no weights"):
+        open_engine(make_gguf(tmp_path / "b.gguf", tokenizer, with_weights=False), 64, 1)
+    with pytest.raises(EdgeError, match="split model"):
+        open_engine(make_gguf(tmp_path / "c.gguf", tokenizer, split_count=2), 64, 1)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(EdgeError, match="not a model this runtime can run"):
+        open_engine(tmp_path / "notes.txt")
+    with pytest.raises(EdgeError, match="does not exist"):
+        open_engine(tmp_path / "none.gguf")
+
+
+def test_missing_tensor_is_llama_cpps_own_message(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = make_gguf(tmp_path / "a.gguf", tokenizer)
+    path.write_bytes(path.read_bytes().replace(b"output_norm.weight", b"output_nrom.weight"))
+    with pytest.raises(EdgeError, match="output_norm"):
+        open_engine(path, 64, 1)
+
+
+def test_close_twice_is_fine(model: Path) -> None:
+    engine = open_engine(model, 64, 1)
+    engine.close()
+    engine.close()
+
+
+def sampled(model: Path, count: int = 30, **settings: float) -> list[int]:
+    with open_engine(model, 64, 1) as engine:
+        sampler = engine.sampler(Sampling(**settings))
+        engine.eval([0])
+        picked = [sampler.sample() for _ in range(count)]
+        sampler.close()
+    return picked
+
+
+def test_samplers_do_what_they_say(model: Path) -> None:
+    with open_engine(model, 64, 1) as engine:
+        order = np.argsort(-engine.eval([0]))
+    flat = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+    best = int(order[0])
+    assert set(sampled(model, temperature=0.0, repeat_penalty=1.0)) == {best}
+    assert len(set(sampled(model, **flat))) > 10
+    assert set(sampled(model, **{**flat, "top_k": 2})) == {best, int(order[1])}
+    assert set(sampled(model, **{**flat, "top_p": 0.001})) == {best}
+    assert set(sampled(model, **{**flat, "min_p": 1.0})) == {best}
+    assert sampled(model, **flat, seed=3) == sampled(model, **flat, seed=3) != sampled(model, **flat, seed=4)
+    penalised = sampled(model, temperature=0.0, repeat_penalty=1e6, count=3)
+    assert penalised[0] == best and len(set(penalised)) == 3
+
+
+def test_impossible_sampling_is_refused() -> None:
+    for setting in (
+        {"temperature": -1},
+        {"top_p": 0},
+        {"min_p": 2},
+        {"top_k": -1},
+        {"repeat_penalty": 0},
+        {"seed": -1},
+    ):
+        with pytest.raises(UsageError, match=next(iter(setting))):
+            Sampling(**setting)  # type: ignore[arg-type]
