@@ -1,0 +1,93 @@
+"""Time of calibration and pruning against a bare forward pass over the same tokens, in one process.
+
+    python benchmarks/calibration_speed.py [--calibration-tokens N]
+
+The bare pass is the dense model's own forward, with logits, in bfloat16 autocast, without gradients, in the
+same micro-batches. Writes benchmarks/results/calibration_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "calibration_speed.json"
+
+
+def main() -> None:
+    """Measure and write the result."""
+    import torch
+
+    from minigpt_edge import corpus, domains, models
+    from minigpt_edge.calibrate import MICRO_BATCH_TOKENS
+    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.pipeline import WINDOW
+    from minigpt_edge.recipe import Recipe
+    from minigpt_edge.shrink.weights import ShrinkSettings, calibration_windows, shrink
+    from minigpt_edge_runtime.device import device_info
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--calibration-tokens", type=int, default=Recipe.calibration_tokens)
+    parser.add_argument("--threads", type=int, default=all_cores())
+    given = parser.parse_args()
+    base = models.resolve_model()
+    settings = ShrinkSettings(
+        sparsity=Recipe.sparsity,
+        method=Recipe.method,
+        widths=Recipe.widths,
+        min_count=Recipe.min_count,
+        calibration_tokens=given.calibration_tokens,
+        window=WINDOW,
+        seed=Recipe.seed,
+        threads=given.threads,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        corpus.build_corpus(
+            domains.load_domain("law").source(),
+            out / "corpus",
+            base_tokenizer_path=base.tokenizer,
+            document_start=base.document_start,
+        )
+        documents = corpus.read_split(out / "corpus", "train")
+        torch.set_num_threads(given.threads)
+        torch.set_flush_denormal(True)
+        model: Any = load_model(base.path)
+        windows = calibration_windows(documents, base.path, base.document_start, settings)
+        batches = windows.split(MICRO_BATCH_TOKENS // WINDOW)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            model(batches[0], use_cache=False)
+            begun = time.monotonic()
+            for batch in batches:
+                model(batch, use_cache=False)
+            bare = time.monotonic() - begun
+        marks: dict[str, float] = {}
+
+        def mark(what: str, done: int, total: int) -> None:
+            marks[what] = time.monotonic() - begun
+
+        begun = time.monotonic()
+        metrics = shrink(base.path, base.fingerprint, documents, out, settings, on_progress=mark)
+        spent = time.monotonic() - begun
+    result = {
+        "tokens": windows.numel(),
+        "bare_forward_seconds": round(bare, 2),
+        "calibration_and_pruning_seconds": round(spent, 2),
+        "ratio": round(spent / bare, 3),
+        "finished_at_seconds": {name: round(at, 2) for name, at in marks.items()},
+        "sparsity": metrics["sparsity"],
+        "threads": given.threads,
+        "device": device_info(),
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

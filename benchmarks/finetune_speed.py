@@ -1,0 +1,125 @@
+"""How much of the machine's matrix-product rate recovery reaches: prints JSON.
+
+    python benchmarks/finetune_speed.py [--threads 2] [--variant compiled|uncompiled|plain]
+
+The model has the size of the default build's shrunk one (30 blocks, hidden 576, FFN 800, 9 heads and 3 KV
+groups, vocabulary 16,384) with random weights; a step is forward, loss, backward, clipping and AdamW.
+"cpu" times are CPU seconds divided by the threads: what an idle machine's wall clock would show (with one
+thread; more of them spend CPU time waiting for each other). Fractions divide by the product's rate on the
+same clock. Take the figures of --threads 1 where other work shares the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch  # noqa: TID253
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: TID253
+
+from minigpt_edge import fast_llama
+from minigpt_edge.chunked_loss import chunked_cross_entropy
+from minigpt_edge.evaluate import perplexity
+from minigpt_edge.flops import matmul_flops, peak_memory_bytes, training_flops
+
+
+def shrunk_model() -> LlamaForCausalLM:
+    """Random weights in the shape of the default build's shrunk model."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=16_384,
+            hidden_size=576,
+            intermediate_size=800,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            head_dim=64,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-5,
+        )
+    ).train()
+
+
+def loss_function(variant: str, model: Any, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Forward and loss: recovery's, what it falls back to without a compiler, and a plain autocast loop's."""
+    known, labels = ids[:, :-1], ids[:, 1:]
+    if variant == "plain":
+
+        def plain() -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return model(input_ids=known, labels=known, use_cache=False).loss
+
+        return plain
+    parts = fast_llama.compiled_parts(model, *known.shape) if variant == "compiled" else None
+
+    def fast() -> torch.Tensor:
+        if parts:
+            hidden = fast_llama.hidden_states(model, known, parts)
+        else:
+            hidden = perplexity.hidden_states(model, known)
+        return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, labels.flatten())
+
+    return fast
+
+
+def measure(variant: str, batch: int, length: int, seconds: float) -> dict[str, Any]:
+    """Steps for `seconds` after one to warm up; the best step counts, others use the machine too."""
+    threads = torch.get_num_threads()
+    model = shrunk_model()
+    ids = torch.randint(0, 16_384, (batch, length + 1))
+    begun = time.monotonic()
+    loss = loss_function(variant, model, ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    walls, cpus = [], []
+    prepared = time.monotonic() - begun
+    deadline = time.monotonic() + seconds
+    while len(walls) < 3 or time.monotonic() < deadline:
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        walls.append(time.perf_counter() - wall)
+        cpus.append((time.process_time() - cpu) / threads)
+    matmul, cpu_matmul = matmul_flops(), threads * matmul_flops(clock=time.process_time)
+    work = training_flops(model, length) * batch * length
+    wall, cpu = min(walls[1:]), min(cpus[1:])
+    return {
+        "variant": variant,
+        "threads": threads,
+        "batch": [batch, length],
+        "matmul_gflops": round(matmul / 1e9),
+        "gflop_per_token": round(training_flops(model, length) / 1e9, 3),
+        "tokens_per_second": round(batch * length / wall),
+        "fraction": round(work / wall / matmul, 3),
+        "cpu_tokens_per_second": round(batch * length / cpu),
+        "cpu_fraction": round(work / cpu / cpu_matmul, 3),
+        "prepare_seconds": round(prepared, 1),
+        "steps": len(walls),
+        "peak_memory_mb": round(peak_memory_bytes() / 1e6),
+    }
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--variant", choices=("compiled", "uncompiled", "plain"), default="compiled")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    result = measure(arguments.variant, arguments.batch, arguments.length, arguments.seconds)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Write the README's figures and docs/result.svg from benchmarks/results/build.json, a build's report.
+
+python benchmarks/tables.py [--check]     with --check nothing is written: exit 1 if something is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.card import markdown
+from minigpt_edge.report_plots import size_quality_svg, standalone
+from minigpt_edge.report_tables import duration, headline, tables
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: benchmarks/tables.py -->\n", "<!-- /results -->\n"
+SHOWN = ("models", "speed", "pruned", "way")
+
+
+def section(report: Mapping[str, Any]) -> str:
+    """The README's section of results as Markdown."""
+    parts = [headline(report)]
+    parts += [f"**{table.title}**\n\n{markdown(table)}" for table in tables(report) if table.key in SHOWN]
+    spent = sum(stage.get("seconds") or 0 for stage in report.get("stages") or [])
+    machine = report.get("environment") or {}
+    where = ", ".join(
+        f"{name.replace('_', ' ')} {machine[name]}"
+        for name in ("cpu", "cores", "threads")
+        if machine.get(name)
+    )
+    if spent:
+        parts.append(f"The whole build took {duration(spent)} ({where or 'machine not recorded'}).")
+    return "\n\n".join(parts) + "\n"
+
+
+def outputs(root: Path) -> dict[Path, str]:
+    """Every file that is generated from the results, with the text it should have.
+
+    Raises:
+        SystemExit: the results or the README's marks are missing.
+    """
+    source = root / "benchmarks" / "results" / "build.json"
+    if not source.exists():
+        raise SystemExit(f"error: {source} does not exist\nhint: copy a build's report.json there")
+    report = json.loads(source.read_text(encoding="utf-8"))
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"error: README.md lacks the lines {BEGIN.strip()} and {END.strip()}")
+    picture = size_quality_svg(report)
+    if picture is None:
+        raise SystemExit(f"error: {source} has no file with both size and quality")
+    return {
+        root / "README.md": before + begin + section(report) + end + after,
+        root / "docs" / "result.svg": standalone(picture),
+    }
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Write or check the generated files; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write the README's figures from benchmarks/results.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, exit 1 if something is out of date"
+    )
+    check = parser.parse_args(arguments).check
+    status = 0
+    for path, text in outputs(root).items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        print(("out of date: " if check else "written: ") + str(path.relative_to(root)), file=sys.stderr)
+        if check:
+            status = 1
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
