@@ -112,13 +112,26 @@ def _block_costs(group: int, probes: tuple[_Probe, _Probe], tokens: int, multipl
     attention, ffn = probes
     gram = torch.as_tensor(attention.gram) / tokens
     fisher = torch.as_tensor(attention.fisher) / tokens
-    single = removal_costs(gram, gram @ attention.linear.weight.t(), fisher, group) / 2
-    groups = [0.0, *single.sort().values.cumsum(0).tolist()][:-1]  # one group always stays
+    groups = _group_path(gram, attention.linear.weight.t(), fisher, group)
     ffn_fisher = torch.as_tensor(ffn.fisher) / tokens
     widths, path = _removal_path(
         torch.as_tensor(ffn.gram) / tokens, ffn.linear.weight.t(), ffn_fisher, multiple
     )
     return Costs(widths, path, groups, (fisher, ffn_fisher))
+
+
+def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> list[float]:
+    """Cost of removing 0, 1, ... KV groups, each time the cheapest of those left; one always stays."""
+    cross = gram @ weight
+    units = torch.arange(len(gram)).view(-1, group)
+    costs = [0.0]
+    while len(units) > 1:
+        left = units.flatten()
+        rise = removal_costs(gram[left][:, left], cross[left], fisher, group) / 2
+        cheapest = int(rise.argmin())
+        costs.append(costs[-1] + float(rise[cheapest]))
+        units = torch.cat((units[:cheapest], units[cheapest + 1 :]))
+    return costs
 
 
 def _removal_path(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,26 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
         origin = (tokenizer or source) / name
         if origin.exists() and origin.resolve() != (directory / name).resolve():
             shutil.copyfile(origin, directory / name)
+
+
+def trim_embeddings(model: Any, tokens: Sequence[int]) -> None:
+    """Slice a model's embedding and head in place to the kept tokens; tied ones stay tied."""
+    import torch
+
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    rows = torch.tensor(tokens)
+    for module in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        module.weight = torch.nn.Parameter(module.weight.data[rows])
+        if getattr(module, "bias", None) is not None:
+            module.bias = torch.nn.Parameter(module.bias.data[rows])
+        for name in ("num_embeddings", "out_features"):
+            if hasattr(module, name):
+                setattr(module, name, len(tokens))
+        if getattr(module, "padding_idx", None) is not None:
+            module.padding_idx = tokens.index(module.padding_idx)
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    model.config.vocab_size = len(tokens)
 
 
 def count_parameters(model: nn.Module) -> int:

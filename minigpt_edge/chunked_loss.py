@@ -5,6 +5,7 @@ Import this module inside functions: it needs torch at its head to define an aut
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch  # noqa: TID253
@@ -18,6 +19,21 @@ def chunk_rows(vocabulary: int) -> int:
     return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
+@dataclass(frozen=True)
+class SoftLabels:
+    """A teacher's predictions as part of the target.
+
+    Attributes:
+        hidden: what the teacher's head reads, [tokens, teacher width].
+        weight: its head, [vocabulary, teacher width], in the dtype of `hidden`; rows as the student's.
+        share: of the target, 0 to 1; the label has the rest.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    share: float
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """hidden [tokens, width], float32 weight [vocabulary, width], labels [tokens] -> mean loss in nats.
 
@@ -25,7 +41,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftLabels | None) -> Tensor:
         cast = weight.detach().to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float64)
         grad_hidden = torch.empty_like(hidden)
@@ -34,12 +50,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         rows = min(tokens, chunk_rows(len(weight)))
         narrow = hidden.new_empty(rows, len(weight))  # made once: fresh memory costs more than the arithmetic
         wide, normal = (torch.empty(narrow.shape, dtype=torch.float32) for _ in range(2))
-        for x, y, out in zip(hidden.split(rows), labels.split(rows), grad_hidden.split(rows), strict=True):
+        taught = torch.empty_like(wide) if soft else None
+        label_share = 1.0 - soft.share if soft else 1.0
+        for start in range(0, tokens, rows):
+            part = slice(start, start + rows)
+            x, y, out = hidden[part], labels[part], grad_hidden[part]
             logits, log_p = narrow[: len(x)], normal[: len(x)]
             torch.mm(x, cast.t(), out=logits)
             torch.log_softmax(wide[: len(x)].copy_(logits), -1, out=log_p)
             total -= log_p.gather(1, y[:, None]).sum(dtype=torch.float64)
-            p = log_p.exp_().scatter_add_(1, y[:, None], torch.full_like(log_p[:, :1], -1.0))
+            p = log_p.exp_().scatter_add_(1, y[:, None], torch.full_like(log_p[:, :1], -label_share))
+            if soft and taught is not None:
+                torch.mm(soft.hidden[part], soft.weight.t(), out=logits)
+                torch.softmax(wide[: len(x)].copy_(logits), -1, out=taught[: len(x)])
+                p.sub_(taught[: len(x)], alpha=soft.share)
             grad = logits.copy_(p.mul_(1.0 / tokens))
             torch.mm(grad, cast, out=out)
             grad_weight += grad.t() @ x
@@ -47,19 +71,23 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return (total / tokens).float()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad == 1.0:
-            return grad_hidden, grad_weight, None
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None
+            return grad_hidden, grad_weight, None, None
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftLabels | None = None
+) -> Tensor:
     """Mean cross-entropy in nats of hidden [tokens, width] @ weight.T against labels [tokens] (int64).
 
     Logits are formed in hidden's dtype, the softmax in float32. Differentiable once, in hidden and weight.
+    With `soft` the gradient is that of the cross-entropy against the mixed target (Hinton et al., arXiv
+    1503.02531, at temperature 1); the value stays the one against the labels, which compares between runs.
     """
-    return ChunkedCrossEntropy.apply(hidden, weight, labels)
+    return ChunkedCrossEntropy.apply(hidden, weight, labels, soft)
 
 
 def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,9 @@ import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
-QUERY_ROWS = 256  # of the score matrix at a time: fewer do less beyond the diagonal but compile for longer
+from minigpt_edge.attention import causal_attention
+
+QUERY_ROWS = 128  # of the score matrix at a time: fewer do less beyond the diagonal but compile for longer
 MOST_ATTENTION_SIZES = 8  # each is compiled on its own, for about 8 seconds; MLP widths share one
 
 
@@ -48,10 +50,7 @@ class CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-        repeats = q.shape[1] // k.shape[1]
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), 0.0, True, scale=scale
-        )
+        out, lse = causal_attention(q, k, v, scale, rows=QUERY_ROWS, lse=True)
         ctx.save_for_backward(q, k, v, mask, out, lse)
         ctx.scale = scale
         return out
@@ -193,8 +192,8 @@ def check_supported(model: nn.Module) -> str | None:
     return None
 
 
-def compiled_parts(model: nn.Module, batch: int, length: int) -> Parts:
-    """The halves of a block compiled for [batch, length] token ids.
+def compiled_parts(model: nn.Module, batch: int, length: int, *, training: bool = True) -> Parts:
+    """The halves of a block compiled for [batch, length] token ids; forward only unless `training`.
 
     Every different block size is run once, so that a missing C++ compiler shows here and not in training.
 
@@ -215,16 +214,19 @@ def compiled_parts(model: nn.Module, batch: int, length: int) -> Parts:
     seen = set()
     eps = body.norm.variance_epsilon
     try:
-        with dynamo.patch(force_parameter_static_shapes=False, recompile_limit=MOST_ATTENTION_SIZES):
+        limits = dynamo.patch(force_parameter_static_shapes=False, recompile_limit=MOST_ATTENTION_SIZES)
+        with limits, torch.set_grad_enabled(training):
             for block in body.layers:
                 weights = _attention_weights(block), _mlp_weights(block)
                 shapes = tuple(w.shape for part in weights for w in part)
                 if shapes in seen:
                     continue
                 seen.add(shapes)
-                x = torch.zeros(batch, length, hidden, dtype=compute_dtype(), requires_grad=True)
+                x = torch.zeros(batch, length, hidden, dtype=compute_dtype(), requires_grad=training)
                 mixed = parts.attention(x, cos, sin, mask, *weights[0], eps)
-                parts.mlp(mixed, *weights[1], eps).sum().backward()
+                out = parts.mlp(mixed, *weights[1], eps)
+                if training:
+                    out.sum().backward()
     except Exception as error:  # torch raises many kinds
         raise CompileError(next(iter(str(error).strip().splitlines()), type(error).__name__)) from error
     finally:

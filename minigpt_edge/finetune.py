@@ -20,6 +20,13 @@ from minigpt_edge.evaluate.perplexity import (
     summary,
 )
 from minigpt_edge.packing import pack, read_documents
+from minigpt_edge.training_checkpoint import (
+    PROGRESS,
+    last_checkpoint,
+    load_weights,
+    save_weights,
+    work_folder,
+)
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, read_json, replacing, sha256_file, write_json
 
@@ -27,10 +34,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from minigpt_edge.fast_llama import Parts
+    from minigpt_edge.teacher import Teacher
 
-WORK = ".recovery"  # inside `out` while it is being made: training checkpoints and the best weights
+    Compiled = tuple[Parts, Parts | None]
+
 BEST = "best.safetensors"
-PROGRESS = "recovery.json"  # written last into a training checkpoint: without it the checkpoint is not whole
 MICRO_TOKENS = 4096  # tokens of one forward and backward pass
 COMPILE_FROM = 60_000  # tokens from which compiling (20 to 30 s) pays
 
@@ -50,6 +58,7 @@ class Settings:
     evaluations: int
     patience: int
     until_perplexity: float | None
+    teacher_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence_length", "step_tokens", "threads", "evaluations", "patience"):
@@ -57,6 +66,8 @@ class Settings:
                 raise EdgeError(f"recovery: {name} must be at least 1, not {getattr(self, name)}")
         if not self.lr > 0:
             raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
+        if not 0 <= self.teacher_share <= 1:
+            raise EdgeError(f"recovery: the teacher's share must be 0 to 1, not {self.teacher_share}")
 
     @property
     def sequences_per_step(self) -> int:
@@ -95,8 +106,9 @@ def recover(
     validation: Path,
     tokens: int,
     sequence_length: int = 512,
-    step_tokens: int = 4096,
-    lr: float = 6e-4,
+    teacher: Teacher | None = None,
+    step_tokens: int = 2048,
+    lr: float = 4e-4,
     seed: int = 0,
     threads: int = 2,
     evaluations: int = 4,
@@ -115,6 +127,7 @@ def recover(
         validation: the corpus's validation.texts.json.
         tokens: how many to train on, rounded up to whole steps; the text repeats where it is shorter.
         sequence_length, step_tokens: tokens of a sequence and of an optimizer step.
+        teacher: the dense model, whose predictions are part of the target; None does without.
         lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0.
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.
@@ -126,19 +139,30 @@ def recover(
 
     Returns:
         {"history", "tokens", "seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes",
-        "matmul_flops", "matmul_fraction", "compiled", "stopped", "best_step", "before", "after"}; a history
-        entry has step, tokens, loss (nats per token), lr, tokens_per_second, and bits_per_byte and
-        perplexity_per_base_token where the model was evaluated. The same goes to `out`/recovery.json.
+        "matmul_flops", "matmul_fraction", "compiled", "teacher_share", "stopped", "best_step", "before",
+        "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second, and
+        bits_per_byte and perplexity_per_base_token where the model was evaluated. The same goes to
+        `out`/recovery.json.
 
     Raises:
         EdgeError: damaged input, too little text, divergence, or a training checkpoint of other settings.
     """
     import torch
 
+    from minigpt_edge import attention
     from minigpt_edge.checkpoint import load_model, read_config, save_model
 
     settings = Settings(
-        tokens, sequence_length, step_tokens, lr, seed, threads, evaluations, patience, until_perplexity
+        tokens,
+        sequence_length,
+        step_tokens,
+        lr,
+        seed,
+        threads,
+        evaluations,
+        patience,
+        until_perplexity,
+        teacher.share if teacher else 0.0,
     )
     begun = time.monotonic()
     torch.set_num_threads(threads)
@@ -160,14 +184,28 @@ def recover(
         seed=seed,
     )
     model = load_model(checkpoint)
+    attention.use_in(model)
     check_context(model, sequences)
     need_space(out, 32 * sum(p.numel() for p in model.parameters()), "recovery")
     key = {
         "settings": asdict(settings),
         "inputs": [sha256_file(p) for p in _inputs(checkpoint, train, validation)],
+        "teacher": [sha256_file(p) for p in sorted(teacher.checkpoint.glob("*.safetensors"))]
+        if teacher
+        else [],
     }
-    work = _work_folder(out, key, resume)
-    session = _Session(model, settings, work, sequences, windows, on_progress, begun, checkpoint_seconds)
+    work = work_folder(out, key, resume)
+    session = _Session(
+        model,
+        settings,
+        work,
+        sequences,
+        windows,
+        on_progress,
+        begun,
+        checkpoint_seconds,
+        teacher.load() if teacher else None,
+    )
     session.run(data)
     load_weights(model, work / BEST)
     save_model(model, checkpoint, out)
@@ -180,48 +218,6 @@ def recover(
 def _inputs(checkpoint: Path, train: Path, validation: Path) -> list[Path]:
     weights = sorted(checkpoint.glob("*.safetensors"))
     return [checkpoint / "config.json", checkpoint / "tokenizer.json", *weights, train, validation]
-
-
-def _work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
-    work = out / WORK
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    if work.exists():
-        found = read_json(work / "key.json") if (work / "key.json").exists() else None
-        if found is not None and found != key:
-            raise EdgeError(
-                f"the interrupted recovery in {out} had other settings or inputs",
-                "run it with the same ones, or delete that folder to start again",
-            )
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "key.json", key)
-    return work
-
-
-def last_checkpoint(work: Path) -> Path | None:
-    """The newest whole training checkpoint; what an interruption left unfinished is deleted."""
-    whole = []
-    for folder in work.glob("checkpoint-*"):
-        if (folder / PROGRESS).exists():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's parameters by name (safetensors), tied ones once."""
-    from safetensors.torch import save_file
-
-    save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, path)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Read into a model what `save_weights` wrote."""
-    from safetensors.torch import load_file
-
-    for name, tensor in load_file(path).items():
-        model.get_parameter(name).data.copy_(tensor)
 
 
 @contextmanager
@@ -250,6 +246,7 @@ class _Session:
         on_progress: Progress | None,
         begun: float,
         checkpoint_seconds: float,
+        teacher: nn.Module | None,
     ) -> None:
         from minigpt_edge.flops import matmul_flops
 
@@ -259,6 +256,7 @@ class _Session:
         self.begun, self.checkpoint_seconds = begun, checkpoint_seconds
         self.stopped = "tokens"
         self.compiled = False
+        self.teacher = teacher
         self.matmul = matmul_flops()
         self.state = State([], float("inf"), 0, 0, 0.0, 0.0)
         self.earlier_seconds = 0.0
@@ -279,7 +277,7 @@ class _Session:
         with _compile_cache(self.work / "compiled"):
             train(self, data, self._parts(), resumed)
 
-    def _parts(self) -> Parts | None:
+    def _parts(self) -> Compiled | None:
         """The compiled blocks of `fast_llama`; None, transformers' own, where that fails or does not pay."""
         from minigpt_edge import fast_llama
 
@@ -289,10 +287,14 @@ class _Session:
         reason = fast_llama.check_supported(self.model)
         try:
             if reason is None:
-                self.tell({"message": "compiling the training step (about 30 seconds)"})
-                parts = fast_llama.compiled_parts(self.model, settings.micro_batch, settings.sequence_length)
+                self.tell({"message": "compiling the training step (about 40 seconds)"})
+                shape = settings.micro_batch, settings.sequence_length
+                student = fast_llama.compiled_parts(self.model, *shape)
+                taught = (
+                    fast_llama.compiled_parts(self.teacher, *shape, training=False) if self.teacher else None
+                )
                 self.compiled = True
-                return parts
+                return student, taught
         except fast_llama.CompileError as error:
             reason = str(error)
         self.tell({"message": f"training step not compiled, so it takes longer: {reason}"})
@@ -345,6 +347,9 @@ class _Session:
         scored = [entry for entry in history if "bits_per_byte" in entry]
         best = next(entry for entry in scored if entry["step"] == self.state.best_step)
         keys = ("step", "bits_per_byte", "perplexity_per_base_token")
+        work = training_flops(self.model, self.settings.sequence_length)
+        if self.teacher is not None:  # a forward pass is a third of what training takes
+            work += training_flops(self.teacher, self.settings.sequence_length) / 3
         return {
             "tokens": tokens,
             "seconds": self.elapsed(),
@@ -352,8 +357,9 @@ class _Session:
             "tokens_per_second": rate,
             "peak_memory_bytes": peak_memory_bytes(),
             "matmul_flops": self.matmul,
-            "matmul_fraction": rate * training_flops(self.model, self.settings.sequence_length) / self.matmul,
+            "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,
+            "teacher_share": self.settings.teacher_share,
             "stopped": self.stopped,
             "best_step": self.state.best_step,
             "before": {key: scored[0][key] for key in keys},

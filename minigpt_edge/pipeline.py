@@ -13,7 +13,7 @@ from minigpt_edge.packages import cache_dir
 from minigpt_edge.prune import get_method
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.shipping import Shipment, ship
-from minigpt_edge.shrink.weights import CHECKPOINT, ShrinkSettings, shrink
+from minigpt_edge.shrink.weights import CHECKPOINT, PLAN, ShrinkSettings, shrink
 from minigpt_edge.stage import Stage, locked, run_stage
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime.errors import EdgeError
@@ -24,6 +24,7 @@ WINDOW = 512  # tokens of a calibration window
 _PRUNE_CODE = (
     "minigpt_edge.allocate",
     "minigpt_edge.archs.llama",
+    "minigpt_edge.attention",
     "minigpt_edge.calibrate",
     "minigpt_edge.checkpoint",
     "minigpt_edge.prune.contextual",
@@ -34,14 +35,17 @@ _PRUNE_CODE = (
     "minigpt_edge.shrink.weights",
 )
 _RECOVER_CODE = (
+    "minigpt_edge.attention",
     "minigpt_edge.checkpoint",
     "minigpt_edge.chunked_loss",
     "minigpt_edge.fast_llama",
     "minigpt_edge.finetune",
     "minigpt_edge.packing",
+    "minigpt_edge.teacher",
     "minigpt_edge.trainer",
+    "minigpt_edge.training_checkpoint",
 )
-_EVALUATE_CODE = ("minigpt_edge.checkpoint", "minigpt_edge.evaluate.perplexity")
+_EVALUATE_CODE = ("minigpt_edge.attention", "minigpt_edge.checkpoint", "minigpt_edge.evaluate.perplexity")
 _CORPUS_CODE = ("minigpt_edge.corpus", "minigpt_edge.documents", "minigpt_edge.windows")
 
 
@@ -75,7 +79,7 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
         text = corpus_stage(work, recipe, base, sources, talk)
         dense = dense_stage(work, recipe, base, text, talk)
         pruned = prune_stage(work, recipe, base, text, talk)
-        recovered = recover_stage(work, recipe, pruned, text, dense, talk)
+        recovered = recover_stage(work, recipe, base, pruned, text, dense, talk)
         return Built(
             out,
             *ship(
@@ -244,13 +248,24 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
 
 
 def recover_stage(
-    work: Path, recipe: Recipe, pruned: Stage, text: Stage, dense: Stage, talk: Talk
+    work: Path,
+    recipe: Recipe,
+    base: models.BaseModel,
+    pruned: Stage,
+    text: Stage,
+    dense: Stage,
+    talk: Talk,
 ) -> Stage | None:
     """The fine-tuned checkpoint; None if the recipe does without."""
     from minigpt_edge.finetune import recover
+    from minigpt_edge.plan import read_plan
+    from minigpt_edge.teacher import Teacher
 
     if recipe.recover == "no":
         return None
+    teacher = None
+    if recipe.distill:
+        teacher = Teacher(base.path, read_plan(pruned.path / PLAN).tokens, recipe.distill)
     until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
     talk.step("recover")
     stage = run_stage(
@@ -258,11 +273,16 @@ def recover_stage(
         "recover",
         settings={
             "tokens": recipe.recover_tokens,
+            "distill": recipe.distill,
             "until_perplexity": until,
             "seed": recipe.seed,
             "threads": recipe.threads,
         },
-        inputs={"pruned": pruned.digest, "corpus": text.digest},
+        inputs={
+            "pruned": pruned.digest,
+            "corpus": text.digest,
+            **({"teacher": base.fingerprint} if teacher else {}),
+        },
         code=(*_RECOVER_CODE, *_EVALUATE_CODE),
         make=lambda out: recover(
             pruned.path / CHECKPOINT,
@@ -270,6 +290,7 @@ def recover_stage(
             train=text.path / "train.jsonl",
             validation=text.path / "validation.texts.json",
             tokens=recipe.recover_tokens,
+            teacher=teacher,
             seed=recipe.seed,
             threads=recipe.threads,
             until_perplexity=until,

@@ -30,6 +30,8 @@ class Recipe:
         calibration_tokens, recover_tokens: tokens of the training split.
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
+        distill: share of the dense model's predictions in the fine-tuning target at the first step; it falls
+            linearly to 0 at the last. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
         baseline: also measure the dense model.
         out: the bundle; None for MODEL-DOMAIN in the current directory.
@@ -53,6 +55,7 @@ class Recipe:
     calibration_tokens: int = 131_072
     recover_tokens: int = 400_000
     recover: str = "tokens"
+    distill: float = 0.8
     seed: int = 0
     threads: int = 1
     baseline: bool = True
@@ -68,6 +71,8 @@ class Recipe:
             raise UsageError("no target", "give at least one --target; minigpt-edge targets lists them")
         if not 0 <= self.sparsity < 1:
             raise UsageError(f"--sparsity is {self.sparsity}, it must be at least 0 and below 1")
+        if not 0 <= self.distill <= 1:
+            raise UsageError(f"--distill is {self.distill}, it must be from 0 to 1")
         for name in ("min_count", "calibration_tokens", "recover_tokens", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(

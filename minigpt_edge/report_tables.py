@@ -268,6 +268,8 @@ def _way(report: Mapping[str, Any]) -> Table | None:
     note = "Validation text, in torch, before export."
     if (recovery := report.get("recovery") or {}).get("tokens") is not None:
         note += f" Recovery: {number(recovery['tokens'])} tokens in {duration(recovery.get('seconds'))}."
+        if share := recovery.get("teacher_share"):
+            note += f" Its target: the dense model's predictions, from {percent(share, 0)} down to 0, and the text."
     columns = ["", "bits per byte", "perplexity per base token", "bits ÷ dense"]
     return Table("way", "Quality on the way", columns, rows, note) if rows else None
 

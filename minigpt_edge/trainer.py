@@ -25,13 +25,14 @@ from minigpt_edge import fast_llama
 from minigpt_edge.checkpoint import WEIGHTS
 from minigpt_edge.chunked_loss import chunked_cross_entropy
 from minigpt_edge.evaluate import perplexity
-from minigpt_edge.finetune import load_weights, save_weights
+from minigpt_edge.teacher import soft_labels
+from minigpt_edge.training_checkpoint import load_weights, save_weights
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from minigpt_edge.finetune import _Session
+    from minigpt_edge.finetune import Compiled, _Session
 
 WARM_UP = 0.05  # of the steps
 
@@ -39,9 +40,11 @@ WARM_UP = 0.05  # of the steps
 class RecoveryTrainer(Trainer):
     """Trainer whose loss goes through `fast_llama` and the chunked head; the data come in their order."""
 
-    def __init__(self, parts: fast_llama.Parts | None, **kwargs: Any) -> None:
+    def __init__(self, session: _Session, parts: Compiled | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.parts = parts
+        self.session = session
+        self.parts = parts[0] if parts else None
+        self.teacher_parts = parts[1] if parts else None
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
@@ -52,8 +55,12 @@ class RecoveryTrainer(Trainer):
             hidden = perplexity.hidden_states(model, known)
         else:
             hidden = fast_llama.hidden_states(model, known, self.parts)
+        soft = None
+        if self.session.teacher is not None:
+            share = self.session.settings.teacher_share * (1 - self.state.global_step / self.state.max_steps)
+            soft = soft_labels(self.session.teacher, known, self.teacher_parts, share)
         weight = model.get_output_embeddings().weight
-        loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, ids[:, 1:].flatten())
+        loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, ids[:, 1:].flatten(), soft)
         if not math.isfinite(loss.item()):
             raise EdgeError(
                 f"recovery diverged at step {self.state.global_step + 1}: the loss is not a number",
@@ -119,7 +126,7 @@ class Follow(TrainerCallback):
         self.saved = time.monotonic()
 
 
-def train(session: _Session, data: np.ndarray, parts: fast_llama.Parts | None, resumed: Path | None) -> None:
+def train(session: _Session, data: np.ndarray, parts: Compiled | None, resumed: Path | None) -> None:
     """Train the session's model on `data` [sequences, length + 1], from a training checkpoint if given."""
     from transformers.utils import logging
 
@@ -148,6 +155,7 @@ def train(session: _Session, data: np.ndarray, parts: fast_llama.Parts | None, r
         dataloader_pin_memory=False,
     )
     trainer = RecoveryTrainer(
+        session,
         parts,
         model=session.model,
         args=arguments,

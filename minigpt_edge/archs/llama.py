@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: TID253
 from transformers.initialization import no_init_weights  # noqa: TID253
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb  # noqa: TID253
 
+from minigpt_edge.attention import causal_attention
+
 # GGUF names of the matrices that read the same input, for the importance matrix
 ATTENTION_READERS = ("attn_q", "attn_k", "attn_v")
 FFN_READERS = ("ffn_gate", "ffn_up")
@@ -64,10 +66,7 @@ def mix(block: Any, normalised: Tensor, position: tuple[Tensor, Tensor]) -> Tens
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     q, k = apply_rotary_pos_emb(q, k, *position)
-    repeats = q.shape[1] // k.shape[1]
-    # repeating is faster than enable_gqa here, which leaves the flash kernel
-    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling)
+    mixed, _ = causal_attention(q, k, v, attention.scaling)
     return mixed.transpose(1, 2).reshape(batch, length, -1)
 
 

@@ -64,6 +64,13 @@ def all_cores() -> int:
     type=click.Choice(["dense"]),
     help="Stop fine-tuning when validation perplexity is the dense model's (the rule of Mini-GPTs).",
 )
+@click.option(
+    "--distill",
+    type=click.FloatRange(0, 1),
+    default=Recipe.distill,
+    show_default=True,
+    help="Share of the dense model's predictions in what fine-tuning aims at, falling to 0 at its end.",
+)
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -130,11 +130,13 @@ def evaluate(checkpoint: Path, texts: Path) -> dict[str, float]:
     Raises:
         EdgeError: either is damaged, or a window is longer than the model's context.
     """
+    from minigpt_edge import attention
     from minigpt_edge.checkpoint import load_model
 
     start, windows = read_texts(texts)
     sequences = encode(read_tokenizer(checkpoint), start, [w["text"] for w in windows])
     model = load_model(checkpoint)
+    attention.use_in(model)
     check_context(model, sequences)
     return summary(sum_nll(model, sequences), windows)
 

@@ -75,8 +75,15 @@ def shrink(
     """
     import torch
 
+    from minigpt_edge import attention
     from minigpt_edge.calibrate import shrink_blocks
-    from minigpt_edge.checkpoint import count_parameters, load_model, read_config, save_model
+    from minigpt_edge.checkpoint import (
+        count_parameters,
+        load_model,
+        read_config,
+        save_model,
+        trim_embeddings,
+    )
 
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
@@ -87,12 +94,13 @@ def shrink(
     if given and plan:
         check_plan(given, config, fingerprint, plan)
     model: Any = load_model(base)
+    attention.use_in(model)
     dense = count_parameters(model)
     remove = round(settings.sparsity * dense)
     on_progress("vocabulary", 0, 1)
     tokens = _choose_vocabulary(base, config, documents, settings, remove, given, terms)
     old_to_new = trim_tokenizer(base, out / CHECKPOINT, tokens)
-    _trim(model, config, tokens)
+    trim_embeddings(model, tokens)
     on_progress("vocabulary", 1, 1)
     windows = calibration_windows(documents, out / CHECKPOINT, model.minigpt_edge["document_start"], settings)
     remove -= dense - count_parameters(model)
@@ -154,25 +162,6 @@ def _choose_vocabulary(
 def _row_parameters(config: dict[str, Any]) -> int:
     """Parameters of one token: a row of the embedding, and of the head where it is not tied."""
     return int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
-
-
-def _trim(model: Any, config: dict[str, Any], tokens: tuple[int, ...]) -> None:
-    """Slice embedding and head in place to the kept tokens."""
-    import torch
-
-    rows = torch.tensor(tokens)
-    for module in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-        module.weight = torch.nn.Parameter(module.weight.data[rows])
-        if getattr(module, "bias", None) is not None:
-            module.bias = torch.nn.Parameter(module.bias.data[rows])
-        for name in ("num_embeddings", "out_features"):
-            if hasattr(module, name):
-                setattr(module, name, len(tokens))
-        if getattr(module, "padding_idx", None) is not None:
-            module.padding_idx = tokens.index(module.padding_idx)
-    if config.get("tie_word_embeddings"):
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight
-    model.config.vocab_size = len(tokens)
 
 
 def calibration_windows(

@@ -138,6 +138,56 @@ def test_chunked_cross_entropy_is_that_of_torch(
     assert float(nll.mean()) == pytest.approx(expected.item(), rel=tolerance)
 
 
+def test_soft_labels_share_the_target() -> None:
+    from minigpt_edge.chunked_loss import SoftLabels, chunked_cross_entropy
+
+    hidden, weight = torch.randn(75, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
+    labels, taught, head = torch.randint(0, 300, (75,)), torch.randn(75, 16), torch.randn(300, 16)
+    hard = torch.nn.functional.one_hot(labels, 300)
+    target = 0.7 * hard + 0.3 * (taught @ head.t()).softmax(-1)
+    wanted = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(hidden @ weight.t(), target), (hidden, weight)
+    )
+    loss = chunked_cross_entropy(hidden, weight, labels, SoftLabels(taught, head, 0.3))
+    for a, b in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
+        assert relative(a, b) < 1e-5
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "length"), [((6, 2), 37), ((4, 4), 16), ((3, 1), 5)])
+def test_causal_attention_is_that_of_torch(heads: tuple[int, int], length: int) -> None:
+    from minigpt_edge.attention import causal_attention
+
+    q, k, v = (torch.randn(2, n, length, 8) for n in (heads[0], heads[1], heads[1]))
+    per = heads[0] // heads[1]
+    wide = (q, k.repeat_interleave(per, 1), v.repeat_interleave(per, 1))
+    expected = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, scale=0.3)
+    scores = (wide[0] @ wide[1].transpose(2, 3) * 0.3).masked_fill(
+        torch.ones(length, length).triu(1) > 0, -1e9
+    )
+    out, lse = causal_attention(q, k, v, 0.3, rows=16, lse=True)
+    assert lse is not None
+    assert relative(out, expected) < 1e-5 and relative(lse, scores.logsumexp(-1)) < 1e-5
+    assert causal_attention(q, k, v, 0.3)[1] is None
+
+
+def test_transformers_computes_the_same_with_it_and_refuses_padding(tmp_path: Path) -> None:
+    from minigpt_edge import attention
+    from minigpt_edge.checkpoint import load_model
+
+    model = load_model(make_checkpoint(tmp_path, unequal=True))
+    ids = torch.randint(0, 300, (2, 80))
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        attention.use_in(model)
+        assert relative(model(input_ids=ids, use_cache=False).logits, expected) < 1e-5
+        padded = torch.ones(2, 80, dtype=torch.int64)
+        padded[0, :5] = 0
+        with pytest.raises(ValueError, match="pad on the right"):
+            model(input_ids=ids, attention_mask=padded, use_cache=False)
+
+
 def test_the_logits_never_exist_at_once() -> None:
     from minigpt_edge.chunked_loss import CHUNK_BYTES, chunked_cross_entropy
 

@@ -151,6 +151,43 @@ def test_resuming_under_other_settings_is_refused(inputs: Any, tmp_path: Path) -
     assert run(inputs, tmp_path, seed=1, resume=False)["tokens"] == 2048
 
 
+def test_a_teacher_changes_what_is_learned_and_resumes_to_the_same_bits(inputs: Any, tmp_path: Path) -> None:
+    from minigpt_edge.teacher import Teacher
+
+    dense = run((make_checkpoint(tmp_path / "dense"), inputs[1]), tmp_path / "tuned")
+    lesson = {"teacher": Teacher(tmp_path / "tuned", tuple(range(300)), 0.8), "tokens": 64 * 4 * 3}
+    alone = run(inputs, tmp_path / "alone", tokens=lesson["tokens"])
+    whole = run(inputs, tmp_path / "whole", **lesson)
+    assert dense["after"]["bits_per_byte"] < whole["before"]["bits_per_byte"]
+    assert whole["after"]["bits_per_byte"] != alone["after"]["bits_per_byte"]
+    assert whole["after"]["bits_per_byte"] < whole["before"]["bits_per_byte"]
+
+    def interrupt(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 2 and "loss" in entry:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "parts", on_progress=interrupt, **lesson)
+    with pytest.raises(EdgeError, match="other settings"):
+        run(inputs, tmp_path / "parts", tokens=lesson["tokens"])
+    run(inputs, tmp_path / "parts", **lesson)
+    assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+
+
+def test_a_teacher_gives_its_predictions_for_the_kept_tokens(inputs: Any) -> None:
+    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.teacher import Teacher, soft_labels
+
+    kept = (*range(280), 290)
+    model = load_model(inputs[0])
+    ids = torch.randint(0, 280, (2, 16))
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits[..., list(kept)].flatten(0, 1)
+    soft = soft_labels(Teacher(inputs[0], kept, 0.5).load(), ids, None, 0.5)
+    actual = (soft.hidden @ soft.weight.t()).float()
+    assert float((actual - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
 def test_it_stops_at_the_perplexity_asked_for(inputs: Any, tmp_path: Path) -> None:
     free = run(inputs, tmp_path / "free")
     curve = [e["perplexity_per_base_token"] for e in free["history"] if "bits_per_byte" in e]

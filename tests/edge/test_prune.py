@@ -195,6 +195,16 @@ def test_costs_rise_as_blocks_narrow(model_dir: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_group_costs_more_once_its_stand_in_is_gone() -> None:
+    from minigpt_edge.allocate import _group_path
+
+    x = torch.randn(500, 12, generator=torch.Generator().manual_seed(5))
+    x[:, 4:8] = x[:, :4] + 0.01 * x[:, 4:8]  # the second of three groups repeats the first
+    weight = torch.randn(12, 6, generator=torch.Generator().manual_seed(6))
+    none, one, two = _group_path(x.t() @ x / 500, weight, torch.eye(6), 4)
+    assert none == 0 and one < 0.1 * (two - one)
+
+
 def test_ranges_round_trip() -> None:
     assert to_ranges([0, 1, 2, 7, 9, 10]) == "0-2,7,9-10"
     assert from_ranges("0-2,7,9-10") == (0, 1, 2, 7, 9, 10)

@@ -1,0 +1,61 @@
+"""The dense model as a teacher: its predictions are part of what the small model is fine-tuned to give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from minigpt_edge.chunked_loss import SoftLabels
+    from minigpt_edge.fast_llama import Parts
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Knowledge distillation (Hinton et al., arXiv 1503.02531) from the model that was pruned.
+
+    Attributes:
+        checkpoint: the dense model's directory.
+        tokens: ids of its vocabulary that the small model kept, in the small model's order.
+        share: of the training target at the first step; it falls linearly to 0 at the last.
+    """
+
+    checkpoint: Path
+    tokens: tuple[int, ...]
+    share: float
+
+    def load(self) -> nn.Module:
+        """The dense model with the small model's vocabulary, frozen, in the training dtype.
+
+        Raises:
+            EdgeError: the checkpoint is damaged.
+        """
+        from minigpt_edge import attention
+        from minigpt_edge.checkpoint import load_model, trim_embeddings
+        from minigpt_edge.fast_llama import compute_dtype
+
+        model = load_model(self.checkpoint)
+        trim_embeddings(model, self.tokens)
+        attention.use_in(model)
+        for parameter in model.parameters():  # buffers stay: rotary frequencies need float32
+            parameter.data = parameter.data.to(compute_dtype())
+        return model.requires_grad_(False)
+
+
+def soft_labels(model: Any, ids: Tensor, parts: Parts | None, share: float) -> SoftLabels:
+    """A loaded teacher's predictions for token ids [batch, s]."""
+    import torch
+
+    from minigpt_edge import fast_llama
+    from minigpt_edge.chunked_loss import SoftLabels
+    from minigpt_edge.evaluate import perplexity
+
+    with torch.no_grad():
+        if parts is None:
+            hidden = perplexity.hidden_states(model, ids)
+        else:
+            hidden = fast_llama.hidden_states(model, ids, parts)
+    return SoftLabels(hidden.flatten(0, 1), model.get_output_embeddings().weight, share)
