@@ -22,7 +22,7 @@ from minigpt_edge.prune import Method, UnitStatistics
 from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
 
 MICRO_BATCH_TOKENS = 4096
-GRAM_COLUMNS = 512
+GRAM_COLUMNS = 256
 VALIDATION_SHARE = 0.15  # of the calibration windows: chooses the ridge, then joins the fit
 
 

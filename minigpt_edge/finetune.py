@@ -108,7 +108,7 @@ def recover(
     sequence_length: int = 512,
     teacher: Teacher | None = None,
     step_tokens: int = 2048,
-    lr: float = 4e-4,
+    lr: float = 6e-4,
     seed: int = 0,
     threads: int = 2,
     evaluations: int = 4,

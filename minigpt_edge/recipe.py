@@ -53,9 +53,9 @@ class Recipe:
     min_count: int = 5
     keep_tokens: Path | None = None
     calibration_tokens: int = 131_072
-    recover_tokens: int = 400_000
+    recover_tokens: int = 300_000
     recover: str = "tokens"
-    distill: float = 0.8
+    distill: float = 0.5
     seed: int = 0
     threads: int = 1
     baseline: bool = True

@@ -269,7 +269,7 @@ def _way(report: Mapping[str, Any]) -> Table | None:
     if (recovery := report.get("recovery") or {}).get("tokens") is not None:
         note += f" Recovery: {number(recovery['tokens'])} tokens in {duration(recovery.get('seconds'))}."
         if share := recovery.get("teacher_share"):
-            note += f" Its target: the dense model's predictions, from {percent(share, 0)} down to 0, and the text."
+            note += f" The dense model's predictions: {percent(share, 0)} of its target, falling to 0."
     columns = ["", "bits per byte", "perplexity per base token", "bits ÷ dense"]
     return Table("way", "Quality on the way", columns, rows, note) if rows else None
 
