@@ -2,13 +2,15 @@
 
     python benchmarks/dense_finetuned.py [--recover-tokens N]
 
-Uses (and fills) the same finished stages as `minigpt-edge build --domain law`, and adds the dense model's
-fine-tuning, with the same settings, data and order. Writes benchmarks/results/dense_finetuned.json.
+Uses (and fills) the same finished stages as `minigpt-edge build --domain law`, and adds two: the dense
+model's fine-tuning, with the same settings, data and order but no teacher, and recovery without the dense
+model as teacher. Writes benchmarks/results/dense_finetuned.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,7 +18,7 @@ RESULT = Path(__file__).parent / "results" / "dense_finetuned.json"
 
 
 def main() -> None:
-    """Fine-tune the dense model, score all four on test, write the result."""
+    """Fine-tune the dense model, score everything on test, write the result."""
     from minigpt_edge import models, pipeline
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.console import Talk
@@ -38,14 +40,16 @@ def main() -> None:
         text = pipeline.corpus_stage(work, recipe, base, pipeline.corpus_sources(recipe), talk)
         dense = pipeline.dense_stage(work, recipe, base, text, talk)
         pruned = pipeline.prune_stage(work, recipe, base, text, talk)
-        recovered = pipeline.recover_stage(work, recipe, pruned, text, dense, talk)
-        assert recovered is not None
+        recovered = pipeline.recover_stage(work, recipe, base, pruned, text, dense, talk)
+        untaught = dataclasses.replace(recipe, distill=0.0)
+        alone = pipeline.recover_stage(work, untaught, base, pruned, text, dense, talk)
+        assert recovered is not None and alone is not None
         tuned = run_stage(
             work,
             "dense-finetuned",
             settings={"tokens": recipe.recover_tokens, "seed": recipe.seed, "threads": recipe.threads},
             inputs={"model": base.fingerprint, "corpus": text.digest},
-            code=("minigpt_edge.finetune", "minigpt_edge.fast_llama", "minigpt_edge.packing"),
+            code=pipeline.RECOVER_CODE,
             make=lambda out: recover(
                 base.path,
                 out,
@@ -62,6 +66,7 @@ def main() -> None:
         "dense": base.path,
         "pruned": pruned.path / pipeline.CHECKPOINT,
         "recovered": recovered.path,
+        "recovered_without_teacher": alone.path,
         "dense_finetuned": tuned.path,
     }
     test = {name: evaluate(path, text.path / "test.texts.json") for name, path in checkpoints.items()}
@@ -74,12 +79,18 @@ def main() -> None:
                 test["pruned"]["perplexity_per_base_token"] / test["dense"]["perplexity_per_base_token"], 4
             ),
             "bits_recovered_over_dense_finetuned": round(bits["recovered"] / bits["dense_finetuned"], 4),
+            "bits_recovered_without_teacher_over_dense_finetuned": round(
+                bits["recovered_without_teacher"] / bits["dense_finetuned"], 4
+            ),
             "bits_recovered_over_dense": round(bits["recovered"] / bits["dense"], 4),
         },
-        "seconds": {"recovered": recovered.manifest["seconds"], "dense_finetuned": tuned.manifest["seconds"]},
-        "tokens_per_second": {
-            "recovered": recovered.metrics["tokens_per_second"],
-            "dense_finetuned": tuned.metrics["tokens_per_second"],
+        "training": {
+            name: {key: stage.metrics[key] for key in ("tokens_per_second", "matmul_fraction", "seconds")}
+            for name, stage in (
+                ("recovered", recovered),
+                ("recovered_without_teacher", alone),
+                ("dense_finetuned", tuned),
+            )
         },
         "threads": recipe.threads,
         "device": device_info(),

@@ -31,6 +31,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, read_json, replacing, sha256_file, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from minigpt_edge.fast_llama import Parts
@@ -111,9 +112,10 @@ def recover(
     lr: float = 6e-4,
     seed: int = 0,
     threads: int = 2,
-    evaluations: int = 4,
+    evaluations: int = 3,
     patience: int = 2,
     until_perplexity: float | None = None,
+    before: dict[str, float] | None = None,
     checkpoint_seconds: float = 90.0,
     resume: bool = True,
     on_progress: Progress | None = None,
@@ -132,6 +134,7 @@ def recover(
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.
         until_perplexity: stop at an evaluation with this perplexity per base token or less.
+        before: scores of `checkpoint` on `validation` (`perplexity.evaluate`), where known; else measured.
         checkpoint_seconds: time between training checkpoints.
         resume: go on from the last whole training checkpoint in `out`, if there is one.
         on_progress: called with the newest history entry plus "steps" and "eta_seconds" at every step, and
@@ -150,7 +153,7 @@ def recover(
     import torch
 
     from minigpt_edge import attention
-    from minigpt_edge.checkpoint import load_model, read_config, save_model
+    from minigpt_edge.checkpoint import load_model, save_model
 
     settings = Settings(
         tokens,
@@ -167,33 +170,13 @@ def recover(
     begun = time.monotonic()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # products with denormal numbers are many times slower
-    config = read_config(checkpoint)
-    limit = config["max_position_embeddings"]
-    if sequence_length > limit:
-        raise EdgeError(f"sequences of {sequence_length} tokens exceed the model's context of {limit}")
-    document_start, windows = read_texts(validation)
-    tokenizer = read_tokenizer(checkpoint)
-    sequences = encode(tokenizer, document_start, [w["text"] for w in windows])
-    start = config.get("minigpt_edge", {}).get("document_start", document_start)
-    data = pack(
-        read_documents(train),
-        tokenizer,
-        start,
-        length=sequence_length,
-        count=settings.steps * settings.sequences_per_step,
-        seed=seed,
-    )
+    sequences, windows, data = _read_texts(checkpoint, train, validation, settings)
     model = load_model(checkpoint)
     attention.use_in(model)
     check_context(model, sequences)
     need_space(out, 32 * sum(p.numel() for p in model.parameters()), "recovery")
-    key = {
-        "settings": asdict(settings),
-        "inputs": [sha256_file(p) for p in _inputs(checkpoint, train, validation)],
-        "teacher": [sha256_file(p) for p in sorted(teacher.checkpoint.glob("*.safetensors"))]
-        if teacher
-        else [],
-    }
+    inputs = _inputs(checkpoint, train, validation, teacher)
+    key = {"settings": asdict(settings), "inputs": [sha256_file(path) for path in inputs]}
     work = work_folder(out, key, resume)
     session = _Session(
         model,
@@ -206,7 +189,7 @@ def recover(
         checkpoint_seconds,
         teacher.load() if teacher else None,
     )
-    session.run(data)
+    session.run(data, before)
     load_weights(model, work / BEST)
     save_model(model, checkpoint, out)
     result = session.result()
@@ -215,9 +198,37 @@ def recover(
     return result
 
 
-def _inputs(checkpoint: Path, train: Path, validation: Path) -> list[Path]:
+def _inputs(checkpoint: Path, train: Path, validation: Path, teacher: Teacher | None) -> list[Path]:
     weights = sorted(checkpoint.glob("*.safetensors"))
-    return [checkpoint / "config.json", checkpoint / "tokenizer.json", *weights, train, validation]
+    taught = sorted(teacher.checkpoint.glob("*.safetensors")) if teacher else []
+    return [checkpoint / "config.json", checkpoint / "tokenizer.json", *weights, train, validation, *taught]
+
+
+def _read_texts(
+    checkpoint: Path, train: Path, validation: Path, settings: Settings
+) -> tuple[list[list[int]], list[dict[str, Any]], np.ndarray]:
+    """Validation windows as token ids and as records, and the packed training sequences.
+
+    Raises:
+        EdgeError: damaged input, too little text, or sequences longer than the model's context.
+    """
+    from minigpt_edge.checkpoint import read_config
+
+    config = read_config(checkpoint)
+    limit, length = config["max_position_embeddings"], settings.sequence_length
+    if length > limit:
+        raise EdgeError(f"sequences of {length} tokens exceed the model's context of {limit}")
+    document_start, windows = read_texts(validation)
+    tokenizer = read_tokenizer(checkpoint)
+    data = pack(
+        read_documents(train),
+        tokenizer,
+        config.get("minigpt_edge", {}).get("document_start", document_start),
+        length=length,
+        count=settings.steps * settings.sequences_per_step,
+        seed=settings.seed,
+    )
+    return encode(tokenizer, document_start, [w["text"] for w in windows]), windows, data
 
 
 @contextmanager
@@ -261,7 +272,7 @@ class _Session:
         self.state = State([], float("inf"), 0, 0, 0.0, 0.0)
         self.earlier_seconds = 0.0
 
-    def run(self, data: Any) -> None:
+    def run(self, data: Any, before: dict[str, float] | None) -> None:
         """Evaluate, then train from the beginning or the last whole checkpoint."""
         from minigpt_edge.trainer import train
 
@@ -272,7 +283,7 @@ class _Session:
             self.tell({"message": f"going on after step {self.state.history[-1]['step']}"})
         else:
             self.state.history.append({"step": 0, "tokens": 0})
-            if self.evaluate():
+            if self.evaluate(before):
                 return
         with _compile_cache(self.work / "compiled"):
             train(self, data, self._parts(), resumed)
@@ -300,12 +311,12 @@ class _Session:
         self.tell({"message": f"training step not compiled, so it takes longer: {reason}"})
         return None
 
-    def evaluate(self) -> bool:
+    def evaluate(self, scores: dict[str, float] | None = None) -> bool:
         """Score the validation windows into the newest history entry; True if training should stop.
 
-        The weights are kept where they are the best so far.
+        The weights are kept where they are the best so far. Scores that are known are not measured again.
         """
-        scores = summary(sum_nll(self.model, self.sequences), self.windows)
+        scores = scores or summary(sum_nll(self.model, self.sequences), self.windows)
         entry = self.state.history[-1]
         entry |= {key: scores[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
         self.tell(entry)

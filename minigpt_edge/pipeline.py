@@ -34,7 +34,7 @@ _PRUNE_CODE = (
     "minigpt_edge.shrink.vocabulary",
     "minigpt_edge.shrink.weights",
 )
-_RECOVER_CODE = (
+RECOVER_CODE = (
     "minigpt_edge.attention",
     "minigpt_edge.checkpoint",
     "minigpt_edge.chunked_loss",
@@ -283,7 +283,7 @@ def recover_stage(
             "corpus": text.digest,
             **({"teacher": base.fingerprint} if teacher else {}),
         },
-        code=(*_RECOVER_CODE, *_EVALUATE_CODE),
+        code=(*RECOVER_CODE, *_EVALUATE_CODE),
         make=lambda out: recover(
             pruned.path / CHECKPOINT,
             out,
@@ -294,6 +294,7 @@ def recover_stage(
             seed=recipe.seed,
             threads=recipe.threads,
             until_perplexity=until,
+            before=pruned.metrics["quality"],
             on_progress=talk.recovery,
         ),
         resumable=True,

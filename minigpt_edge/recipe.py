@@ -53,7 +53,7 @@ class Recipe:
     min_count: int = 5
     keep_tokens: Path | None = None
     calibration_tokens: int = 131_072
-    recover_tokens: int = 300_000
+    recover_tokens: int = 280_000
     recover: str = "tokens"
     distill: float = 0.5
     seed: int = 0

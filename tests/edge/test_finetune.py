@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
     "step_tokens": 256,
     "lr": 3e-3,
     "threads": 1,
+    "evaluations": 4,
     "checkpoint_seconds": 0.0,
 }
 
@@ -172,6 +173,12 @@ def test_a_teacher_changes_what_is_learned_and_resumes_to_the_same_bits(inputs: 
         run(inputs, tmp_path / "parts", tokens=lesson["tokens"])
     run(inputs, tmp_path / "parts", **lesson)
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+
+
+def test_known_scores_are_not_measured_again(inputs: Any, tmp_path: Path) -> None:
+    known = {"bits_per_byte": 0.0, "perplexity_per_base_token": 1.0}
+    result = run(inputs, tmp_path, before=known)
+    assert result["before"] == {"step": 0, **known} and result["best_step"] == 0
 
 
 def test_a_teacher_gives_its_predictions_for_the_kept_tokens(inputs: Any) -> None:
