@@ -51,9 +51,10 @@ _CORPUS_CODE = ("minigpt_edge.corpus", "minigpt_edge.documents", "minigpt_edge.w
 
 @dataclass(frozen=True)
 class Built:
-    """The outcome of a build: the bundle's directory, its report, and whether anything had to be done."""
+    """The outcome of a build: the bundle, the shrunk model's checkpoint, the report, and if all was there."""
 
     directory: Path
+    checkpoint: Path
     report: dict[str, Any]
     unchanged: bool
 
@@ -82,6 +83,7 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
         recovered = recover_stage(work, recipe, base, pruned, text, dense, talk)
         return Built(
             out,
+            recovered.path if recovered else pruned.path / CHECKPOINT,
             *ship(
                 shipment,
                 work=work,

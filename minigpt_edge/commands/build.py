@@ -106,4 +106,5 @@ def build(
     else:
         print_table(built.report, Console())
     done = "is up to date, nothing to do" if built.unchanged else "is ready"
+    click.echo(f"the shrunk model as a Hugging Face directory: {built.checkpoint}", err=True)
     click.echo(f'{built.directory} {done}; try: minigpt-edge run {built.directory} "…"', err=True)

@@ -175,14 +175,9 @@ def test_equal_widths_load_in_stock_transformers(place: Path) -> None:
 
     report = json.loads((place / "equal" / "report.json").read_text())
     assert report["parity"]["architecture"] == "llama"
-    found = [
-        path.parent / "checkpoint"
-        for path in (place / "cache" / "work").glob("prune-*/manifest.json")
-        if json.loads(path.read_text())["settings"]["widths"] == "equal"
-    ]
-    assert len(found) == 1
-    model = AutoModelForCausalLM.from_pretrained(found[0])
-    ids = AutoTokenizer.from_pretrained(found[0])("The licensee shall", return_tensors="pt").input_ids
+    checkpoint = next(line for line in done.stderr.splitlines() if "Hugging Face" in line).split(": ", 1)[1]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    ids = AutoTokenizer.from_pretrained(checkpoint)("The licensee shall", return_tensors="pt").input_ids
     with torch.inference_mode():
         assert model(ids).logits.shape[-1] == model.config.vocab_size < 700
 
