@@ -40,7 +40,13 @@ def all_cores() -> int:
     show_default=True,
     help="Fraction of the parameters that go, vocabulary counted.",
 )
-@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT_METHOD, show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default=DEFAULT_METHOD,
+    show_default=True,
+    help="How it is decided what stays (see `minigpt-edge methods`).",
+)
 @click.option(
     "--widths",
     type=click.Choice(["free", "equal"]),
@@ -57,8 +63,20 @@ def all_cores() -> int:
     help="Tokens seen less often in the training text leave the vocabulary.",
 )
 @click.option("--keep-tokens", type=_PATH, help="A file of terms, one a line, that stay in the vocabulary.")
-@click.option("--calibration-tokens", type=click.IntRange(1), default=131_072, show_default=True)
-@click.option("--recover-tokens", type=click.IntRange(1), default=Recipe.recover_tokens, show_default=True)
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(1),
+    default=Recipe.calibration_tokens,
+    show_default=True,
+    help="Training text that the model is measured on and refitted to.",
+)
+@click.option(
+    "--recover-tokens",
+    type=click.IntRange(1),
+    default=Recipe.recover_tokens,
+    show_default=True,
+    help="Training text that the pruned model is fine-tuned on.",
+)
 @click.option(
     "--recover-until",
     type=click.Choice(["dense"]),
