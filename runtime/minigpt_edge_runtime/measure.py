@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minigpt_edge_runtime.artefact import describe_model
 from minigpt_edge_runtime.device import device_info, peak_rss_bytes
 from minigpt_edge_runtime.engine import Engine, default_threads, open_engine
 from minigpt_edge_runtime.errors import UsageError
-from minigpt_edge_runtime.files import read_json, sha256_file
+from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.fresh import run_fresh
 
 __all__ = ["describe_model", "measure_quality", "measure_speed", "percentiles", "run_fresh"]
@@ -170,22 +171,6 @@ def measure_quality(
         "per_window": scored,
         "runtime": _runtime(runtime),
         "device": device_info(),
-    }
-
-
-def describe_model(path: Path) -> dict[str, Any]:
-    """File name, bytes, sha256, parameters (embeddings once), quantization, architecture, tensors by type."""
-    from minigpt_edge_runtime.gguf_header import read_header
-
-    header = read_header(path)
-    return {
-        "file": path.name,
-        "bytes": header.file_bytes,
-        "sha256": sha256_file(path),
-        "parameters": header.parameters,
-        "quantization": header.quantization,
-        "architecture": header.architecture,
-        "tensor_types": header.types(),
     }
 
 
