@@ -1,0 +1,330 @@
+"""A decoder as an ONNX directory: one graph for prefill and decode, whose cache is written in place.
+
+The graph is written node by node with onnx.helper, from fused operators that onnxruntime runs fast on a CPU
+(docs/decisions.md compares the ways to get one). Its inputs and outputs are those of onnxruntime-genai, so
+that genai runs the directory as it is; it is complete in itself, tokenizer included.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge_export.genai import genai_config
+from minigpt_edge_export.gguf import gguf_name
+from minigpt_edge_export.onnx_graph import Graph
+from minigpt_edge_export.onnx_weights import Packed, Precision, quantize_matrix
+from minigpt_edge_export.spec import Block, Decoder
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import need_space, os_error, publish_directory, write_json
+from minigpt_edge_runtime.onnx_header import CONFIG
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MODEL = "model.onnx"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_LARGEST_HALF = 65504.0
+
+
+def write_onnx(
+    decoder: Decoder,
+    directory: Path,
+    precision: Precision,
+    *,
+    imatrix: Mapping[str, np.ndarray] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files.
+
+    The same arguments give the same bytes. Memory holds one matrix at a time.
+
+    Args:
+        decoder: its directory also holds the tokenizer.
+        directory: appears whole or not at all; must not exist.
+        imatrix: GGUF tensor name -> float32 [row length], mean squared input, for integer precisions.
+        metadata: further facts to store, such as name, license and base_model.
+
+    Raises:
+        EdgeError: a weight does not fit into float16, the directory exists, or no space is left.
+    """
+    if directory.exists():
+        raise EdgeError(f"{directory} exists", "choose another directory, or delete it")
+    size = decoder.parameters * {"fp32": 4, "fp16": 2}.get(precision.name, precision.bits / 8 + 0.3)
+    need_space(directory.parent, int(size) + 2**22, f"the {precision.name} ONNX model")
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        with Graph(partial / MODEL) as graph:
+            _Writer(graph, decoder, precision, imatrix or {}).write()
+            graph.save(_facts(decoder, precision, metadata or {}))
+        write_json(partial / CONFIG, genai_config(decoder, MODEL))
+        for name in _TOKENIZER_FILES:
+            if (decoder.directory / name).is_file():
+                shutil.copyfile(decoder.directory / name, partial / name)
+        publish_directory(partial, directory)
+    except OSError as error:
+        raise os_error(error, directory) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _facts(decoder: Decoder, precision: Precision, metadata: Mapping[str, str]) -> dict[str, str]:
+    facts: dict[str, Any] = {
+        **metadata,
+        "architecture": decoder.model_type,
+        "quantization": precision.name.upper(),
+        "parameters": decoder.parameters,
+        "vocabulary": decoder.vocab_size,
+        "hidden_size": decoder.hidden_size,
+        "tied_embeddings": decoder.tied,
+        "ffn_width": [block.intermediate_size for block in decoder.blocks],
+        "heads": [block.heads for block in decoder.blocks],
+        "kv_heads": [block.kv_heads for block in decoder.blocks],
+    }
+    if precision.bits:
+        facts["block_size"] = precision.block_size
+        facts["symmetric"] = precision.symmetric
+        facts["head"] = f"INT{precision.head_bits}, blocks of {precision.head_block_size}"
+        facts["accuracy_level"] = precision.accuracy_level
+    return {f"minigpt_edge.{name}": json.dumps(value) for name, value in facts.items()}
+
+
+class _Writer:
+    """Writes one decoder into a graph; methods take and return the names of values."""
+
+    def __init__(
+        self, graph: Graph, decoder: Decoder, precision: Precision, imatrix: Mapping[str, np.ndarray]
+    ) -> None:
+        self.graph, self.decoder, self.precision, self.imatrix = graph, decoder, precision, imatrix
+
+    def write(self) -> None:
+        graph, decoder = self.graph, self.decoder
+        graph.input("input_ids", "int64", ["batch", "sequence"])
+        graph.input("attention_mask", "int64", ["batch", "total"])
+        graph.output("logits", "float32", ["batch", "rows", decoder.vocab_size])
+        lengths = self._lengths() + self._rotary()
+        residual, skip = self._embedding(), ""
+        for index, block in enumerate(decoder.blocks):
+            residual, skip = self._block(index, block, residual, skip, lengths)
+        hidden, _ = self._norm("norm", residual, skip)
+        self._head(self._wanted_rows(hidden))
+
+    def _lengths(self) -> list[str]:
+        """GroupQueryAttention's tokens before the newest one, int32 [batch], and tokens in all, int32 []."""
+        node, number = self.graph.node, self.graph.integers
+        count = node("ReduceSum", ["attention_mask", number([1])], "mask.sum", keepdims=0)
+        before = node("Sub", [count, number([1])], "mask.before")
+        shape = node("Shape", ["attention_mask"], "mask.shape")
+        total = node("Gather", [shape, number(1)], "mask.total", axis=0)
+        return [node("Cast", [value], f"{value}.int32", to=6) for value in (before, total)]
+
+    def _rotary(self) -> list[str]:
+        """Cosines and sines, float32 [context, head_dim / 2].
+
+        From constants alone, so onnxruntime computes them once when it loads; stored they would be 2 MB. In
+        float64, since the angle of a late position has few digits left in float32.
+        """
+        import numpy as np
+
+        decoder, node = self.decoder, self.graph.node
+        half = np.arange(0, decoder.head_dim, 2, dtype=np.float64)
+        inverse = decoder.rope.theta ** (-half / decoder.head_dim)
+        if decoder.rope.factors:
+            inverse /= np.asarray(decoder.rope.factors)
+        ends = [
+            self.graph.weight(f"rotary.{n}", np.array(v, np.float64))
+            for n, v in (("start", 0), ("end", decoder.context_length), ("step", 1))
+        ]
+        positions = node("Range", ends, "rotary.positions")
+        column = node("Unsqueeze", [positions, self.graph.integers([1])], "rotary.column")
+        angles = node(
+            "Mul", [column, self.graph.weight("rotary.frequencies", inverse[None])], "rotary.angles"
+        )
+        tables = [node(kind, [angles], f"rotary.{kind.lower()}64") for kind in ("Cos", "Sin")]
+        return [node("Cast", [table], table.removesuffix("64"), to=1) for table in tables]
+
+    def _block(
+        self, index: int, block: Block, residual: str, skip: str, lengths: list[str]
+    ) -> tuple[str, str]:
+        """One block; its residual stream before the MLP's output is added, and that output."""
+        graph, name = self.graph, f"blocks.{index}"
+        normed, residual = self._norm(f"{name}.attention_norm", residual, skip)
+        packed = self._linear(name, ("query", "key", "value"), normed)
+        cache = []
+        for part in ("key", "value"):
+            shape = ["batch", block.kv_heads, "past", self.decoder.head_dim]
+            cache.append(graph.input(f"past_key_values.{index}.{part}", "float32", shape))
+            graph.output(f"present.{index}.{part}", "float32", [*shape[:2], "total", shape[3]])
+        attended = graph.node(
+            "com.microsoft.GroupQueryAttention",
+            [packed, "", "", *cache, *lengths],
+            f"{name}.attention",
+            f"present.{index}.key",
+            f"present.{index}.value",
+            num_heads=block.heads,
+            kv_num_heads=block.kv_heads,
+            do_rotary=1,
+        )
+        skip = self._linear(name, ("attention_output",), attended)
+        normed, residual = self._norm(f"{name}.mlp_norm", residual, skip)
+        both = self._linear(name, ("gate", "up"), normed)
+        gate, up = graph.nodes("Split", [both], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2)
+        active = graph.node("com.microsoft.QuickGelu", [gate], f"{name}.silu", alpha=1.0)
+        return residual, self._linear(name, ("down",), graph.node("Mul", [active, up], f"{name}.gated"))
+
+    def _norm(self, name: str, residual: str, skip: str) -> tuple[str, str]:
+        """RMS norm of residual + skip, and that sum."""
+        weight = self.graph.weight(f"{name}.weight", self.decoder.load(f"{name}.weight"))
+        epsilon = self.decoder.norm.eps
+        if not skip:
+            return self.graph.node(
+                "SimplifiedLayerNormalization", [residual, weight], name, axis=-1, epsilon=epsilon
+            ), residual
+        normed, *_, total = self.graph.nodes(
+            "com.microsoft.SkipSimplifiedLayerNormalization",
+            [residual, skip, weight],
+            [name, "", "", f"{name}.residual"],
+            epsilon=epsilon,
+        )
+        return normed, total
+
+    def _linear(self, block: str, parts: tuple[str, ...], value: str) -> str:
+        """One product for all `parts`, which read the same value; their outputs one after the other."""
+        import numpy as np
+
+        name = f"{block}.{'_'.join(parts)}"
+        names = [f"{block}.{part}" for part in parts]
+        matrix = np.concatenate([self.decoder.load(f"{part}.weight") for part in names])
+        importance = self.imatrix.get(gguf_name(f"{names[0]}.weight"))
+        precision = self.precision
+        if precision.bits:
+            result = self._product_of_codes(
+                name, matrix, value, precision.bits, precision.block_size, importance
+            )
+        else:
+            weight = self._float(f"{name}.weight", np.ascontiguousarray(matrix.T))
+            result = self.graph.node("MatMul", [value, weight], name)
+        if f"{names[0]}.bias" not in self.decoder.shapes():
+            return result
+        bias = np.concatenate([self.decoder.load(f"{part}.bias") for part in names])
+        return self.graph.node("Add", [result, self.graph.weight(f"{name}.bias", bias)], f"{name}.biased")
+
+    def _product_of_codes(
+        self,
+        name: str,
+        matrix: np.ndarray,
+        value: str,
+        bits: int,
+        block_size: int,
+        importance: np.ndarray | None,
+    ) -> str:
+        packed = quantize_matrix(matrix, bits, block_size, self.precision.symmetric, importance)
+        names = [
+            self.graph.weight(f"{name}.codes", packed.codes),
+            self.graph.weight(f"{name}.scales", packed.scales),
+        ]
+        if packed.zero_points is not None:
+            names.append(self.graph.weight(f"{name}.zero_points", packed.zero_points))
+        return self._matmul_nbits([value, *names], name, matrix.shape, bits, block_size)
+
+    def _matmul_nbits(
+        self, inputs: list[str], output: str, shape: tuple[int, ...], bits: int, block: int
+    ) -> str:
+        return self.graph.node(
+            "com.microsoft.MatMulNBits", inputs, output, N=shape[0], K=shape[1], bits=bits, block_size=block,
+            accuracy_level=self.precision.accuracy_level,
+        )  # fmt: skip
+
+    def _embedding(self) -> str:
+        """The rows of the embedding that input_ids name."""
+        decoder, node, graph = self.decoder, self.graph.node, self.graph
+        matrix = decoder.load("embedding.weight")
+        precision = self.precision
+        if not precision.bits:
+            rows = node(
+                "Gather", [self._stored("embedding.weight", matrix), "input_ids"], "embedding", axis=0
+            )
+            return node("Cast", [rows], "embedding.float32", to=1) if precision.name == "fp16" else rows
+        packed = self._pack_head("embedding", matrix)
+        flat = (len(matrix), packed.codes.shape[1] * packed.codes.shape[2])
+        inputs = [graph.alias("embedding.rows", "embedding.codes", flat), "input_ids", "embedding.scales"]
+        if packed.zero_points is not None:
+            inputs.append("embedding.zero_points")
+        rows = node(
+            "com.microsoft.GatherBlockQuantized", inputs, "embedding", bits=precision.head_bits,
+            block_size=precision.head_block_size, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        if packed.scales.shape[1] * precision.head_block_size == decoder.hidden_size:
+            return rows
+        number = graph.integers
+        return node(
+            "Slice", [rows, number([0]), number([decoder.hidden_size]), number([-1])], "embedding.whole"
+        )
+
+    def _head(self, hidden: str) -> None:
+        decoder, precision, graph = self.decoder, self.precision, self.graph
+        name = "embedding" if decoder.tied else "head"
+        if precision.bits:
+            if not decoder.tied:
+                self._pack_head(name, decoder.load("head.weight"))
+            inputs = [f"{name}.codes", f"{name}.scales"] + [f"{name}.zero_points"] * (not precision.symmetric)
+            shape = (decoder.vocab_size, decoder.hidden_size)
+            self._matmul_nbits(
+                [hidden, *inputs], "logits", shape, precision.head_bits, precision.head_block_size
+            )
+            return
+        if not decoder.tied:
+            self._stored("head.weight", decoder.load("head.weight"))
+        weight = f"{name}.weight"
+        if precision.name == "fp16":
+            weight = graph.node("Cast", [weight], f"{name}.widened", to=1)
+        graph.node("com.microsoft.FusedMatMul", [hidden, weight], "logits", transB=1)
+
+    def _pack_head(self, name: str, matrix: np.ndarray) -> Packed:
+        """Quantize and store the embedding or the head."""
+        precision = self.precision
+        importance = next(
+            (self.imatrix[n] for n in ("output.weight", "token_embd.weight") if n in self.imatrix), None
+        )
+        if name == "embedding" and not self.decoder.tied:
+            importance = None  # nothing is multiplied with it
+        packed = quantize_matrix(
+            matrix, precision.head_bits, precision.head_block_size, precision.symmetric, importance
+        )
+        self.graph.weight(f"{name}.codes", packed.codes)
+        self.graph.weight(f"{name}.scales", packed.scales)
+        if packed.zero_points is not None:
+            self.graph.weight(f"{name}.zero_points", packed.zero_points)
+        return packed
+
+    def _wanted_rows(self, hidden: str) -> str:
+        """The rows whose logits are wanted: from logits_start on, all by default.
+
+        A prompt needs those of its last token alone. The input has a default, so that a program that does
+        not know it gets all rows.
+        """
+        number = self.graph.integers
+        start = self.graph.optional_input("logits_start", 0)
+        return self.graph.node("Slice", [hidden, start, number([2**62]), number([1])], "hidden.wanted")
+
+    def _stored(self, name: str, array: np.ndarray) -> str:
+        """A float matrix in the precision's own type."""
+        import numpy as np
+
+        if self.precision.name != "fp16":
+            return self.graph.weight(name, array)
+        if np.abs(array).max() > _LARGEST_HALF:
+            raise EdgeError(f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", "export it as fp32")
+        return self.graph.weight(name, array.astype(np.float16))
+
+    def _float(self, name: str, array: np.ndarray) -> str:
+        """A float matrix to multiply with, float32 when the graph runs."""
+        stored = self._stored(name, array)
+        if self.precision.name != "fp16":
+            return stored
+        return self.graph.node("Cast", [stored], f"{name}.widened", to=1)

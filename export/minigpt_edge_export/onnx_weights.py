@@ -1,0 +1,152 @@
+"""Matrices in the precisions of the ONNX targets: float, or integers of blocks by onnxruntime's quantizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a block's range, tried with the importance matrix
+_ROWS = 2**20  # weights whose candidates are held at once
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How an ONNX target stores its weights.
+
+    Attributes:
+        name: "fp32", "fp16", "int8" or "int4"; float16 weights are widened when they are loaded, since
+            processors compute in float32.
+        bits: of a block's integers, 0 for floats.
+        block_size: weights along the inputs that share a scale.
+        symmetric: no zero points: integers stand for -8…7 (-128…127) times the scale.
+        head_bits, head_block_size: the same of the embedding and head.
+        accuracy_level: MatMulNBits' own: 4 computes in int8, 0 and 1 in float32.
+    """
+
+    name: str
+    bits: int = 0
+    block_size: int = 32
+    symmetric: bool = True
+    head_bits: int = 8
+    head_block_size: int = 32
+    accuracy_level: int = 4
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix [N, K] as MatMulNBits takes it.
+
+    `codes` uint8 [N, blocks, block_size x bits / 8], `scales` float32 [N, blocks], `zero_points` uint8
+    [N, blocks x bits / 8 rounded up] or None. K is padded with zeros to whole blocks.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray | None
+
+
+def quantize_matrix(
+    matrix: np.ndarray, bits: int, block_size: int, symmetric: bool, importance: np.ndarray | None = None
+) -> Packed:
+    """Quantize with onnxruntime's block quantizer.
+
+    Args:
+        matrix: float32 [N, K], rows being outputs.
+        bits: 4 or 8.
+        importance: float32 [K], mean squared input. With it each block's range is narrowed where that lowers
+            the weighted squared error (the outermost weights are clipped), and the scales of symmetric codes
+            are refitted to it. The quantizer itself looks at the range alone.
+    """
+    import numpy as np
+
+    rows, columns = matrix.shape
+    blocks = -(-columns // block_size)
+    padded = np.zeros((rows, blocks * block_size), dtype=np.float32)
+    padded[:, :columns] = matrix
+    if importance is None:
+        return _quantize(padded, columns, bits, block_size, symmetric)
+    weights = np.zeros(blocks * block_size, dtype=np.float32)
+    # a floor keeps what the calibration text never used from losing all precision
+    weights[:columns] = importance + 1e-3 * float(importance.mean()) + 1e-30
+    weights = weights.reshape(blocks, block_size)
+    clipped = np.empty_like(padded)
+    step = max(1, _ROWS // padded.shape[1])
+    for start in range(0, rows, step):
+        part = padded[start : start + step].reshape(-1, blocks, block_size)
+        clipped[start : start + step] = _clip(part, weights, bits, symmetric).reshape(len(part), -1)
+    packed = _quantize(clipped, columns, bits, block_size, symmetric)
+    if not symmetric:
+        return packed
+    scales = _refit(padded.reshape(rows, blocks, block_size), packed, weights, bits)
+    return Packed(packed.codes, scales, None)
+
+
+def _quantize(padded: np.ndarray, columns: int, bits: int, block_size: int, symmetric: bool) -> Packed:
+    import numpy as np
+    from onnxruntime.capi import _pybind_state as onnxruntime
+
+    rows, blocks = len(padded), padded.shape[1] // block_size
+    codes = np.zeros((rows, blocks, block_size * bits // 8), dtype=np.uint8)
+    scales = np.zeros((rows, blocks), dtype=np.float32)
+    zero_points = np.zeros((rows, -(-blocks * bits // 8)), dtype=np.uint8)
+    quantizer = onnxruntime.quantize_matmul_4bits if bits == 4 else onnxruntime.quantize_matmul_8bits
+    quantizer(
+        codes, np.ascontiguousarray(padded.T), scales, zero_points, block_size, rows, columns, symmetric
+    )
+    return Packed(codes, scales, None if symmetric else zero_points)
+
+
+def _clip(values: np.ndarray, weights: np.ndarray, bits: int, symmetric: bool) -> np.ndarray:
+    """Blocks [n, blocks, size] clipped to the share of their range that quantizes with the least error."""
+    import numpy as np
+
+    half = 2 ** (bits - 1)
+    if symmetric:
+        at = np.abs(values).argmax(-1, keepdims=True)
+        peak = np.take_along_axis(values, at, -1)
+        low, high = -np.abs(peak), np.abs(peak)
+    else:
+        low, high = np.minimum(values.min(-1, keepdims=True), 0), np.maximum(values.max(-1, keepdims=True), 0)
+    best, least = np.ones_like(low), None
+    for share in _SHRINK:
+        if symmetric:
+            scale = peak * (-share / half)
+            zero = np.float32(half)
+        else:
+            scale = (high - low) * (share / (2 * half - 1))
+            zero = np.rint(np.divide(-share * low, scale, out=np.zeros_like(low), where=scale != 0))
+        codes = np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
+        codes = np.clip(np.rint(codes + zero), 0, 2 * half - 1) - zero
+        error = np.einsum("nbs,bs->nb", (codes * scale - values) ** 2, weights)[..., None]
+        if least is None:
+            least = error
+        else:
+            best = np.where(error < least, np.float32(share), best)
+            least = np.minimum(error, least)
+    return np.clip(values, best * low, best * high)
+
+
+def _refit(values: np.ndarray, packed: Packed, weights: np.ndarray, bits: int) -> np.ndarray:
+    """The scales that bring the symmetric codes closest to the blocks, weighted: float32 [N, blocks]."""
+    import numpy as np
+
+    scales = np.empty_like(packed.scales)
+    step = max(1, _ROWS // (values.shape[1] * values.shape[2]))
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        codes = _unpack(packed.codes[part], bits).astype(np.float32) - 2 ** (bits - 1)
+        down = np.einsum("nbs,nbs,bs->nb", codes, codes, weights)
+        up = np.einsum("nbs,nbs,bs->nb", codes, values[part], weights)
+        scales[part] = np.divide(up, down, out=packed.scales[part].copy(), where=down > 0)
+    return scales
+
+
+def _unpack(codes: np.ndarray, bits: int) -> np.ndarray:
+    import numpy as np
+
+    if bits == 8:
+        return codes
+    return np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], -1)
