@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge import exporting
-from minigpt_edge.exporting import MODEL
+from minigpt_edge.exporting import Export, f16_stage, gguf_stage, model_path, onnx_stage
+from minigpt_edge.held_out import HELD_OUT, held_out_sample
+from minigpt_edge.measuring import baseline_stage, label, measure_stage
 from minigpt_edge.shrink.weights import CHECKPOINT, IMPORTANCE, PLAN
 from minigpt_edge.stage import Stage
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.bundle import MANIFEST, owned_files, read_manifest, verify_checksums, write_manifest
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json, sha256_json
+from minigpt_edge_runtime.files import os_error, read_json, sha256_json, write_json
 
 if TYPE_CHECKING:
     from minigpt_edge.console import Talk
@@ -110,33 +111,35 @@ def ship(
 ) -> tuple[dict[str, Any], bool]:
     """Export, quantize, measure and write the bundle; (report, whether it was there already)."""
     checkpoint = recovered.path if recovered else pruned.path / CHECKPOINT
-    importance = pruned.path / IMPORTANCE
-    metadata = {
-        "name": shipment.name,
-        "base_model": base.name,
-        **({"license": base.licence} if base.licence else {}),
-    }
-    exported = exporting.export_stage(work, checkpoint, text, metadata, recipe.threads, talk)
+    job = Export(
+        work=work,
+        checkpoint=checkpoint,
+        importance=pruned.path / IMPORTANCE,
+        text=text,
+        metadata={
+            "name": shipment.name,
+            "base_model": base.name,
+            **({"license": base.licence} if base.licence else {}),
+        },
+        threads=recipe.threads,
+        talk=talk,
+    )
+    f16 = f16_stage(job) if any(target.format == "gguf" for target in targets) else None
     files: list[tuple[Target, Stage, Stage]] = []
     for target in targets:
-        made = exporting.quantize_stage(
-            work, target, exported, checkpoint, importance, text, recipe.threads, talk
-        )
-        kind = made.metrics["type"].upper()
-        measured = exporting.measure_stage(
-            work, f"measure-{target.name}", made.path / MODEL, text, recipe.threads, talk, f"shipped {kind}"
-        )
-        files.append((target, made, measured))
-    baselines: dict[str, Stage] = {}
+        made = gguf_stage(job, target, f16) if f16 and target.format == "gguf" else onnx_stage(job, target)
+        files.append((target, made, measure_stage(work, target, made, text, recipe.threads, talk)))
+    baselines: dict[tuple[str, str], Stage] = {}
     if recipe.baseline:
-        for kind in dict.fromkeys(["f16", *(made.metrics["type"] for _, made, _ in files)]):
-            baselines[kind] = exporting.baseline_stage(work, base, kind, text, recipe.threads, talk)
+        kinds = [("gguf", "f16"), *((target.format, made.metrics["type"]) for target, made, _ in files)]
+        for kind in dict.fromkeys(kinds):
+            baselines[kind] = baseline_stage(work, base, *kind, text, recipe.threads, talk)
     stages = [
         text,
         dense,
         pruned,
         recovered,
-        exported,
+        f16,
         *(s for _, *pair in files for s in pair),
         *baselines.values(),
     ]
@@ -147,7 +150,7 @@ def ship(
     if shipment.up_to_date(key):
         return read_json(shipment.out / "report.json"), True
     report = _report(
-        shipment, recipe, base, text, dense, pruned, recovered, exported, files, baselines, finished, command
+        shipment, recipe, base, text, dense, pruned, recovered, files, baselines, finished, command
     )
     partial = shipment.out.with_name(f".{shipment.out.name}.partial")
     _assemble(partial, shipment, recipe, base, text, checkpoint, pruned, files, report, key)
@@ -155,7 +158,10 @@ def ship(
     return report, False
 
 
-def _file_name(name: str, made: Stage) -> str:
+def _file_name(name: str, target: Target, made: Stage) -> str:
+    """Where a target's model file lies in the bundle; an ONNX model has a whole directory."""
+    if target.format == "onnx":
+        return f"{target.name}/model.onnx"
     return f"{name}-{made.metrics['type']}.gguf"
 
 
@@ -179,9 +185,15 @@ def _assemble(
     shutil.rmtree(directory, ignore_errors=True)
     try:
         directory.mkdir(parents=True)
-        names = {made.path: _file_name(shipment.name, made) for _, made, _ in files}
-        for made_path, name in names.items():
-            shutil.copyfile(made_path / MODEL, directory / name)
+        model_files = []
+        for target, made, _ in files:
+            model_files.append(_file_name(shipment.name, target, made))
+            source, copy = model_path(target, made), directory / model_files[-1]
+            if target.format == "onnx":
+                shutil.copytree(source.parent, copy.parent)
+            else:
+                shutil.copyfile(source, copy)
+        model_files = list(dict.fromkeys(model_files))
         for name in _TOKENIZER_FILES:
             if (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, directory / name)
@@ -191,15 +203,16 @@ def _assemble(
     windows = read_json(text.path / "validation.texts.json")
     start, sample = windows["document_start"], windows["windows"][0]["text"]
     template = directory / "chat_template.jinja"
-    model_files = list(dict.fromkeys(names.values()))
     write_report(report, directory)
     write_card(report, directory, prompt=" ".join(sample.split()[:4]))
-    write_modelfile(
-        directory,
-        model_file=model_files[0],
-        chat_template=template.read_text(encoding="utf-8") if template.exists() else None,
-        stop=_stop_texts(checkpoint),
-    )
+    write_json(directory / HELD_OUT, held_out_sample(text.path))
+    if gguf := [name for name in model_files if name.endswith(".gguf")]:
+        write_modelfile(
+            directory,
+            model_file=gguf[0],
+            chat_template=template.read_text(encoding="utf-8") if template.exists() else None,
+            stop=_stop_texts(checkpoint),
+        )
     write_manifest(
         directory,
         name=shipment.name,
@@ -242,9 +255,8 @@ def _report(
     dense: Stage,
     pruned: Stage,
     recovered: Stage | None,
-    exported: Stage,
     files: list[tuple[Target, Stage, Stage]],
-    baselines: dict[str, Stage],
+    baselines: dict[tuple[str, str], Stage],
     stages: list[Stage],
     command: str,
 ) -> dict[str, Any]:
@@ -252,13 +264,15 @@ def _report(
     from minigpt_edge_runtime.device import device_info
 
     models = []
-    for kind, stage in baselines.items():
-        role = "dense-f16" if kind == "f16" else "dense-quantized"
-        models.append(_model(f"dense {kind.upper()}", role, kind, stage.metrics))
-    for _, made, measured in files:
-        kind = made.metrics["type"]
-        entry = _model(f"shipped {kind.upper()}", "shipped", kind, measured.metrics)
-        models.append({**entry, "file": _file_name(shipment.name, made), "tried": made.metrics["tried"]})
+    for (file_format, kind), stage in baselines.items():
+        role = "dense-f16" if (file_format, kind) == ("gguf", "f16") else "dense-quantized"
+        name = label(file_format, kind)
+        models.append(_model(f"dense {name}", role, name, stage.metrics))
+    for target, made, measured in files:
+        kind = label(target.format, made.metrics["type"])
+        entry = _model(f"shipped {kind}", "shipped", kind, measured.metrics)
+        entry["file"] = _file_name(shipment.name, target, made)
+        models.append({**entry, "target": target.name, "tried": made.metrics["tried"]})
     report: dict[str, Any] = {
         "format": 1,
         "name": shipment.name,
@@ -280,7 +294,7 @@ def _report(
             "pruned": pruned.metrics["quality"],
             **({"recovered": recovered.metrics["after"]} if recovered else {}),
         },
-        "parity": exported.metrics,
+        "parity": {target.name: made.metrics["parity"] for target, made, _ in files},
         "models": models,
         "stages": [
             {
@@ -331,7 +345,7 @@ def _model(label: str, role: str, kind: str, measured: dict[str, Any]) -> dict[s
     return {
         "label": label,
         "role": role,
-        "quantization": kind.upper(),
+        "quantization": kind,
         **{key: speed["model"][key] for key in ("file", "bytes", "parameters", "sha256", "architecture")},
         "quality": {
             **{key: quality[key] for key in _QUALITY},

@@ -157,7 +157,7 @@ class _Writer:
         packed = self._linear(name, ("query", "key", "value"), normed)
         cache = []
         for part in ("key", "value"):
-            shape = ["batch", block.kv_heads, "past", self.decoder.head_dim]
+            shape: list[int | str] = ["batch", block.kv_heads, "past", self.decoder.head_dim]
             cache.append(graph.input(f"past_key_values.{index}.{part}", "float32", shape))
             graph.output(f"present.{index}.{part}", "float32", [*shape[:2], "total", shape[3]])
         attended = graph.node(

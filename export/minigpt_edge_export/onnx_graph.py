@@ -23,7 +23,7 @@ class Graph:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._data = open(path.with_name(path.name + ".data"), "wb")
+        self._data = open(path.with_name(path.name + ".data"), "wb")  # noqa: SIM115 (closed on exit)
         self._nodes: list[Any] = []
         self._weights: dict[str, Any] = {}
         self._inputs: list[Any] = []
@@ -89,7 +89,7 @@ class Graph:
             at = self._data.tell()
             self._data.write(b"\0" * (-at % (_PAGE if array.nbytes >= _PAGE else _LINE)))
             offset = self._data.tell()
-            self._data.write(memoryview(array).cast("B"))
+            self._data.write(array.data.cast("B"))
             tensor.data_location = TensorProto.EXTERNAL
             where = {"location": f"{self._path.name}.data", "offset": offset, "length": array.nbytes}
             for key, value in where.items():

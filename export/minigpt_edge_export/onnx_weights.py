@@ -1,4 +1,4 @@
-"""Matrices in the precisions of the ONNX targets: float, or integers of blocks by onnxruntime's quantizers."""
+"""Matrices in the precisions of the ONNX targets: floats, or integers by onnxruntime's quantizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model can be exported to: families such as gguf-q4, and every exact type such as gguf-iq4_nl.
+"""What a model can be exported to: families such as gguf-q4, onnx-int4, and exact types such as gguf-iq4_nl.
 
 llama.cpp never refuses a width. A matrix whose rows are not a multiple of the type's block silently gets
 another type: 256-blocks become Q4_0 (from Q2_K, Q3_K), Q5_0 (Q4_K), Q5_1 (Q5_K), Q8_0 (Q6_K) or IQ4_NL (IQ
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minigpt_edge_export.onnx_weights import Precision
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Target:
     """What `--target` names.
 
     Attributes:
-        name: such as "gguf-q4".
-        format: "gguf".
+        name: such as "gguf-q4" or "onnx-int4".
+        format: "gguf" or "onnx".
         types: the types to choose from by measured quality per byte; one for an exact target.
         width_multiple: row lengths that no type of the target falls back from.
     """
@@ -73,8 +74,8 @@ class Target:
 
     @property
     def quantized(self) -> bool:
-        """Whether the file is made by quantizing an F16 file."""
-        return self.types[0] not in UNQUANTIZED
+        """Whether the weights are integers of blocks."""
+        return self.types[0] not in (*UNQUANTIZED, "fp32", "fp16")
 
 
 def _target(name: str, types: tuple[str, ...]) -> Target:
@@ -82,10 +83,28 @@ def _target(name: str, types: tuple[str, ...]) -> Target:
     return Target(f"gguf-{name}", "gguf", types, min(QUANTIZATIONS[kind].multiple for kind in types))
 
 
+# ONNX types. Blocks of 64 fit 576 and widths of 32s with little padding, run faster than blocks of 32 and
+# are smaller; accuracy level 4 computes in int8 (docs/decisions.md has what was measured).
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision("fp32"),
+    "fp16": Precision("fp16"),
+    "int8": Precision("int8", 8, block_size=64, head_block_size=64),
+    "int4-64": Precision("int4", 4, block_size=64, head_block_size=64),
+    "int4-64-zero": Precision("int4", 4, block_size=64, symmetric=False, head_block_size=64),
+    "int4-32-zero": Precision("int4", 4, block_size=32, symmetric=False, head_block_size=64),
+}
+_ONNX: dict[str, tuple[str, ...]] = {
+    "fp32": ("fp32",),
+    "fp16": ("fp16",),
+    "int8": ("int8",),
+    "int4": ("int4-64", "int4-64-zero", "int4-32-zero"),
+}
+
 _TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         *(_target(name, types) for name, types in _FAMILIES.items()),
+        *(Target(f"onnx-{name}", "onnx", types, 1) for name, types in _ONNX.items()),
         *(_target(name, (name,)) for name in QUANTIZATIONS),
     )
 }

@@ -1,0 +1,66 @@
+"""What every exported file is compared with: the checkpoint's own logits, computed in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.stage import Stage, run_stage
+from minigpt_edge_runtime.files import sha256_file
+
+if TYPE_CHECKING:
+    from minigpt_edge.console import Talk
+
+REFERENCE = "reference.safetensors"
+WINDOWS, TOKENS = 4, 256  # validation windows, and tokens of each
+
+
+def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, talk: Talk) -> Stage:
+    """reference.safetensors: "tokens" int32 [n, T] and the checkpoint's "logits" float32 [n, T, vocab]."""
+
+    def make(out: Path) -> dict[str, Any]:
+        talk.step("export: the checkpoint's logits")
+        return _write(checkpoint, text.path / "validation.texts.json", out / REFERENCE, threads)
+
+    return run_stage(
+        work,
+        "reference",
+        settings={"windows": WINDOWS, "tokens": TOKENS},
+        inputs={
+            **checkpoint_hashes(checkpoint),
+            "validation": text.manifest["outputs"]["validation.texts.json"],
+        },
+        code=("minigpt_edge.reference", "minigpt_edge.checkpoint"),
+        make=make,
+    )
+
+
+def checkpoint_hashes(checkpoint: Path) -> dict[str, str]:
+    """sha256 of the files of a checkpoint that decide what is exported."""
+    names = (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    )
+    files = [checkpoint / name for name in names] + sorted(checkpoint.glob("*.safetensors"))
+    return {path.name: sha256_file(path) for path in files if path.exists()}
+
+
+def _write(checkpoint: Path, texts: Path, path: Path, threads: int) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import save_file
+
+    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.evaluate.perplexity import encode, read_texts, read_tokenizer
+
+    torch.set_num_threads(threads)
+    start, records = read_texts(texts)
+    ids = encode(read_tokenizer(checkpoint), start, [record["text"] for record in records])
+    rows = [row for row in ids if len(row) >= TOKENS][:WINDOWS] or [min(ids, key=len)]
+    tokens = torch.tensor([row[:TOKENS] for row in rows])
+    with torch.inference_mode():
+        logits = load_model(checkpoint)(tokens, use_cache=False).logits
+    save_file({"tokens": tokens.int(), "logits": logits.float().contiguous()}, path)
+    return {"tokens": tokens.numel()}
