@@ -6,24 +6,43 @@ import os
 import platform
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from minigpt_edge_runtime.cpus import sysctl
+from minigpt_edge_runtime.engine import default_threads
 
 
 def device_info() -> dict[str, Any]:
     """CPU model, architecture, cores, memory (bytes), operating system and Python; unknown facts are None."""
-    from minigpt_edge_runtime.engine import default_threads
-
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "cores_usable": default_threads(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def rss_bytes() -> int | None:
+    """The resident memory of this process now, in bytes; None where the system does not tell."""
+    if sys.platform == "win32":
+        return _windows_memory("WorkingSetSize")
+    if sys.platform.startswith("linux"):
+        return linux_memory("self").get("VmRSS")
+    done = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True)
+    return int(done.stdout) * 1024 if done.stdout.strip().isdigit() else None
+
+
+def linux_memory(process: int | str) -> dict[str, int]:
+    """What /proc/PID/status says of a process's memory, in bytes; empty if the process is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
 
 
 def peak_rss_bytes() -> int | None:
@@ -34,10 +53,9 @@ def peak_rss_bytes() -> int | None:
 
     if sys.platform.startswith("linux"):
         # ru_maxrss survives exec: a process started by a large one would report its parent's peak
-        with suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
+        known = linux_memory("self").get("VmHWM")
+        if known is not None:
+            return known
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
@@ -51,25 +69,18 @@ def _cpu_model() -> str | None:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
         return names[0] if names else platform.processor() or None
     if sys.platform == "darwin":
-        return _sysctl("machdep.cpu.brand_string")
+        return sysctl("machdep.cpu.brand_string")
     return platform.processor() or None
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
+    """The machine's memory, in bytes; None where the system does not tell."""
     if sys.platform == "win32":
         return None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
-
-
-def _sysctl(name: str) -> str | None:
-    try:
-        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _windows_memory(field: str) -> int | None:

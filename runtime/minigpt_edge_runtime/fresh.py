@@ -1,68 +1,98 @@
-"""Measurements in a process of their own: how one is started, and what runs inside it."""
+"""Measurements in a process of their own: how one is started and watched, and what runs inside it."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import click
-
-from minigpt_edge_runtime.click_group import INTERRUPTED, show_error
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.memory_limit import LOOK_EVERY, check_used, memory_used
 
+KINDS = ("speed", "latency", "quality", "bandwidth")
 CRASH_HINT = (
-    "if there was memory enough, llama.cpp may have been built for another CPU: "
-    "pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
+    "if there was memory enough, the engine's library may have been built for another CPU; install it again, "
+    "llama-cpp-python built on this machine: pip install --force-reinstall --no-binary llama-cpp-python "
+    "llama-cpp-python"
 )
+_REQUEST, _RESULT, _STEP = "request.json", "result.json", "step.txt"
+Draw = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
 
-def run_fresh(kind: str, model: Path | str, *, progress: bool = False, **options: Any) -> dict[str, Any]:
+def run_fresh(
+    kind: str,
+    model: Path | str | None = None,
+    *,
+    progress: bool = False,
+    memory_limit: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Measure in a new process, and return what it measured.
 
     Args:
-        kind: "speed" or "quality".
+        kind: "speed", "latency", "quality", or "bandwidth" (which takes no model).
         model: the model file.
-        progress: let the new process draw a bar on stderr.
-        options: as `measure_speed` or `measure_quality` take them (`texts` a path); None is the default.
+        progress: draw a bar on stderr (from this process, so that the new one measures the same either way).
+        memory_limit: bytes the new process may use, see `memory_limit`.
+        options: as the function that measures takes them, JSON or paths; None is its default.
 
     Raises:
-        EdgeError: with the new process's own message and hint.
+        EdgeError: with the new process's own message and hint, or it exceeded the limit.
     """
-    if kind not in ("speed", "quality"):
-        raise UsageError(f"there is no measurement {kind!r}", "choose speed or quality")
-    with tempfile.TemporaryDirectory(prefix="minigpt-edge-") as folder:
-        output = Path(folder) / "result.json"
-        # -P: a stray numpy.py in the working directory must not be imported
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "minigpt_edge_runtime.measure",
-            kind,
-            str(model),
-            "-o",
-            str(output),
-        ]
-        command += ["--json-errors"] + (["--progress"] if progress else [])
-        for name, value in options.items():
-            if value is not None:
-                command += ["--" + name.replace("_", "-"), str(value)]
-        done = subprocess.run(
-            command,
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=None if progress else subprocess.PIPE,
-            text=True,
-        )
-        if done.returncode:
-            raise _child_error(kind, Path(model), done)
-        return dict(read_json(output))
+    if kind not in KINDS:
+        raise UsageError(f"there is no measurement {kind!r}", f"choose one of: {', '.join(KINDS)}")
+    given = {key: value for key, value in {"path": model, **options}.items() if value is not None}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    with tempfile.TemporaryDirectory(prefix="minigpt-edge-") as name:
+        folder = Path(name)
+        write_json(folder / _REQUEST, {"kind": kind, "options": plain})
+        with (folder / "stderr.txt").open("w+b") as log, _bar(kind, progress) as draw:
+            # -P: a stray numpy.py in the working directory must not be imported
+            command = [sys.executable, "-P", "-m", "minigpt_edge_runtime.fresh", name]
+            process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log)
+            try:
+                _watch(process, folder, draw, memory_limit)
+            finally:
+                process.kill()
+                process.wait()
+            log.seek(0)
+            said = log.read().decode("utf-8", errors="replace").strip().splitlines()
+        about = f"measuring the {kind}" + (f" of {model}" if model is not None else "")
+        answer = _answer(folder, about, process.returncode, said)
+    if memory_limit is not None:
+        check_used(answer["peak_rss_bytes"] or 0, memory_limit, "measuring")
+    return dict(answer["result"])
+
+
+def _watch(
+    process: subprocess.Popen[bytes], folder: Path, draw: Draw | None, memory_limit: int | None
+) -> None:
+    """Wait for the process; EdgeError as soon as it is seen to have more memory than it may."""
+    if draw is None and memory_limit is None:
+        process.wait()
+    while process.poll() is None:
+        if memory_limit is not None and (used := memory_used(process.pid)) > memory_limit:
+            process.kill()
+            check_used(used, memory_limit, _step(folder)[0])
+        if draw is not None:
+            draw(*_step(folder))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.2 if memory_limit is None else LOOK_EVERY)
+
+
+def _step(folder: Path) -> tuple[str, int, int]:
+    """What the new process does now, steps done, steps in all."""
+    try:
+        done, total, what = (folder / _STEP).read_text(encoding="utf-8").split(" ", 2)
+    except FileNotFoundError:
+        return "starting", 0, 1
+    return what, int(done), int(total)
 
 
 def _environment() -> dict[str, str]:
@@ -72,105 +102,69 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def _child_error(kind: str, model: Path, done: subprocess.CompletedProcess[str]) -> EdgeError:
-    try:
-        told = json.loads(done.stdout)
-        return EdgeError(told["error"], told["hint"])
-    except (ValueError, TypeError, KeyError):
-        pass  # it crashed, so all it left is its stderr
-    if done.returncode < 0:
-        return EdgeError(
-            f"measuring the {kind} of {model} was ended by signal {-done.returncode}", CRASH_HINT
-        )
-    lines = (done.stderr or "").strip().splitlines()
-    return EdgeError(f"measuring the {kind} of {model} failed: {lines[-1] if lines else 'no message'}")
+def _answer(folder: Path, about: str, code: int, said: list[str]) -> dict[str, Any]:
+    """What the new process left, raised if it is an error."""
+    if (folder / _RESULT).exists():
+        answer = dict(read_json(folder / _RESULT))
+        if "error" in answer:
+            raise EdgeError(answer["error"], answer["hint"])
+        return answer
+    if code < 0:
+        raise EdgeError(f"{about} was ended by signal {-code}", CRASH_HINT)
+    raise EdgeError(f"{about} failed: {said[-1] if said else 'no message'}")
 
 
-def _bar(shown: bool) -> Any:
-    """A progress callback that draws on stderr when asked and stderr is a terminal, else None."""
+@contextmanager
+def _bar(kind: str, shown: bool) -> Iterator[Draw | None]:
+    """A callback that draws a bar on stderr; None if that is not wanted or no terminal."""
     if not (shown and sys.stderr.isatty()):
-        return None
+        yield None
+        return
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True)
-    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(kind)
 
-    def show(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            bar.start()
-            tasks[what] = bar.add_task(f"measuring {what}", total=total)
-        bar.update(tasks[what], completed=done)
-        if done == total:
-            bar.stop()
+        def draw(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{kind}: {what}", completed=done, total=total)
 
-    return show
+        yield draw
 
 
-def _common(command: Any) -> Any:
-    for option in (
-        click.option("--json-errors", is_flag=True, hidden=True, help="Report a failure as JSON on stdout."),
-        click.option("--progress", is_flag=True, help="Draw a progress bar on stderr."),
-        click.option(
-            "-o", "--output", type=click.Path(path_type=Path), help="Write the JSON here, not to stdout."
-        ),
-        click.option("--context-length", type=click.IntRange(1), help="Tokens of the context."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all)."),
-        click.argument("model", type=click.Path(path_type=Path)),
-    ):
-        command = option(command)
-    return command
+def main(folder: Path) -> None:
+    """The new process: measure what the request asks for."""
+    request = read_json(folder / _REQUEST)
+    waiting = folder / "waiting.txt"
 
+    def progress(what: str, done: int, total: int) -> None:
+        waiting.write_text(f"{done} {total} {what}", encoding="utf-8")
+        waiting.replace(folder / _STEP)  # whole, or not yet
 
-@click.group()
-def commands() -> None:
-    """Measure one model file in this process."""
-
-
-@commands.command()
-@_common
-@click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--generate-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--first-token-prompt", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
-def speed(model: Path, output: Path | None, progress: bool, json_errors: bool, **options: Any) -> None:
-    """Load time, time to first token, tokens/s and peak memory."""
-    from minigpt_edge_runtime.measure import measure_speed
-
-    _put(measure_speed(model, progress=_bar(progress), **options), output)
-
-
-@commands.command()
-@_common
-@click.option(
-    "--texts", type=click.Path(path_type=Path), required=True, help="A texts.json of held-out windows."
-)
-def quality(model: Path, output: Path | None, progress: bool, json_errors: bool, **options: Any) -> None:
-    """Bits per byte and perplexity per base-model token on held-out text."""
-    from minigpt_edge_runtime.measure import measure_quality
-
-    _put(measure_quality(model, progress=_bar(progress), **options), output)
-
-
-def _put(result: dict[str, Any], output: Path | None) -> None:
-    if output is None:
-        click.echo(json.dumps(result, indent=2))
-    else:
-        write_json(output, result)
-
-
-def main() -> None:
-    """The command line of `python -m minigpt_edge_runtime.measure`."""
     try:
-        commands(prog_name="python -m minigpt_edge_runtime.measure", standalone_mode=False)
+        result = _measure(request["kind"], request["options"], progress)
     except EdgeError as error:
-        if "--json-errors" in sys.argv:
-            click.echo(json.dumps({"error": error.message, "hint": error.hint}))
-        else:
-            show_error(error)
+        write_json(folder / _RESULT, {"error": error.message, "hint": error.hint})
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)  # the process that started this one says so
+    from minigpt_edge_runtime.device import peak_rss_bytes
+
+    write_json(folder / _RESULT, {"result": result, "peak_rss_bytes": peak_rss_bytes()})
+
+
+def _measure(kind: str, options: dict[str, Any], progress: Draw) -> dict[str, Any]:
+    if kind == "bandwidth":
+        from minigpt_edge_runtime.bandwidth import measure_bandwidth
+
+        return measure_bandwidth(**options)
+    from minigpt_edge_runtime.measure import measure_latency, measure_quality, measure_speed
+    from minigpt_edge_runtime.profiles import Settings
+
+    if kind == "latency":
+        settings = Settings(**options.pop("settings"))
+        return measure_latency(settings=settings, progress=progress, **options)
+    measure = measure_speed if kind == "speed" else measure_quality
+    return measure(progress=progress, **options)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

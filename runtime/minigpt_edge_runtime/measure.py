@@ -1,130 +1,105 @@
 """Measure a model file the way a device loads it: speed and memory, or quality on held-out text.
 
-Run as `python -m minigpt_edge_runtime.measure speed|quality …` or through `run_fresh`, each measurement
-has a process of its own, so that peak memory is the model's.
+Through `run_fresh` each measurement has a process of its own, so that peak memory is the model's.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from minigpt_edge_runtime.artefact import describe_model
-from minigpt_edge_runtime.device import device_info, peak_rss_bytes
+from minigpt_edge_runtime.cpus import pin
+from minigpt_edge_runtime.device import device_info, peak_rss_bytes, rss_bytes
+from minigpt_edge_runtime.energy import Meter, find_meter
 from minigpt_edge_runtime.engine import Engine, default_threads, open_engine
-from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.fresh import run_fresh
+from minigpt_edge_runtime.profiles import Settings
+from minigpt_edge_runtime.samples import entry, milliseconds, nanoseconds
 
-__all__ = ["describe_model", "measure_quality", "measure_speed", "percentiles", "run_fresh"]
+__all__ = ["describe_model", "measure_latency", "measure_quality", "measure_speed", "run_fresh"]
 
 FORMAT = 1
-Sample = TypeVar("Sample")
-Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+WARMUP = 1  # runs of each test before those that count
+Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
+_LIBRARIES = ("numpy", "tokenizers", "llama_cpp_python", "onnxruntime")
 
-INCLUDES = {
-    "load_seconds": "header check, reading the weights, context and buffers; the file is in the page cache",
-    "ttft_ms": "evaluating the prompt from an empty cache and the greedy pick; not tokenizing, not loading",
-    "prefill_tokens_per_second": "evaluating the prompt from an empty cache, logits of its last token",
-    "decode_tokens_per_second": "one token at a time from an empty cache, each with its greedy pick",
-    "peak_rss_mb": "the whole process: interpreter, libraries, weights, cache, buffers; MB = 1,000,000 bytes",
-}
+
+def measure_latency(path: Path | str, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+    """Time a model file in this process, which is pinned to as many CPUs as there are threads.
+
+    Prompts are seeded pseudo-random token ids, as llama-bench uses. The time of a prompt ends with the greedy
+    pick of its first token, that of a decoded token with its own; tokenizing is not in it. Loading is
+    checking the file, reading the weights and making the context; the first load also imports the library,
+    and may read from the disk, so it is told apart ("first_ns") and not counted.
+
+    Returns:
+        "settings", "load", "prefill", "decode", "memory", "energy" and "runtime" of a latency report; decode
+        yet without what depends on the file, see `report.make_report`.
+
+    Raises:
+        EdgeError: the file can't be run, or its context is too short.
+    """
+    path, pinned = Path(path), pin(settings.threads)
+    timed_runs = _TimedRuns(settings, progress)
+    before = rss_bytes()
+    timed_runs.step("loading")
+    first, engine = _timed_load(path, settings)
+    with engine:
+        loaded = rss_bytes()
+        prompt = _prompt(engine, max(settings.prompt_lengths[-1], settings.depths[-1]))
+        prefill = [_prefill(engine, prompt[:length], timed_runs) for length in settings.prompt_lengths]
+        decode = [_decode(engine, prompt[:depth], settings, timed_runs) for depth in settings.depths]
+        peak = peak_rss_bytes()
+        runtime = _runtime(engine.description())
+    loads = [_reload(path, settings, timed_runs) for _ in range(settings.repetitions)]
+    return {
+        "settings": _settings(settings, pinned),
+        "load": {**nanoseconds(loads), "first_ns": first},
+        "prefill": prefill,
+        "decode": decode,
+        "memory": {
+            "rss_before_load_bytes": before,
+            "rss_after_load_bytes": loaded,
+            "peak_rss_bytes": peak,
+        },
+        "energy": timed_runs.meter
+        and {
+            "source": timed_runs.meter.source,
+            "prefill_joules_per_token": prefill[-1]["joules_per_token"],
+            "decode_joules_per_token": decode[0]["joules_per_token"],
+        },
+        "runtime": runtime,
+    }
 
 
 def measure_speed(
-    path: Path | str,
-    *,
-    threads: int | None = None,
-    prompt_tokens: int = 512,
-    generate_tokens: int = 64,
-    first_token_prompt: int = 128,
-    repeat: int = 5,
-    context_length: int | None = None,
-    progress: Progress | None = None,
+    path: Path | str, *, threads: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Time a model file in this process (for true memory figures use `run_fresh`).
-
-    Prompts are seeded pseudo-random token ids, as llama-bench uses; a warm-up of each kind is not counted.
-
-    Returns:
-        The headline figures (medians over `repeat`; "includes" says of what), their raw samples in seconds,
-        the settings, the model's, runtime's and device's description.
-
-    Raises:
-        EdgeError: the file can't be run, or its context is too short for the prompts.
-    """
-    counts = {
-        "prompt_tokens": prompt_tokens,
-        "generate_tokens": generate_tokens,
-        "first_token_prompt": first_token_prompt,
-        "repeat": repeat,
-    }
-    _need_positive(**counts)
-    path, threads = Path(path), threads or default_threads()
-    model = describe_model(path)
-    context = context_length or max(prompt_tokens, first_token_prompt, generate_tokens + 1)
-    report = _reporter(progress, "speed", 3 * (repeat + 1))
-    rss_before = peak_rss_bytes()
-    load_seconds, engine = _timed_load(path, context, threads)
-    with engine:
-        samples = _speed_samples(engine, report, **counts)
-        peak = peak_rss_bytes()
-        runtime = _runtime(engine.description())
-    samples["load_seconds"] = [load_seconds, *(_reload(path, context, threads) for _ in range(repeat - 1))]
+    """The headline of `measure_latency` in a few figures (medians), and the model's description."""
+    settings = Settings(threads or default_threads(), depths=(0,))
+    measured = measure_latency(path, settings, progress)
+    peak, decode = measured["memory"]["peak_rss_bytes"], measured["decode"][0]
     return {
         "format": FORMAT,
         "kind": "speed",
-        "model": model,
-        **_headline(samples, prompt_tokens, generate_tokens),
-        "peak_rss_mb": _megabytes(peak),
-        "rss_before_load_mb": _megabytes(rss_before),
-        "threads": threads,
-        "settings": {**counts, "context_length": context},
-        "samples": samples,
-        "includes": INCLUDES,
-        "runtime": runtime,
-        "device": device_info(),
+        "model": describe_model(Path(path)),
+        "load_seconds": round(statistics.median(measured["load"]["samples_ns"]) / 1e9, 4),
+        "ttft_ms": measured["prefill"][0]["ttft_ms"],
+        "prefill_tokens_per_second": round(statistics.median(measured["prefill"][-1]["samples_ts"]), 2),
+        "decode_tokens_per_second": round(statistics.median(decode["samples_ts"]), 2),
+        "itl_ms": decode["itl_ms"],
+        "peak_rss_mb": None if peak is None else round(peak / 1e6, 1),
+        "threads": settings.threads,
+        "settings": measured["settings"],
+        "runtime": measured["runtime"],
     }
-
-
-def _headline(samples: Mapping[str, list[Any]], prompt_tokens: int, generate_tokens: int) -> dict[str, Any]:
-    decode, median = samples["decode_seconds"], statistics.median
-    return {
-        "load_seconds": round(median(samples["load_seconds"]), 4),
-        "ttft_ms": percentiles([1000 * seconds for seconds in samples["ttft_seconds"]]),
-        "prefill_tokens_per_second": round(prompt_tokens / median(samples["prefill_seconds"]), 2),
-        "decode_tokens_per_second": round(generate_tokens / median(map(sum, decode)), 2),
-        "itl_ms": percentiles([1000 * seconds for run in decode for seconds in run]),
-    }
-
-
-def _speed_samples(
-    engine: Engine,
-    report: Callable[[], None],
-    *,
-    prompt_tokens: int,
-    generate_tokens: int,
-    first_token_prompt: int,
-    repeat: int,
-) -> dict[str, list[Any]]:
-    """Seconds to the first token, of the prefill, and (a list per run) of each decoded token."""
-    import numpy as np
-
-    longest = max(first_token_prompt, prompt_tokens)
-    prompt = np.random.default_rng(0).integers(0, engine.vocab_size, longest).tolist()
-    return {
-        "ttft_seconds": _samples(repeat, report, lambda: _prefill(engine, prompt[:first_token_prompt])),
-        "prefill_seconds": _samples(repeat, report, lambda: _prefill(engine, prompt[:prompt_tokens])),
-        "decode_seconds": _samples(repeat, report, lambda: _decode(engine, generate_tokens)),
-    }
-
-
-def _megabytes(size: int | None) -> float | None:
-    return None if size is None else round(size / 1e6, 1)
 
 
 def measure_quality(
@@ -135,118 +110,156 @@ def measure_quality(
     context_length: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score held-out windows, each on its own from the document-start token.
+    """Score held-out windows, each on its own from the document-start token, and answer questions.
 
     Args:
-        texts: a texts.json or its content: {document_start, split, windows: [{text, bytes, base_tokens}]}.
-        context_length: tokens of the context; by default what the longest window needs.
+        texts: a texts.json, a bundle's held-out.json, or the content of one: {document_start, split, windows:
+            [{text, bytes, base_tokens}], questions (may be missing): [{context, choices, answer}]}.
+        context_length: tokens of the context; by default what the longest text needs.
 
     Returns:
-        nll (nats), bits_per_byte with its standard error over windows, perplexity_per_base_token, and
-        per window nll, tokens, bytes and base_tokens.
+        nll (nats), bits_per_byte with its standard error over windows, perplexity_per_base_token,
+        per window nll, tokens, bytes and base_tokens, and multiple_choice (None without questions).
 
     Raises:
-        EdgeError: texts is damaged, a window exceeds the context, or the vocabulary loses bytes of a text.
+        EdgeError: texts is damaged, one exceeds the context, or the vocabulary loses bytes of a text.
     """
-    from minigpt_edge_runtime.scoring import read_windows, score_windows, summarize
+    from minigpt_edge_runtime.scoring import score_held_out, summarize
 
     path, threads = Path(path), threads or default_threads()
     model = describe_model(path)
     content = read_json(Path(texts)) if isinstance(texts, str | Path) else texts
-    windows = read_windows(content)
-    report = _reporter(progress, "quality", len(windows))
     began = time.perf_counter()
-    scored, runtime = score_windows(
-        path, content.get("document_start"), windows, threads, context_length, report
-    )
+    scored = score_held_out(path, content, threads, context_length, progress)
     return {
         "format": FORMAT,
         "kind": "quality",
         "model": model,
-        **summarize(scored),
+        **summarize(scored["per_window"]),
         "split": content.get("split"),
         "document_start": content.get("document_start"),
         "threads": threads,
         "seconds": round(time.perf_counter() - began, 3),
-        "per_window": scored,
-        "runtime": _runtime(runtime),
+        "per_window": scored["per_window"],
+        "multiple_choice": scored["multiple_choice"],
+        "runtime": _runtime(scored["runtime"]),
         "device": device_info(),
     }
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90 and p99 of the values, linearly interpolated."""
+class _TimedRuns:
+    """Runs a test as often as it is wanted, warmed up, with the energy of the runs that count."""
+
+    def __init__(self, settings: Settings, progress: Progress | None) -> None:
+        self._repetitions, self._progress = settings.repetitions, progress
+        tests = len(settings.prompt_lengths) + len(settings.depths)
+        self._done, self._steps = -1, tests * (WARMUP + settings.repetitions) + settings.repetitions + 1
+        self.meter: Meter | None = find_meter()
+
+    def step(self, what: str) -> None:
+        """Say what begins now."""
+        self._done += 1
+        if self._progress is not None:
+            self._progress(what, self._done, self._steps)
+
+    def run(
+        self, what: str, tokens: int, prepare: Callable[[], Any], timed: Callable[[], list[int]]
+    ) -> tuple[list[list[int]], float | None]:
+        """Nanoseconds that `timed` returned, a list per run; joules per token, None if they can't be read."""
+        runs, joules = [], 0.0
+        for number in range(-WARMUP, self._repetitions):
+            self.step(what)
+            prepare()
+            before = self.meter.read() if self.meter else []
+            times = timed()
+            if number >= 0:
+                runs.append(times)
+                joules += self.meter.joules(before, self.meter.read()) if self.meter else 0.0
+        return runs, joules / self._repetitions / tokens if self.meter else None
+
+
+def _prefill(engine: Engine, prompt: Sequence[int], timed_runs: _TimedRuns) -> dict[str, Any]:
+    def once() -> list[int]:
+        began = time.perf_counter_ns()
+        int(engine.eval(prompt).argmax())
+        return [time.perf_counter_ns() - began]
+
+    size = len(prompt)
+    runs, joules = timed_runs.run(f"a prompt of {size:,} tokens", size, engine.reset, once)
+    samples = [sum(run) for run in runs]
+    return {**entry(size, 0, 0, samples), "ttft_ms": milliseconds(samples), "joules_per_token": joules}
+
+
+def _decode(
+    engine: Engine, filled: Sequence[int], settings: Settings, timed_runs: _TimedRuns
+) -> dict[str, Any]:
+    engine.reset()
+    first = int(engine.eval(filled).argmax()) if filled else engine.document_start()
+
+    def rewind() -> None:
+        engine.keep(len(filled))
+        if engine.cached < len(filled):  # a recurrent state can't be cut
+            engine.eval(filled)
+
+    def once() -> list[int]:
+        token, times = first, []
+        last = time.perf_counter_ns()
+        for _ in range(settings.generate_tokens):
+            token = int(engine.eval([token]).argmax())
+            now = time.perf_counter_ns()
+            times.append(now - last)
+            last = now
+        return times
+
+    count = settings.generate_tokens
+    runs, joules = timed_runs.run(f"decoding after {len(filled):,} tokens", count, rewind, once)
+    return {
+        **entry(0, count, len(filled), [sum(run) for run in runs]),
+        "itl_ns": runs,
+        "itl_ms": milliseconds([time for run in runs for time in run]),
+        "joules_per_token": joules,
+    }
+
+
+def _prompt(engine: Engine, length: int) -> list[int]:
     import numpy as np
 
-    return {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (50, 90, 99)}
+    return np.random.default_rng(0).integers(0, engine.vocab_size, length).tolist()
 
 
-def _timed_load(path: Path, context: int, threads: int) -> tuple[float, Engine]:
-    began = time.perf_counter()
-    engine = open_engine(path, context, threads)
-    return time.perf_counter() - began, engine
+def _timed_load(path: Path, settings: Settings) -> tuple[int, Engine]:
+    began = time.perf_counter_ns()
+    engine = open_engine(path, settings.context_length, settings.threads)
+    return time.perf_counter_ns() - began, engine
 
 
-def _reload(path: Path, context: int, threads: int) -> float:
-    seconds, engine = _timed_load(path, context, threads)
+def _reload(path: Path, settings: Settings, timed_runs: _TimedRuns) -> int:
+    timed_runs.step("loading")
+    took, engine = _timed_load(path, settings)
     engine.close()
-    return seconds
+    return took
 
 
-def _prefill(engine: Engine, prompt: list[int]) -> float:
-    engine.reset()
-    began = time.perf_counter()
-    int(engine.eval(prompt).argmax())
-    return time.perf_counter() - began
-
-
-def _decode(engine: Engine, count: int) -> list[float]:
-    """Seconds of each of `count` greedy steps."""
-    engine.reset()
-    token, seconds = engine.document_start(), []
-    last = time.perf_counter()
-    for _ in range(count):
-        token = int(engine.eval([token]).argmax())
-        now = time.perf_counter()
-        seconds.append(now - last)
-        last = now
-    return seconds
-
-
-def _samples(repeat: int, report: Callable[[], None], once: Callable[[], Sample]) -> list[Sample]:
-    """Run `once` to warm up, then `repeat` times; what the latter returned."""
-    runs = []
-    for _ in range(repeat + 1):
-        runs.append(once())
-        report()
-    return runs[1:]
+def _settings(settings: Settings, pinned: list[int] | None) -> dict[str, Any]:
+    return {
+        "n_threads": settings.threads,
+        "pinned_cpus": pinned,
+        "repetitions": settings.repetitions,
+        "warmup": WARMUP,
+        "prompt_lengths": list(settings.prompt_lengths),
+        "depths": list(settings.depths),
+        "n_gen": settings.generate_tokens,
+        "context_length": settings.context_length,
+    }
 
 
 def _runtime(engine: Mapping[str, Any]) -> dict[str, Any]:
     from minigpt_edge_runtime import __version__
 
-    return {**engine, "minigpt_edge_runtime": __version__, "torch_loaded": "torch" in sys.modules}
-
-
-def _reporter(progress: Progress | None, what: str, total: int) -> Callable[[], None]:
-    done = 0
-
-    def report() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(what, done, total)
-
-    return report
-
-
-def _need_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}, it must be 1 or more")
-
-
-if __name__ == "__main__":
-    from minigpt_edge_runtime.fresh import main
-
-    main()
+    loaded = [name for name in _LIBRARIES if name.removesuffix("_python") in sys.modules]
+    return {
+        **engine,
+        "minigpt_edge_runtime": __version__,
+        "libraries": {name.replace("_", "-"): importlib.metadata.version(name) for name in loaded},
+        "torch_loaded": "torch" in sys.modules,
+    }

@@ -1,9 +1,9 @@
-"""Negative log-likelihood of held-out windows under a model file."""
+"""Held-out text under a model file: the likelihood of windows, and the choices it makes in questions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,66 +44,75 @@ def read_windows(content: Any) -> list[Window]:
     return windows
 
 
-def score_windows(
+def score_held_out(
     path: Path,
-    document_start: str | None,
-    windows: Sequence[Window],
+    content: Mapping[str, Any],
     threads: int,
     context_length: int | None,
-    report: Callable[[], None],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Score each window on its own.
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score each window on its own, and each question.
+
+    Args:
+        content: a texts.json's or held-out.json's, see `read_windows` and `questions.read_questions`.
 
     Returns:
-        per window {"nll" (nats), "tokens", "bytes", "base_tokens"}, and the engine's description.
+        "per_window" (nll in nats, tokens, bytes, base_tokens), "multiple_choice" (None without questions, see
+        `questions.summarize_choices`) and "runtime", the engine's description.
 
     Raises:
-        EdgeError: a window is longer than the context, or the vocabulary loses bytes of it.
+        EdgeError: the content is damaged, a text is longer than the context, or the vocabulary loses bytes.
     """
+    from minigpt_edge_runtime.questions import choose, encode_question, read_questions, summarize_choices
+
+    windows, questions = read_windows(content), read_questions(content)
     with open_engine(path, 32, threads) as engine:  # tokenizing alone needs no large cache
-        start = engine.document_start(document_start)
-        tokenized = [_exact_tokens(engine, number, window) for number, window in enumerate(windows)]
-    longest = max(len(tokens) for tokens in tokenized) + 1
+        start = engine.document_start(content.get("document_start"))
+        texts = [_exact_tokens(engine, number, window) for number, window in enumerate(windows)]
+        encoded = [encode_question(engine, question) for question in questions]
+    longest = 1 + max(len(tokens) for tokens in texts + [text for one in encoded for text in one.texts])
     if context_length is not None and longest > context_length:
         raise EdgeError(
-            f"the longest window has {longest:,} tokens, the context holds {context_length:,}",
-            "use a longer context or shorter windows",
+            f"the longest held-out text has {longest:,} tokens, the context holds {context_length:,}",
+            "use a longer context or shorter texts",
         )
-    scored = []
+    scored, answers = [], []
+    steps = len(windows) + len(questions)
     with open_engine(path, context_length or longest, threads, logits_all=True) as engine:
-        for window, tokens in zip(windows, tokenized, strict=True):
-            nll = token_nll(engine, [start, *tokens])
-            if not math.isfinite(float(nll.sum())):
+        for window, tokens in zip(windows, texts, strict=True):
+            nll = float(token_nll(engine, [start, *tokens]).sum())
+            if not math.isfinite(nll):
                 raise EdgeError(f"{path} computes values that are not numbers", "export the model again")
-            scored.append(
-                {
-                    "nll": float(nll.sum()),
-                    "tokens": len(tokens),
-                    "bytes": window.bytes,
-                    "base_tokens": window.base_tokens,
-                }
-            )
-            report()
-        return scored, dict(engine.description())
+            scored.append({"nll": nll, "tokens": len(tokens), "bytes": window.bytes})
+            scored[-1]["base_tokens"] = window.base_tokens
+            if progress is not None:
+                progress("windows", len(scored), steps)
+        for one in encoded:
+            answers.append(choose(engine, start, one))
+            if progress is not None:
+                progress("questions", len(scored) + len(answers), steps)
+        runtime = dict(engine.description())
+    choices = summarize_choices(questions, answers) if questions else None
+    return {"per_window": scored, "multiple_choice": choices, "runtime": runtime}
 
 
-def token_nll(engine: Engine, tokens: Sequence[int]) -> np.ndarray:
-    """Negative log-likelihood (nats) of tokens 1… given those before: float64 [T - 1]."""
+def token_nll(engine: Engine, tokens: Sequence[int], first: int = 1) -> np.ndarray:
+    """Negative log-likelihood (nats) of tokens `first`… given those before: float64 [T - first]."""
     import numpy as np
 
     targets = np.asarray(tokens[1:], dtype=np.int64)
     result = np.empty(len(targets))
     at = 0
     for piece in engine.score(tokens[:-1]):
-        for row in range(0, len(piece), _ROWS):
+        for row in range(max(first - 1 - at, 0), len(piece), _ROWS):
             logits = piece[row : row + _ROWS]
-            wanted = targets[at : at + len(logits)]
+            rows = slice(at + row, at + row + len(logits))
             top = logits.max(axis=1, keepdims=True)
             total = np.exp(logits - top).sum(axis=1, dtype=np.float64)
-            picked = logits[np.arange(len(logits)), wanted].astype(np.float64)
-            result[at : at + len(logits)] = np.log(total) + top[:, 0] - picked
-            at += len(logits)
-    return result
+            picked = logits[np.arange(len(logits)), targets[rows]].astype(np.float64)
+            result[rows] = np.log(total) + top[:, 0] - picked
+        at += len(piece)
+    return result[first - 1 :]
 
 
 def summarize(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:

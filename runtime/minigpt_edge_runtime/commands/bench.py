@@ -1,4 +1,4 @@
-"""bench: a model file's speed and memory on this machine."""
+"""bench: a latency report of a model file on this machine."""
 
 from __future__ import annotations
 
@@ -9,72 +9,111 @@ from typing import Any
 
 import click
 
+from minigpt_edge_runtime.bundle import Bundle, read_bundle
+from minigpt_edge_runtime.errors import UsageError
+
+
+class Lengths(click.ParamType):
+    """Numbers of tokens, separated by commas."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            return [int(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 128,512", param, ctx)
+
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--file", help="Which of the bundle's model files (default: its first).")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--generate-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--texts", type=click.Path(path_type=Path), help="Also score the windows of this texts.json.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the whole JSON to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole JSON.")
+@click.option(
+    "--profile",
+    type=click.Choice(["cpu", "laptop"]),
+    default="laptop",
+    show_default=True,
+    help="cpu: one thread, the small device. laptop: one per physical core.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads instead of the profile's.")
+@click.option("--memory-limit", metavar="SIZE", help="End the model's process above this, e.g. 512M.")
+@click.option("--prompt-lengths", type=Lengths(), help="Tokens of the prompts.  [default: 128,512]")
+@click.option("--depths", type=Lengths(), help="Tokens in the cache when decoding begins.  [default: 0,512]")
+@click.option("--generate-tokens", type=click.IntRange(1), help="Tokens to decode.  [default: 64]")
+@click.option("--repeat", type=click.IntRange(1), help="Runs of each test, after a warm-up.  [default: 5]")
+@click.option("--texts", type=click.Path(path_type=Path), help="Score this held-out.json or texts.json.")
+@click.option("--no-quality", is_flag=True, help="Do not score the bundle's held-out text.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON instead of a table.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["report", "llama-bench"]),
+    default="report",
+    show_default=True,
+    help="Which JSON: ours, or what llama-bench -o json prints.",
+)
 def bench(
-    bundle: Path, file: str | None, texts: Path | None, output: Path | None, as_json: bool, **options: Any
+    bundle: Path,
+    file: str | None,
+    profile: str,
+    memory_limit: str | None,
+    repeat: int | None,
+    texts: Path | None,
+    no_quality: bool,
+    output: Path | None,
+    as_json: bool,
+    form: str,
+    **settings: Any,
 ) -> None:
-    """Measure BUNDLE (a directory or a .gguf file) in a process of its own."""
-    from minigpt_edge_runtime.bundle import read_bundle
+    """Measure BUNDLE (a directory or a model file) in processes of its own: speed, memory and quality.
+
+    Lengths are cut to what the model's context holds, unless they are given.
+    """
+    from minigpt_edge_runtime.bench import bench_bundle
     from minigpt_edge_runtime.files import write_json
-    from minigpt_edge_runtime.fresh import run_fresh
+    from minigpt_edge_runtime.llama_bench import as_llama_bench
+    from minigpt_edge_runtime.memory_limit import parse_size
 
-    model = read_bundle(bundle, file).model_path
-    progress = sys.stderr.isatty()
-    result: dict[str, Any] = {"speed": run_fresh("speed", model, progress=progress, **options)}
-    if texts is not None:
-        threads = options["threads"]
-        result["quality"] = run_fresh(
-            "quality", model, texts=texts.resolve(), threads=threads, progress=progress
-        )
+    if no_quality and texts is not None:
+        raise UsageError("--texts and --no-quality contradict each other", "give one of them")
+    limit = None if memory_limit is None else parse_size(memory_limit)
+    found = read_bundle(bundle, file)
+    report = bench_bundle(
+        found,
+        profile,
+        texts=None if no_quality else texts or _held_out(found),
+        memory_limit=limit,
+        progress=sys.stderr.isatty(),
+        repetitions=repeat,
+        **settings,
+    )
+    content = report if form == "report" else as_llama_bench(report)
     if output is not None:
-        write_json(output, result)
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
+        write_json(output, content)
+    if as_json or (form == "llama-bench" and output is None):
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        _show(result)
+        _show(report)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _held_out(bundle: Bundle) -> Path | None:
+    from minigpt_edge_runtime.bench import HELD_OUT, held_out_file
+
+    path = held_out_file(bundle)
+    if path is None:
+        click.echo(
+            f"note: there is no {HELD_OUT} here, so quality is not measured; --texts gives one", err=True
+        )
+    return path
+
+
+def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    speed = result["speed"]
-    model, device, settings = speed["model"], speed["device"], speed["settings"]
-    title = f"{model['file']} · {speed['threads']} threads · {device['cpu'] or device['architecture']}"
-    table = Table(title=title, show_header=False, title_justify="left")
-    first, token = speed["ttft_ms"], speed["itl_ms"]
-    rows = [
-        (
-            "file",
-            f"{model['bytes'] / 1e6:,.1f} MB, {model['quantization']}, "
-            f"{model['parameters'] / 1e6:,.1f} M parameters",
-        ),
-        ("load", f"{speed['load_seconds']:.2f} s"),
-        (f"first token ({settings['first_token_prompt']}-token prompt)", _spread(first)),
-        ("prefill", f"{speed['prefill_tokens_per_second']:,.1f} tokens/s"),
-        ("decode", f"{speed['decode_tokens_per_second']:,.1f} tokens/s"),
-        ("between tokens", _spread(token)),
-        ("peak memory", "unknown" if speed["peak_rss_mb"] is None else f"{speed['peak_rss_mb']:,.0f} MB"),
-    ]
-    if "quality" in result:
-        quality = result["quality"]
-        error = "" if quality["stderr"] is None else f" ± {quality['stderr']:.4f}"
-        rows.append(("bits per byte", f"{quality['bits_per_byte']:.4f}{error}, {quality['windows']} windows"))
-        rows.append(("perplexity per base token", f"{quality['perplexity_per_base_token']:.3f}"))
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    from minigpt_edge_runtime.bench_table import noise, print_report
 
-
-def _spread(times: dict[str, float]) -> str:
-    return f"{times['p50']:.1f} ms (p90 {times['p90']:.1f}, p99 {times['p99']:.1f})"
+    print_report(report, Console(soft_wrap=True))
+    warning = noise(report)
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
