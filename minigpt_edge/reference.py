@@ -48,6 +48,16 @@ def checkpoint_hashes(checkpoint: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in files if path.exists()}
 
 
+def reference_sample(path: Path) -> dict[str, Any]:
+    """What a bundle keeps of a reference.safetensors: its first window, so that a device can compare."""
+    from safetensors import safe_open
+
+    from minigpt_edge_runtime.parity import make_reference
+
+    with safe_open(path, framework="np") as file:
+        return make_reference(file.get_tensor("tokens")[0], file.get_slice("logits")[0])
+
+
 def _write(checkpoint: Path, texts: Path, path: Path, threads: int) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file

@@ -10,23 +10,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.exporting import Export, f16_stage, gguf_stage, model_path, onnx_stage
-from minigpt_edge.held_out import HELD_OUT, held_out_sample
+from minigpt_edge.bundling import assemble, file_name, text_licences
+from minigpt_edge.exporting import Export, f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.measuring import baseline_stage, label, measure_stage
 from minigpt_edge.shrink.weights import CHECKPOINT, IMPORTANCE, PLAN
 from minigpt_edge.stage import Stage
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime import __version__
-from minigpt_edge_runtime.bundle import MANIFEST, owned_files, read_manifest, verify_checksums, write_manifest
+from minigpt_edge_runtime.bundle import MANIFEST, owned_files, read_manifest, verify_checksums
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json, sha256_json, write_json
+from minigpt_edge_runtime.files import os_error, read_json, sha256_json
 
 if TYPE_CHECKING:
     from minigpt_edge.console import Talk
     from minigpt_edge.models import BaseModel
     from minigpt_edge.recipe import Recipe
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _SPEED = (
     "load_seconds",
     "ttft_ms",
@@ -153,98 +152,9 @@ def ship(
         shipment, recipe, base, text, dense, pruned, recovered, files, baselines, finished, command
     )
     partial = shipment.out.with_name(f".{shipment.out.name}.partial")
-    _assemble(partial, shipment, recipe, base, text, checkpoint, pruned, files, report, key)
+    assemble(partial, job, recipe, base, pruned.path / PLAN, files, report, key)
     shipment.place(partial)
     return report, False
-
-
-def _file_name(name: str, target: Target, made: Stage) -> str:
-    """Where a target's model file lies in the bundle; an ONNX model has a whole directory."""
-    if target.format == "onnx":
-        return f"{target.name}/model.onnx"
-    return f"{name}-{made.metrics['type']}.gguf"
-
-
-def _assemble(
-    directory: Path,
-    shipment: Shipment,
-    recipe: Recipe,
-    base: BaseModel,
-    text: Stage,
-    checkpoint: Path,
-    pruned: Stage,
-    files: list[tuple[Target, Stage, Stage]],
-    report: dict[str, Any],
-    key: str,
-) -> None:
-    """Write the whole bundle into `directory`."""
-    from minigpt_edge.card import write_card, write_modelfile
-    from minigpt_edge.report import write_report
-    from minigpt_edge_runtime.verify import make_check
-
-    shutil.rmtree(directory, ignore_errors=True)
-    try:
-        directory.mkdir(parents=True)
-        model_files = []
-        for target, made, _ in files:
-            model_files.append(_file_name(shipment.name, target, made))
-            source, copy = model_path(target, made), directory / model_files[-1]
-            if target.format == "onnx":
-                shutil.copytree(source.parent, copy.parent)
-            else:
-                shutil.copyfile(source, copy)
-        model_files = list(dict.fromkeys(model_files))
-        for name in _TOKENIZER_FILES:
-            if (checkpoint / name).exists():
-                shutil.copyfile(checkpoint / name, directory / name)
-        shutil.copyfile(pruned.path / PLAN, directory / PLAN)
-    except OSError as error:
-        raise os_error(error, directory) from error
-    windows = read_json(text.path / "validation.texts.json")
-    start, sample = windows["document_start"], windows["windows"][0]["text"]
-    template = directory / "chat_template.jinja"
-    write_report(report, directory)
-    write_card(report, directory, prompt=" ".join(sample.split()[:4]))
-    write_json(directory / HELD_OUT, held_out_sample(text.path))
-    if gguf := [name for name in model_files if name.endswith(".gguf")]:
-        write_modelfile(
-            directory,
-            model_file=gguf[0],
-            chat_template=template.read_text(encoding="utf-8") if template.exists() else None,
-            stop=_stop_texts(checkpoint),
-        )
-    write_manifest(
-        directory,
-        name=shipment.name,
-        model_files=model_files,
-        base_model={
-            "name": base.name,
-            "source": base.source,
-            "licence": base.licence,
-            "sha256": base.fingerprint,
-        },
-        licences=[licence for licence in (base.licence, *_text_licences(text)) if licence],
-        domain=recipe.domain,
-        corpus_sha256=text.metrics["sha256"],
-        targets=[target.name for target, _, _ in files],
-        document_start=start,
-        checks={name: make_check(directory / name, sample, start, recipe.threads) for name in model_files},
-        extra={"key": key, "sparsity": report["sparsity"]["achieved"]},
-    )
-
-
-def _text_licences(text: Stage) -> list[str]:
-    return [str(source["licence"]) for source in text.metrics["sources"] if source.get("licence")]
-
-
-def _stop_texts(checkpoint: Path) -> list[str]:
-    """The text of the end token, for programs that stop by text."""
-    end = read_json(checkpoint / "config.json").get("eos_token_id")
-    ends = end if isinstance(end, list) else [end]
-    added = {
-        token["id"]: token["content"] for token in read_json(checkpoint / "tokenizer.json")["added_tokens"]
-    }
-    return [added[index] for index in ends if index in added]
 
 
 def _report(
@@ -271,7 +181,7 @@ def _report(
     for target, made, measured in files:
         kind = label(target.format, made.metrics["type"])
         entry = _model(f"shipped {kind}", "shipped", kind, measured.metrics)
-        entry["file"] = _file_name(shipment.name, target, made)
+        entry["file"] = file_name(shipment.name, target, made)
         models.append({**entry, "target": target.name, "tried": made.metrics["tried"]})
     report: dict[str, Any] = {
         "format": 1,
@@ -323,7 +233,7 @@ def _corpus_facts(text: Stage) -> dict[str, Any]:
         "sha256": text.metrics["sha256"],
         "sources": text.metrics["sources"],
         "splits": splits,
-        "licence": "; ".join(_text_licences(text)) or None,
+        "licence": "; ".join(text_licences(text)) or None,
     }
 
 

@@ -15,9 +15,9 @@ def describe_model(path: Path) -> dict[str, Any]:
 
     Returns:
         "file", "format", "bytes", "sha256", "parameters" (embeddings once; None if unknown), "quantization",
-        "architecture", "vocabulary", "name", "tensor_types", and "weight_bytes_per_token": what decoding one
-        token reads. An ONNX model is all files that running it needs; its "sha256" is that of their names'
-        and checksums' JSON.
+        "architecture", "vocabulary", "context_length", "name", "tensor_types", and "weight_bytes_per_token":
+        what decoding one token reads. An ONNX model is all files that running it needs; its "sha256" is that
+        of their names' and checksums' JSON.
 
     Raises:
         EdgeError: it is damaged, or no model.
@@ -39,6 +39,7 @@ def _gguf(path: Path) -> dict[str, Any]:
         "quantization": header.quantization,
         "architecture": header.architecture,
         "vocabulary": header.vocabulary(),
+        "context_length": int(header.of_architecture("context_length", 0)) or None,
         "name": header.metadata.get("general.name"),
         "tensor_types": header.types(),
         "weight_bytes_per_token": sum(sizes.values()) - looked_up,
@@ -57,6 +58,7 @@ def _onnx(path: Path) -> dict[str, Any]:
         "quantization": header.fact("quantization"),
         "architecture": header.fact("architecture") or header.config.get("model", {}).get("type"),
         "vocabulary": header.config.get("model", {}).get("vocab_size"),
+        "context_length": header.context_length,
         "name": header.fact("name"),
         "tensor_types": header.types(),
         "weight_bytes_per_token": header.weight_bytes - looked_up,

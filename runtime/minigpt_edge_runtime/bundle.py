@@ -13,6 +13,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
+ONNX_MODEL = "model.onnx"
 KIND = "minigpt-edge bundle"
 FORMAT = 1
 
@@ -23,10 +24,7 @@ class Bundle:
 
     model_path: Path
     manifest: dict[str, Any]
-
-    @property
-    def directory(self) -> Path:
-        return self.model_path.parent
+    directory: Path  # the bundle's; of a bare file the one it lies in
 
     @property
     def document_start(self) -> str | None:
@@ -103,7 +101,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not (directory / MANIFEST).is_file():
         raise EdgeError(
             f"{directory} is not a minigpt-edge bundle (it has no {MANIFEST})",
-            "give a bundle or a .gguf file",
+            "give a bundle, a .gguf file or a .onnx file",
         )
     manifest = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
@@ -114,36 +112,46 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     files = manifest.get("files")
     good = isinstance(files, dict) and all(isinstance(record, dict) for record in files.values())
     names = [*files, *_model_files(manifest)] if isinstance(files, dict) else []
-    if not good or manifest.get("model_file") not in (files or {}) or not all(map(_inside, names)):
+    if not good or manifest.get("model_file") not in (files or {}) or not all(map(inside, names)):
         raise EdgeError(f"{directory / MANIFEST} is damaged", "copy or build the bundle again")
     return manifest
 
 
 def read_bundle(path: Path | str, file: str | None = None) -> Bundle:
-    """A bundle directory, or a bare model file.
+    """A bundle directory or zip file, or a bare model.
 
     Args:
-        path: the directory, or a .gguf file.
-        file: which of the bundle's model files; by default its first.
+        path: the bundle's directory, a zip file of it, a .gguf file, a .onnx file, or the directory of a
+            model.onnx.
+        file: which of the bundle's model files ("onnx-int4" will do for "onnx-int4/model.onnx"); by default
+            its first.
 
     Raises:
-        EdgeError: it is neither, or the manifest's model file is missing.
+        EdgeError: it is none of these, or the manifest's model file is missing.
     """
     path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        from minigpt_edge_runtime.unpack import unpack
+
+        path = unpack(path)
+    if (path / ONNX_MODEL).is_file() and not (path / MANIFEST).is_file():
+        path = path / ONNX_MODEL
     if path.is_file():
         if file is not None:
             raise EdgeError(
                 f"{path} is one model file, {file!r} can't be chosen from it", "give the bundle's directory"
             )
-        return Bundle(path, {})
+        return Bundle(path, {}, path.parent)
     manifest = read_manifest(path)
     name = file or manifest["model_file"]
+    if f"{name}/{ONNX_MODEL}" in _model_files(manifest):
+        name = f"{name}/{ONNX_MODEL}"
     if name not in _model_files(manifest):
         known = ", ".join(_model_files(manifest))
         raise EdgeError(f"{path} has no model file {name!r}", f"choose one of: {known}")
     if not (path / name).is_file():
         raise EdgeError(f"{path / name} is missing from the bundle", "copy or build the bundle again")
-    return Bundle(path / name, manifest)
+    return Bundle(path / name, manifest, path)
 
 
 def verify_checksums(directory: Path) -> list[str]:
@@ -178,8 +186,8 @@ def _model_files(manifest: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in names]
 
 
-def _inside(name: str) -> bool:
-    """Whether a manifest's file name stays in the directory on every system."""
+def inside(name: str) -> bool:
+    """Whether a file name of a manifest or zip stays in the directory on every system."""
     path = PurePosixPath(name)
     return (
         bool(name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,52 +15,22 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 2048
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is picked.
-
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 switch themselves off.
-    """
-
-    temperature: float = 0.7
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.1
-    repeat_last: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rules = [
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repeat_penalty", self.repeat_penalty > 0, "above 0"),
-            ("repeat_last", self.repeat_last >= 0, "0 or more"),
-            ("seed", 0 <= self.seed < 2**32 - 1, "between 0 and 4294967294"),
-        ]
-        for name, good, allowed in rules:
-            if not good:
-                raise UsageError(f"{name} is {getattr(self, name)}, it must be {allowed}")
-
-
-class Sampler(Protocol):
-    """Picks the next token from an engine's last logits, remembering what it picked."""
-
-    def sample(self) -> int: ...
-
-    def accept(self, token: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Engine(Protocol):
-    """A loaded model with one sequence in its cache. Use it as a context manager, or call `close`."""
+    """A loaded model with one sequence in its cache. Use it as a context manager, or call `close`.
+
+    One thread at a time may use it; what has to do with text alone (`tokenize` to `is_end`, and the
+    properties but `cached`) may be called from others meanwhile. Token ids outside the vocabulary are a
+    ValueError.
+    """
 
     @property
     def context_length(self) -> int:
-        """Tokens the cache holds."""
+        """Tokens the cache can hold."""
+        ...
+
+    @property
+    def cached(self) -> int:
+        """Tokens the cache holds now."""
         ...
 
     @property
@@ -74,11 +43,15 @@ class Engine(Protocol):
 
     @property
     def adds_start(self) -> bool:
-        """Whether the file says that a begin-of-sequence token precedes every prompt."""
+        """Whether the model says that a begin-of-sequence token precedes every prompt."""
         ...
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of `text`, nothing added; `special` reads "<|…|>" as special tokens, not as text."""
+        """Token ids of `text`, nothing added; `special` reads "<|…|>" as special tokens, not as text.
+
+        Raises:
+            EdgeError: the text is too long for the tokenizer.
+        """
         ...
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
@@ -94,7 +67,11 @@ class Engine(Protocol):
         ...
 
     def document_start(self, text: str | None = None) -> int:
-        """The token every document starts with: the one written as `text`, else <|endoftext|>, BOS or EOS."""
+        """The token every document starts with: the one written as `text`, else <|endoftext|>, BOS or EOS.
+
+        Raises:
+            EdgeError: `text` is not one token, or the vocabulary has none of the others.
+        """
         ...
 
     def is_end(self, token: int) -> bool:
@@ -102,35 +79,50 @@ class Engine(Protocol):
         ...
 
     def eval(self, tokens: Sequence[int]) -> np.ndarray:
-        """Append `tokens` to the cache.
+        """Append tokens, at least one, to the cache: prefill and decode in one.
 
         Returns:
             The last token's logits, float32 [vocab]: a view, valid until the next call.
 
         Raises:
-            EdgeError: the cache is full.
+            EdgeError: the cache has no room for them (it is left as it was), or computing failed.
         """
         ...
 
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` cached tokens.
+
+        A model whose state has no parts to remove forgets everything: read `cached` afterwards.
+
+        Raises:
+            ValueError: there are not as many.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Empty the cache: `keep(0)`."""
+        ...
+
     def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-        """Logits of every token from an empty cache, in float32 [n, vocab] views valid until the next."""
+        """Logits of every token from an empty cache, in float32 [n, vocab] views valid until the next.
+
+        Raises:
+            EdgeError: there are more tokens than the cache can hold, or computing failed.
+            ValueError: the engine was opened without `logits_all`.
+        """
         ...
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits of every token from an empty cache: float32 [T, vocab]."""
+        """`score` in one array: float32 [T, vocab]."""
         ...
 
     def description(self) -> dict[str, object]:
         """The engine's name, its package and version, and what of the CPU it uses; JSON-able."""
         ...
 
-    def sampler(self, sampling: Sampling) -> Sampler: ...
-
-    def reset(self) -> None:
-        """Empty the cache."""
+    def close(self) -> None:
+        """Free the model; the engine is of no use afterwards. Closing twice does no harm."""
         ...
-
-    def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...
 
@@ -150,7 +142,7 @@ def open_engine(
     """Load a model file.
 
     Args:
-        path: a .gguf file.
+        path: a .gguf file, or a .onnx file in its directory.
         context_length: tokens the cache holds; by default the model's own, at most 2,048.
         threads: CPU threads; by default all this process may use.
         logits_all: allow `score` and `logits` (needs memory for the logits of 512 tokens).
@@ -159,15 +151,20 @@ def open_engine(
         EdgeError: the file is missing, damaged, foreign or unsupported, or the context too long for it.
     """
     path = Path(path)
+    threads = threads or default_threads()
     if not path.exists():
         raise EdgeError(f"{path} does not exist", "check the path")
+    if path.suffix.lower() == ".onnx":
+        from minigpt_edge_runtime.onnx import OnnxEngine
+
+        return OnnxEngine(path, context_length, threads, logits_all)
     if path.suffix.lower() != ".gguf" and not is_gguf(path):
         raise EdgeError(
-            f"{path} is not a model this runtime can run", "give a .gguf file or a bundle directory"
+            f"{path} is not a model this runtime can run", "give a .gguf or .onnx file, or a bundle directory"
         )
     from minigpt_edge_runtime.gguf import LlamaEngine
 
-    return LlamaEngine(path, context_length, threads or default_threads(), logits_all)
+    return LlamaEngine(path, context_length, threads, logits_all)
 
 
 def is_gguf(path: Path) -> bool:

@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise os_error(error, path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EdgeError(f"{path} is not valid JSON ({error})", "restore or delete the file") from error
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from minigpt_edge_runtime.engine import DEFAULT_CONTEXT, Sampling
+from minigpt_edge_runtime.engine import DEFAULT_CONTEXT
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.gguf_header import GgufHeader, read_header
 
@@ -106,6 +106,10 @@ class LlamaEngine:
     @property
     def context_length(self) -> int:
         return self._context_length
+
+    @property
+    def cached(self) -> int:
+        return self._used
 
     @property
     def vocab_size(self) -> int:
@@ -257,12 +261,17 @@ class LlamaEngine:
             "extra_buffers": self.extra_buffers,
         }
 
-    def sampler(self, sampling: Sampling) -> LlamaSampler:
-        return LlamaSampler(self._lib, self._context, self._vocab_size, sampling)
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` cached tokens; all of them if the model is recurrent."""
+        if not 0 <= count <= self._used:
+            raise ValueError(f"{count} tokens can't be kept of {self._used}")
+        if not self._lib.llama_memory_seq_rm(self._memory, 0, count, -1):
+            self._lib.llama_memory_clear(self._memory, False)
+            count = 0
+        self._used = count
 
     def reset(self) -> None:
-        self._lib.llama_memory_clear(self._memory, False)
-        self._used = 0
+        self.keep(0)
 
     def close(self) -> None:
         if self._batch is not None:
@@ -278,45 +287,6 @@ class LlamaEngine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class LlamaSampler:
-    """A chain of llama.cpp's samplers in llama.cpp's own order; implements `engine.Sampler`."""
-
-    def __init__(self, lib: Any, context: Any, vocab_size: int, sampling: Sampling) -> None:
-        self._lib, self._context = lib, context
-        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if sampling.repeat_penalty != 1 and sampling.repeat_last:
-            self._add(
-                lib.llama_sampler_init_penalties(
-                    vocab_size, sampling.repeat_last, sampling.repeat_penalty, 0.0, 0.0
-                )
-            )
-        if sampling.temperature == 0:
-            self._add(lib.llama_sampler_init_greedy())
-            return
-        if sampling.top_k:
-            self._add(lib.llama_sampler_init_top_k(sampling.top_k))
-        if sampling.top_p < 1:
-            self._add(lib.llama_sampler_init_top_p(sampling.top_p, 1))
-        if sampling.min_p:
-            self._add(lib.llama_sampler_init_min_p(sampling.min_p, 1))
-        self._add(lib.llama_sampler_init_temp(sampling.temperature))
-        self._add(lib.llama_sampler_init_dist(sampling.seed))
-
-    def _add(self, sampler: Any) -> None:
-        self._lib.llama_sampler_chain_add(self._chain, sampler)
-
-    def sample(self) -> int:
-        return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
-
-    def accept(self, token: int) -> None:
-        self._lib.llama_sampler_accept(self._chain, token)
-
-    def close(self) -> None:
-        if self._chain:
-            self._lib.llama_sampler_free(self._chain)
-        self._chain = None
 
 
 def _amx_is_broken(lib: Any) -> bool:

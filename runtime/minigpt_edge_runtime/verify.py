@@ -9,6 +9,7 @@ from typing import Any
 from minigpt_edge_runtime.bundle import Bundle, read_bundle, verify_checksums
 from minigpt_edge_runtime.engine import Engine, open_engine
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.parity import REFERENCE, compare_with_reference
 
 # Mean difference in nats per token: kernels differ between CPUs in the last bits, wrong weights far more.
 NLL_TOLERANCE = 0.05
@@ -53,23 +54,21 @@ def verify(path: Path, threads: int | None = None) -> dict[str, Any]:
     """
     bundle = read_bundle(path)
     checks = [_attempt("checksums", lambda: _checksums(bundle))]
-    models = [
-        bundle.directory / name for name in bundle.manifest.get("model_files", [bundle.model_path.name])
-    ]
-    for model in models:
-        checks += _model_checks(bundle, model, threads)
+    for name in bundle.manifest.get("model_files", [bundle.model_path.name]):
+        checks += _model_checks(bundle, name, threads)
     return {"path": str(path), "ok": all(check["ok"] is not False for check in checks), "checks": checks}
 
 
-def _model_checks(bundle: Bundle, model: Path, threads: int | None) -> list[dict[str, Any]]:
-    prefix = f"{model.name}: "
+def _model_checks(bundle: Bundle, name: str, threads: int | None) -> list[dict[str, Any]]:
+    prefix, model = f"{name}: ", bundle.directory / name
     formats = _attempt(prefix + "format", lambda: _format(model))
     if not formats["ok"]:
         return [formats]
     return [
         formats,
         _attempt(prefix + "tokenizer", lambda: _tokenizer(bundle, model, threads)),
-        _attempt(prefix + "computes", lambda: _computes(bundle, model, threads)),
+        _attempt(prefix + "computes", lambda: _computes(bundle, name, threads)),
+        _attempt(prefix + "parity", lambda: _parity(bundle, name, threads)),
     ]
 
 
@@ -91,13 +90,18 @@ def _checksums(bundle: Bundle) -> tuple[bool | None, str]:
 
 
 def _format(model: Path) -> tuple[bool | None, str]:
+    if model.suffix.lower() == ".onnx":
+        from minigpt_edge_runtime.onnx_header import read_onnx
+
+        onnx = read_onnx(model)
+        text = f"ONNX opset {onnx.opsets.get('', 0)}, {sum(onnx.operators.values())} nodes"
+        kind = onnx.fact("quantization")
+        return True, text + (f", {kind}, {onnx.fact('parameters'):,} weights" if kind else "")
     from minigpt_edge_runtime.gguf_header import read_header
 
     header = read_header(model)
-    return (
-        True,
-        f"GGUF {header.version}, {header.architecture}, {header.quantization}, {header.parameters:,} weights",
-    )
+    text = f"GGUF {header.version}, {header.architecture}, {header.quantization}"
+    return True, f"{text}, {header.parameters:,} weights"
 
 
 def _tokenizer(bundle: Bundle, model: Path, threads: int | None) -> tuple[bool | None, str]:
@@ -124,8 +128,8 @@ def _same_ids(engine: Engine, path: Path) -> tuple[bool | None, str]:
     return True, f"token ids of {len(SCRIPTS)} texts equal tokenizer.json's, and come back byte for byte"
 
 
-def _computes(bundle: Bundle, model: Path, threads: int | None) -> tuple[bool | None, str]:
-    check = bundle.manifest.get("checks", {}).get(model.name)
+def _computes(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | None, str]:
+    model, check = bundle.directory / name, bundle.manifest.get("checks", {}).get(name)
     if check is None:
         _nll(model, SCRIPTS[0], bundle.document_start, threads)
         return True, "its likelihoods are numbers; there are none to compare with"
@@ -134,6 +138,19 @@ def _computes(bundle: Bundle, model: Path, threads: int | None) -> tuple[bool | 
         return False, f"the check's text has {len(here)} tokens here, {len(there)} where it was built"
     off = sum(abs(a - b) for a, b in zip(here, there, strict=True)) / len(there)
     return off <= NLL_TOLERANCE, f"likelihoods differ by {off:.4f} nats per token from where it was built"
+
+
+def _parity(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | None, str]:
+    limit = bundle.manifest.get("checks", {}).get(name, {}).get("threshold")
+    if limit is None or not (bundle.directory / REFERENCE).is_file():
+        return None, "there are no predictions of the checkpoint to compare with"
+    found = compare_with_reference(bundle.directory / name, bundle.directory / REFERENCE, threads)
+    good = found["kl_mean"] <= limit["kl_mean"] and found["argmax_agreement"] >= limit["argmax_agreement"]
+    return good and found["bits_ratio"] <= limit["bits_ratio"], (
+        f"KL to the checkpoint {found['kl_mean']:.1e} (at most {limit['kl_mean']:g}), "
+        f"{found['argmax_agreement']:.1%} of arg-max agree (at least {limit['argmax_agreement']:.0%}), "
+        f"bits per byte x {found['bits_ratio']:.3f} (at most {limit['bits_ratio']:g})"
+    )
 
 
 def _nll(model: Path, text: str, document_start: str | None, threads: int | None) -> list[float]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from tiny_gguf import texts_content
 
 from minigpt_edge_runtime.cli import VERBS, cli
 from minigpt_edge_runtime.click_group import EdgeGroup
@@ -43,13 +42,16 @@ def test_run_json(bundle: Path) -> None:
     assert answer["prompt_tokens"] > 5  # the template is around it
 
 
-def test_bench_verify_inspect(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "texts.json").write_text(json.dumps(texts_content()))
-    options = ["--threads", 1, "--prompt-tokens", 16, "--generate-tokens", 2, "--repeat", 1]
-    result = call("bench", bundle, *options, "--texts", tmp_path / "texts.json", "-o", tmp_path / "b.json")
-    assert result.exit_code == 0, result.output
-    assert "bits per byte" in result.stdout and "decode" in result.stdout
-    assert json.loads((tmp_path / "b.json").read_text())["quality"]["windows"] == 3
+def test_run_chats_once_with_a_system_message(bundle: Path) -> None:
+    options = ["--greedy", "--max-tokens", 3, "--threads", 1, "--json"]
+    plain = json.loads(call("run", bundle, "Hi", "--chat", *options).stdout)
+    result = call("run", bundle, "--chat", "--system", "Be brief", *options, stdin="Hi")
+    answer = json.loads(result.stdout)
+    assert answer["prompt"] == "Hi" and answer["prompt_tokens"] > plain["prompt_tokens"]
+    assert answer["cached_tokens"] == 0 and answer["finish_reason"] in ("length", "end")
+
+
+def test_verify_inspect(bundle: Path) -> None:
     assert json.loads(call("verify", bundle, "--threads", 1, "--json").stdout)["ok"] is True
     assert "ok   checksums" in call("verify", bundle, "--threads", 1).stdout
     assert json.loads(call("inspect", bundle, "--json").stdout)["kind"] == "bundle"

@@ -7,8 +7,8 @@ import pytest
 from tiny_gguf import CONTEXT, TEXT, make_gguf
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.engine import Sampling, open_engine
-from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.verify import SCRIPTS
 
 
@@ -66,6 +66,24 @@ def test_the_cache_has_an_end_and_reset_empties_it(model: Path) -> None:
             engine.eval([engine.vocab_size])
 
 
+def test_the_cache_keeps_a_beginning_and_goes_on_from_it(model: Path) -> None:
+    ids = np.random.default_rng(2).integers(3, 300, 60).tolist()
+    with open_engine(model, 64, 1) as engine:
+        assert engine.cached == 0
+        expected = engine.eval(ids).copy()
+        assert engine.cached == 60
+        engine.keep(25)
+        assert engine.cached == 25
+        engine.eval([5, 6, 7])
+        engine.keep(25)
+        np.testing.assert_allclose(engine.eval(ids[25:]), expected, atol=2e-3)
+        for count in (61, -1):
+            with pytest.raises(ValueError, match="can't be kept of 60"):
+                engine.keep(count)
+        engine.reset()
+        assert engine.cached == 0
+
+
 def test_context_is_the_models_unless_given_and_never_longer(model: Path) -> None:
     with open_engine(model, threads=1) as engine:
         assert engine.context_length == CONTEXT
@@ -98,40 +116,3 @@ def test_close_twice_is_fine(model: Path) -> None:
     engine = open_engine(model, 64, 1)
     engine.close()
     engine.close()
-
-
-def sampled(model: Path, count: int = 30, **settings: float) -> list[int]:
-    with open_engine(model, 64, 1) as engine:
-        sampler = engine.sampler(Sampling(**settings))
-        engine.eval([0])
-        picked = [sampler.sample() for _ in range(count)]
-        sampler.close()
-    return picked
-
-
-def test_samplers_do_what_they_say(model: Path) -> None:
-    with open_engine(model, 64, 1) as engine:
-        order = np.argsort(-engine.eval([0]))
-    flat = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
-    best = int(order[0])
-    assert set(sampled(model, temperature=0.0, repeat_penalty=1.0)) == {best}
-    assert len(set(sampled(model, **flat))) > 10
-    assert set(sampled(model, **{**flat, "top_k": 2})) == {best, int(order[1])}
-    assert set(sampled(model, **{**flat, "top_p": 0.001})) == {best}
-    assert set(sampled(model, **{**flat, "min_p": 1.0})) == {best}
-    assert sampled(model, **flat, seed=3) == sampled(model, **flat, seed=3) != sampled(model, **flat, seed=4)
-    penalised = sampled(model, temperature=0.0, repeat_penalty=1e6, count=3)
-    assert penalised[0] == best and len(set(penalised)) == 3
-
-
-def test_impossible_sampling_is_refused() -> None:
-    for setting in (
-        {"temperature": -1},
-        {"top_p": 0},
-        {"min_p": 2},
-        {"top_k": -1},
-        {"repeat_penalty": 0},
-        {"seed": -1},
-    ):
-        with pytest.raises(UsageError, match=next(iter(setting))):
-            Sampling(**setting)  # type: ignore[arg-type]

@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_gguf import chain_model, make_gguf
+from tiny_gguf import TEXT, chain_model
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.engine import Sampling, open_engine
-from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.generate import Generation, StopFilter
+from minigpt_edge_runtime.engine import Engine, open_engine
+from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge_runtime.generate import CHUNK, Generation, PromptTooLong, Session, document_ids
+from minigpt_edge_runtime.sampling import Sampling
+from minigpt_edge_runtime.streaming import TextStream
 
 GREEDY = Sampling(temperature=0.0, repeat_penalty=1.0)
 SAID = "漢é🙂 licence"
@@ -24,70 +26,116 @@ def speaker(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     return chain_model(tmp_path / "speaker.gguf", tokenizer, ids_of(tokenizer, "X", SAID))
 
 
+def after_x(engine: Engine, **options: object) -> Generation:
+    return Generation(Session(engine), document_ids(engine, "X"), **{"sampling": GREEDY, **options})  # type: ignore[arg-type]
+
+
 def test_characters_are_never_split(speaker: Path) -> None:
     with open_engine(speaker, 64, 1) as engine:
-        generation = Generation(engine, "X", sampling=GREEDY)
+        generation = after_x(engine)
         pieces = list(generation)
     assert "".join(pieces) == SAID
     assert pieces[:3] == ["漢", "é", "🙂"]  # several tokens each, shown whole
     assert generation.finish_reason == "end"
-    assert generation.tokens > len(pieces) and generation.prompt_tokens == 2
+    assert generation.tokens > len(pieces) and generation.stats()["prompt_tokens"] == 2
     assert generation.stats()["tokens_per_second"] > 0  # type: ignore[operator]
 
 
 def test_a_cut_character_is_replaced_not_lost(speaker: Path) -> None:
     with open_engine(speaker, 64, 1) as engine:
-        generation = Generation(engine, "X", sampling=GREEDY, max_tokens=1)
+        generation = after_x(engine, max_tokens=1)
         assert list(generation) == ["\ufffd"]
     assert (generation.finish_reason, generation.tokens) == ("length", 1)
 
 
 def test_stop_strings_end_the_text_before_them(speaker: Path) -> None:
     with open_engine(speaker, 64, 1) as engine:
-        generation = Generation(engine, "X", sampling=GREEDY, stop=["zzz", "cen"])
-        assert "".join(generation) == "漢é🙂 li"
+        generation = after_x(engine, stop=["zzz", "🙂 li"])  # over the border of two tokens
+        assert "".join(generation) == "漢é"
         assert generation.finish_reason == "stop"
-        generation = Generation(engine, "X", sampling=GREEDY, stop=["licences"])
-        assert "".join(generation) == SAID
+        assert "".join(after_x(engine, stop=["licences"])) == SAID
 
 
-def test_stop_filter_holds_back_only_what_may_be_a_stop() -> None:
-    stops = StopFilter(["END", "DONE"])
-    assert stops.push("a E") == "a " and stops.push("N") == "" and stops.push("x") == "ENx"
-    assert stops.push("b DOEN") == "b DO" and stops.push("D more") == "" and stops.stopped
-    assert stops.push("again") == "" and stops.flush() == ""
-    unfinished = StopFilter(["END"])
-    assert unfinished.push("to the EN") == "to the " and unfinished.flush() == "EN"
+def test_a_stream_holds_back_only_what_may_be_a_stop() -> None:
+    stream = TextStream(["END", "DONE"])
+    assert stream.push(b"a E") == "a " and stream.push(b"N") == "" and stream.push(b"x") == "ENx"
+    assert stream.push(b"b DOEN") == "b DO" and stream.push(b"D more") == "" and stream.stopped
+    assert stream.push(b"again", last=True) == ""
+    unfinished = TextStream(["END", "é" * 100_000])
+    assert unfinished.push(b"to the EN") == "to the " and unfinished.push(b"", last=True) == "EN"
+    assert TextStream().push(b"\xff\xe2\x82") == "\ufffd"
 
 
 def test_a_full_context_ends_it_and_a_long_prompt_is_refused(model: Path) -> None:
     with open_engine(model, 12, 1) as engine:
-        generation = Generation(engine, "X", sampling=Sampling(temperature=5.0, top_k=0), max_tokens=100)
+        session = Session(engine)
+        generation = Generation(session, [5, 6], Sampling(temperature=5.0, top_k=0), max_tokens=100)
         list(generation)
         assert generation.finish_reason in ("context", "end")
-        assert generation.prompt_tokens + generation.tokens <= 13
-        with pytest.raises(EdgeError, match="the prompt has 13 tokens, the context holds 12"):
-            list(Generation(engine, "é" * 6))
+        assert 2 + generation.tokens <= 13
+        with pytest.raises(PromptTooLong, match="the prompt has 13 tokens, the context holds 12"):
+            Generation(session, document_ids(engine, "é" * 6))
         with pytest.raises(UsageError, match="max_tokens"):
-            list(Generation(engine, "X", max_tokens=0))
+            Generation(session, [5], max_tokens=0)
+        with pytest.raises(UsageError, match="no tokens"):
+            Generation(session, [])
 
 
-def test_chat_puts_the_prompt_into_the_template(model: Path) -> None:
+def test_a_cached_beginning_changes_nothing_but_the_work(model: Path) -> None:
+    with open_engine(model, 512, 1) as engine, open_engine(model, 512, 1) as other:
+        session = Session(engine)
+        whole = engine.tokenize(TEXT)
+        assert len(whole) > 100
+        prompts = [whole[:60], whole[:60], whole[:80], [*whole[:50], 7, *whole[51:90]], whole[:30], [9, 8, 7]]
+        cached = []
+        for prompt in prompts:
+            reused = Generation(session, prompt, GREEDY, max_tokens=12)
+            alone = Generation(Session(other), prompt, GREEDY, max_tokens=12)
+            other.reset()
+            assert list(reused) == list(alone) and alone.cached_tokens == 0
+            cached.append(reused.cached_tokens)
+        assert cached == [0, 59, 60, 50, 29, 0]  # a whole prompt's last token is evaluated again
+
+
+def test_an_answer_goes_on_from_its_own_cache(model: Path) -> None:
     with open_engine(model, 256, 1) as engine:
-        ids = Generation(engine, "Hi", chat=True, system="Be brief").prompt_ids()
-        text = engine.detokenize(ids, special=True).decode()
-        plain = Generation(engine, "Hi").prompt_ids()
-    assert text == (
-        "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert ids[0] == 1 and plain[0] == 0 and len(plain) == 3
+        session = Session(engine)
+        first = Generation(session, [5, 6, 7], GREEDY, max_tokens=10)
+        list(first)
+        held = engine.cached
+        assert held == 3 + 9  # the last token said has not been evaluated
+        engine.reset()  # somebody else's doing
+        again = Generation(session, [5, 6, 7, 8], GREEDY, max_tokens=1)
+        list(again)
+        assert again.cached_tokens == 0
 
 
-def test_chat_without_or_with_a_broken_template_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    for name, template, message in (
-        ("a", None, "no chat template"),
-        ("b", "{{ messages.x.y }}", "template failed"),
-    ):
-        path = make_gguf(tmp_path / f"{name}.gguf", tokenizer, chat_template=template)
-        with open_engine(path, 64, 1) as engine, pytest.raises(EdgeError, match=message):
-            Generation(engine, "Hi", chat=True).prompt_ids()
+def test_a_fresh_answer_uses_nothing_cached(model: Path) -> None:
+    with open_engine(model, 256, 1) as engine:
+        session = Session(engine)
+        list(Generation(session, [5, 6, 7], GREEDY, max_tokens=2))
+        fresh = Generation(session, [5, 6, 7], GREEDY, max_tokens=2, fresh=True)
+        list(fresh)
+        assert fresh.cached_tokens == 0 and engine.cached == 4
+
+
+def test_cancelling_ends_it_between_tokens_and_within_a_long_prompt(model: Path) -> None:
+    with open_engine(model, 1024, 1) as engine:
+        session = Session(engine)
+        generation = Generation(session, [5, 6], Sampling(temperature=5.0, top_k=0), max_tokens=500)
+        for shown, _ in enumerate(generation):
+            if shown == 2:
+                generation.cancel()
+        assert generation.finish_reason == "cancelled" and generation.tokens < 20
+        long = Generation(session, [5] * (2 * CHUNK + 50), GREEDY)
+        long.cancel()
+        assert list(long) == [] and long.finish_reason == "cancelled" and engine.cached == 1
+
+
+def test_an_abandoned_answer_leaves_the_session_usable(model: Path) -> None:
+    with open_engine(model, 256, 1) as engine:
+        session = Session(engine)
+        expected = "".join(Generation(session, [5, 6, 7], GREEDY, max_tokens=20))
+        for _ in Generation(session, [5, 6, 7, 9], GREEDY, max_tokens=20):
+            break
+        assert "".join(Generation(session, [5, 6, 7], GREEDY, max_tokens=20)) == expected

@@ -1,15 +1,18 @@
-"""run: prompt in, text out, streamed."""
+"""run: prompt in, text out, streamed; or a conversation."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from minigpt_edge_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from minigpt_edge_runtime.generate import Generation
 
 
 @click.command()
@@ -17,7 +20,7 @@ from minigpt_edge_runtime.errors import UsageError
 @click.argument("prompt", required=False)
 @click.option("--file", help="Which of the bundle's model files (default: its first).")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
-@click.option("--system", help="A system message for --chat.")
+@click.option("--system", help="A system message for the chat.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token, without a repetition penalty.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 is greedy.")
@@ -25,7 +28,7 @@ from minigpt_edge_runtime.errors import UsageError
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True)
 @click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True)
 @click.option("--repeat-penalty", type=click.FloatRange(0, min_open=True), default=1.1, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--stop", multiple=True, help="End before this text (may be given again).")
 @click.option(
     "--context-length", type=click.IntRange(1), help="Tokens held at once (default: the model's, up to 2048)."
@@ -33,36 +36,58 @@ from minigpt_edge_runtime.errors import UsageError
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **options: Any) -> None:
-    """Stream text from BUNDLE (a directory or a .gguf file) that goes on from PROMPT.
+    """Stream text from BUNDLE (a directory or a model file) that goes on from PROMPT.
 
-    Without PROMPT, or with "-", the prompt is read from standard input.
+    Without PROMPT, or with "-", the prompt is read from standard input. Without PROMPT at a terminal it is a
+    conversation: a chat if the model has a chat template, else each line typed is continued.
     """
     from minigpt_edge_runtime.bundle import read_bundle
-    from minigpt_edge_runtime.engine import Sampling, open_engine
-    from minigpt_edge_runtime.generate import Generation
+    from minigpt_edge_runtime.chat import Conversation
+    from minigpt_edge_runtime.engine import open_engine
+    from minigpt_edge_runtime.generate import Generation, Session, document_ids
+    from minigpt_edge_runtime.interactive import chat, continue_texts
+    from minigpt_edge_runtime.sampling import Sampling
 
-    if options["system"] is not None and not options["chat"]:
+    at_terminal = prompt is None and sys.stdin.isatty()
+    if as_json and at_terminal:
+        raise UsageError("--json needs a prompt", 'give one: run BUNDLE "This licence" --json')
+    if options["system"] is not None and not options["chat"] and not at_terminal:
         raise UsageError("--system needs --chat")
-    found = read_bundle(bundle, file)
     sampling = Sampling(
         temperature=0.0 if options["greedy"] else options["temperature"],
         repeat_penalty=1.0 if options["greedy"] else options["repeat_penalty"],
         **{name: options[name] for name in ("top_k", "top_p", "min_p", "seed")},
     )
-    prompt = _prompt(prompt)
+    found = read_bundle(bundle, file)
+    text = None if at_terminal else _read(prompt)
     with open_engine(found.model_path, options["context_length"], options["threads"]) as engine:
-        generation = Generation(
-            engine,
-            prompt,
-            sampling=sampling,
-            document_start=found.document_start,
-            **{name: options[name] for name in ("max_tokens", "stop", "chat", "system")},
-        )
-        pieces = []
-        for piece in generation:
-            pieces.append(piece)
-            if not as_json:
-                click.echo(piece, nl=False)
+        session = Session(engine)
+
+        def generation(ids: list[int]) -> Generation:
+            return Generation(session, ids, sampling, options["max_tokens"], options["stop"])
+
+        def continued(text: str) -> list[int]:
+            return document_ids(engine, text, found.document_start)
+
+        chatting = options["chat"] or options["system"] is not None
+        if chatting or (at_terminal and engine.chat_template):
+            conversation = Conversation(engine, options["system"], options["max_tokens"])
+            if text is None:
+                chat(conversation, generation)
+            else:
+                _answer(text, generation(conversation.ask(text)[0]), as_json)
+        elif text is None:
+            continue_texts(continued, generation)
+        else:
+            _answer(text, generation(continued(text)), as_json)
+
+
+def _answer(prompt: str, generation: Generation, as_json: bool) -> None:
+    pieces = []
+    for piece in generation:
+        pieces.append(piece)
+        if not as_json:
+            click.echo(piece, nl=False)
     stats = generation.stats()
     if as_json:
         click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **stats}, ensure_ascii=False))
@@ -74,9 +99,7 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
         )
 
 
-def _prompt(given: str | None) -> str:
-    if given is not None and given != "-":
-        return given
-    if given is None and sys.stdin.isatty():
-        raise UsageError("there is no prompt", 'give one: run BUNDLE "This licence"')
+def _read(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        return prompt
     return sys.stdin.buffer.read().decode("utf-8", errors="replace")

@@ -1,0 +1,74 @@
+"""A bundle that comes as a zip file, unpacked once beside what else is cached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+
+from minigpt_edge_runtime.bundle import MANIFEST, inside
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import need_space, os_error, publish_directory, sha256_file
+
+_AGAIN = "copy or download the file again"
+
+
+def unpack(path: Path) -> Path:
+    """The directory of a zipped bundle's files, unpacked now or, if it is the same file, before.
+
+    Names are checked before anything is written: none may leave the directory, be a link, or come twice.
+
+    Raises:
+        EdgeError: it is no zip file of a bundle, is damaged or encrypted, a name is not allowed, or no space
+            is left.
+    """
+    folder = cache_dir() / "unpacked" / sha256_file(path)[:16]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = _check(path, archive)
+            if not folder.is_dir():
+                need_space(folder, sum(entry.file_size for entry in archive.infolist()), f"unpacking {path}")
+                _extract(archive, folder)
+    except zipfile.BadZipFile as error:
+        raise EdgeError(f"{path} is not a whole zip file ({error})", _AGAIN) from error
+    except OSError as error:
+        raise os_error(error, path) from error
+    return folder / root
+
+
+def cache_dir() -> Path:
+    """Where unpacked bundles are kept: MINIGPT_EDGE_CACHE, or the user's cache folder."""
+    if given := os.environ.get("MINIGPT_EDGE_CACHE"):
+        return Path(given)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(os.environ["LOCALAPPDATA"]) if "LOCALAPPDATA" in os.environ else home) / "minigpt-edge"
+
+
+def _check(path: Path, archive: zipfile.ZipFile) -> str:
+    """The folder of the zip file that is the bundle, "" for all of it."""
+    names = [entry.filename for entry in archive.infolist()]
+    for entry in archive.infolist():
+        if not inside(entry.filename) or stat.S_ISLNK(entry.external_attr >> 16):
+            raise EdgeError(
+                f"{path} holds {entry.filename!r}, which would be written outside its folder",
+                "do not use this file; ask where it came from",
+            )
+        if entry.flag_bits & 1:
+            raise EdgeError(f"{path} is encrypted", "unpack it yourself, and give the directory")
+    if len({name.lower() for name in names}) != len(names):
+        raise EdgeError(f"{path} holds a name twice", "do not use this file; ask where it came from")
+    roots = [name.removesuffix(MANIFEST).rstrip("/") for name in names if Path(name).name == MANIFEST]
+    if not roots:
+        raise EdgeError(f"{path} is not a zipped bundle (it has no {MANIFEST})", "zip the bundle's directory")
+    return min(roots, key=len)
+
+
+def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        archive.extractall(partial)
+        publish_directory(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
