@@ -1,4 +1,4 @@
-"""What is in a GGUF file, a bundle, a checkpoint directory, a plan or a report."""
+"""What is in a GGUF or ONNX file, a bundle, a checkpoint directory, a plan or a report."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt_edge_runtime.engine import is_gguf
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json
+from minigpt_edge_runtime.report import SCHEMA, read_report
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-KNOWN = "a .gguf file, a bundle, a checkpoint directory, a plan.json or a report.json"
+KNOWN = (
+    "a .gguf or .onnx file, a bundle, a checkpoint directory, a plan.json, a report.json or a report of bench"
+)
 Description = dict[str, Any]
 
 
@@ -25,8 +25,9 @@ def describe(path: Path | str) -> Description:
     """Describe a file or directory.
 
     Returns:
-        JSON-able: "kind" (gguf, bundle, checkpoint, plan or report), "path", "facts" (name -> value), and
-        where it has them "blocks" (a record per block), "tensor_types" (tensors, parameters, bytes).
+        JSON-able: "kind" (gguf, onnx, bundle, checkpoint, plan, report or latency report), "path", "facts"
+        (name -> value), and where it has them "blocks" (a record per block), "tensor_types" (tensors,
+        parameters, bytes), "operators" (of an ONNX graph: name -> nodes).
 
     Raises:
         EdgeError: the path is missing, damaged, or nothing we know.
@@ -38,6 +39,12 @@ def describe(path: Path | str) -> Description:
         raise EdgeError(f"{path} does not exist", "check the path")
     if path.suffix.lower() == ".json":
         return _json_file(path)
+    if path.suffix.lower() == ".onnx":
+        return _onnx(path)
+    if path.suffix.lower() == ".zip":
+        from minigpt_edge_runtime.unpack import unpack
+
+        return _directory(unpack(path))
     if path.suffix.lower() == ".safetensors":
         return {"kind": "safetensors", "path": str(path), **_safetensors([path])}
     if path.suffix.lower() == ".gguf" or is_gguf(path):
@@ -90,14 +97,51 @@ def _gguf(path: Path) -> Description:
     }
 
 
+def _onnx(path: Path) -> Description:
+    from minigpt_edge_runtime.artefact import describe_model
+    from minigpt_edge_runtime.onnx_header import read_onnx
+
+    header, model = read_onnx(path), describe_model(path)
+    columns = {name: header.fact(name) or [] for name in ("ffn_width", "heads", "kv_heads")}
+    blocks = [
+        {"block": at, **{name: values[at] for name, values in columns.items()}}
+        for at in range(min(map(len, columns.values())))
+    ]
+    wanted = ("name", "architecture", "quantization", "parameters", "bytes", "vocabulary", "context_length")
+    facts = {
+        **{name: model[name] for name in wanted},
+        "blocks": len([name for name in header.inputs if name.endswith(".key")]),
+        "base_model": header.fact("base_model"),
+        "licence": header.fact("license"),
+        "block_size": header.fact("block_size"),
+        "symmetric": header.fact("symmetric"),
+        "head": header.fact("head"),
+        "accuracy_level": header.fact("accuracy_level"),
+        "tied_embeddings": header.fact("tied_embeddings"),
+        "opsets": ", ".join(f"{name or 'ai.onnx'} {number}" for name, number in header.opsets.items()),
+        "files": len(header.files),
+        "weight_bytes_per_token": model["weight_bytes_per_token"],
+    }
+    return {
+        "kind": "onnx",
+        "path": str(path),
+        "facts": facts,
+        "blocks": blocks,
+        "tensor_types": header.types(),
+        "operators": dict(header.operators.most_common()),
+    }
+
+
 def _directory(path: Path) -> Description:
-    from minigpt_edge_runtime.bundle import KIND, MANIFEST
+    from minigpt_edge_runtime.bundle import KIND, MANIFEST, ONNX_MODEL
 
     manifest = path / MANIFEST
     if manifest.is_file():
         content = read_json(manifest)
         if isinstance(content, dict) and content.get("kind") == KIND:
             return _bundle(path)
+    if (path / ONNX_MODEL).is_file():
+        return _onnx(path / ONNX_MODEL)
     if (path / "config.json").is_file():
         return _checkpoint(path)
     for name in ("plan.json", "report.json"):
@@ -204,6 +248,12 @@ def _safetensors(paths: Sequence[Path]) -> Description:
 
 def _json_file(path: Path) -> Description:
     content = read_json(path)
+    if isinstance(content, dict) and content.get("schema") == SCHEMA:
+        report = read_report(path)
+        facts = {"created": report["created"], "profile": report["profile"]}
+        facts |= {name: report["artefact"][name] for name in ("name", "file", "quantization", "bundle")}
+        facts |= {"cpu": report["device"]["cpu"], "threads": report["settings"]["n_threads"]}
+        return {"kind": "latency report", "path": str(path), "facts": facts | _flat(report["summary"])}
     if isinstance(content, dict) and isinstance(content.get("models"), list):
         return {"kind": "report", "path": str(path), "facts": _report_facts(content)}
     if isinstance(content, dict) and isinstance(content.get("blocks"), list):
@@ -287,58 +337,3 @@ def _join(*parts: Any) -> str | None:
 
 def _unit(value: Any, scale: float, unit: str, digits: int) -> str:
     return "" if not isinstance(value, int | float) else f"{value * scale:,.{digits}f} {unit}"
-
-
-def render(description: Description, console: Console) -> None:
-    """Print a description as tables; runs of equal blocks are one row."""
-    from rich.table import Table
-
-    console.print(
-        f"{description['kind']} · {description['path']}", markup=False, highlight=False, soft_wrap=True
-    )
-    table = Table(show_header=False)
-    for name, value in description["facts"].items():
-        if value not in (None, "", []):
-            table.add_row(name.replace("_", " "), _shown(value))
-    console.print(table)
-    if blocks := description.get("blocks"):
-        names = [
-            name for name in blocks[0] if name != "block" and any(b.get(name) is not None for b in blocks)
-        ]
-        table = Table("block", *(name.replace("_", " ") for name in names))
-        for first, last, block in _runs(blocks, names):
-            table.add_row(
-                f"{first}" if first == last else f"{first}–{last}", *(_shown(block.get(n)) for n in names)
-            )
-        console.print(table)
-    if types := description.get("tensor_types"):
-        table = Table("type", "tensors", "parameters", "bytes")
-        for name, record in types.items():
-            table.add_row(name, *(_shown(record[column]) for column in ("tensors", "parameters", "bytes")))
-        console.print(table)
-    for model in description.get("models", []):
-        render(model, console)
-
-
-def _runs(
-    blocks: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> list[tuple[int, int, Mapping[str, Any]]]:
-    runs: list[tuple[int, int, Mapping[str, Any]]] = []
-    for i, block in enumerate(blocks):
-        if runs and all(block.get(name) == runs[-1][2].get(name) for name in names):
-            runs[-1] = (runs[-1][0], i, runs[-1][2])
-        else:
-            runs.append((i, i, block))
-    return runs
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4f}"
-    if isinstance(value, list):
-        return ", ".join(_shown(item) for item in value)
-    return "" if value is None else str(value)

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from minigpt_edge.plan import BlockPlan, Plan, write_plan
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.inspect import describe, render
+from minigpt_edge_runtime.inspect import describe
+from minigpt_edge_runtime.inspect_table import render
 
 
 def shown(description: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ import click
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def inspect(path: Path, as_json: bool) -> None:
-    """Show what is in PATH: a GGUF file, bundle, checkpoint directory, plan.json or report.json."""
-    from minigpt_edge_runtime.inspect import describe, render
+    """Show what is in PATH: a GGUF or ONNX model, bundle, checkpoint directory, plan or report."""
+    from minigpt_edge_runtime.inspect import describe
+    from minigpt_edge_runtime.inspect_table import render
 
     description = describe(path)
     if as_json:
