@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MODEL = "model.onnx"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _LARGEST_HALF = 65504.0
+_HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary positions
 
 
 def write_onnx(
@@ -49,10 +50,19 @@ def write_onnx(
         metadata: further facts to store, such as name, license and base_model.
 
     Raises:
-        EdgeError: a weight does not fit into float16, the directory exists, or no space is left.
+        EdgeError: a weight does not fit into float16, the size of a head can't be computed, the tokenizer is
+            missing, the directory exists, or no space is left.
     """
     if directory.exists():
         raise EdgeError(f"{directory} exists", "choose another directory, or delete it")
+    if decoder.head_dim % _HEAD_MULTIPLE:
+        raise EdgeError(
+            f"{decoder.directory} has heads of {decoder.head_dim} values, onnxruntime computes only multiples "
+            f"of {_HEAD_MULTIPLE}",
+            "export it as GGUF",
+        )
+    if not (decoder.directory / _TOKENIZER_FILES[0]).is_file():
+        raise EdgeError(f"{decoder.directory} lacks {_TOKENIZER_FILES[0]}", "use a complete checkpoint")
     size = decoder.parameters * {"fp32": 4, "fp16": 2}.get(precision.name, precision.bits / 8 + 0.3)
     need_space(directory.parent, int(size) + 2**22, f"the {precision.name} ONNX model")
     partial = directory.with_name(f".{directory.name}.partial")
@@ -126,8 +136,9 @@ class _Writer:
     def _rotary(self) -> list[str]:
         """Cosines and sines, float32 [context, head_dim / 2].
 
-        From constants alone, so onnxruntime computes them once when it loads; stored they would be 2 MB. In
-        float64, since the angle of a late position has few digits left in float32.
+        From constants alone, so onnxruntime computes them once when it loads; stored they would be 2 MB. Angles
+        are brought within one turn in float64, since that of a late position has few digits left in float32;
+        cosines of float64 are missing in onnxruntime 1.23.
         """
         import numpy as np
 
@@ -145,8 +156,10 @@ class _Writer:
         angles = node(
             "Mul", [column, self.graph.weight("rotary.frequencies", inverse[None])], "rotary.angles"
         )
-        tables = [node(kind, [angles], f"rotary.{kind.lower()}64") for kind in ("Cos", "Sin")]
-        return [node("Cast", [table], table.removesuffix("64"), to=1) for table in tables]
+        turn = self.graph.weight("rotary.turn", np.array(2 * np.pi))
+        angles = node("Mod", [angles, turn], "rotary.within", fmod=1)
+        angles = node("Cast", [angles], "rotary.float32", to=1)
+        return [node(kind, [angles], f"rotary.{kind.lower()}") for kind in ("Cos", "Sin")]
 
     def _block(
         self, index: int, block: Block, residual: str, skip: str, lengths: list[str]
@@ -182,9 +195,8 @@ class _Writer:
         weight = self.graph.weight(f"{name}.weight", self.decoder.load(f"{name}.weight"))
         epsilon = self.decoder.norm.eps
         if not skip:
-            return self.graph.node(
-                "SimplifiedLayerNormalization", [residual, weight], name, axis=-1, epsilon=epsilon
-            ), residual
+            normed = self.graph.node("RMSNormalization", [residual, weight], name, axis=-1, epsilon=epsilon)
+            return normed, residual
         normed, *_, total = self.graph.nodes(
             "com.microsoft.SkipSimplifiedLayerNormalization",
             [residual, skip, weight],

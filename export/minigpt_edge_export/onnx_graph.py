@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     import numpy as np
 
-OPSET, IR_VERSION = 21, 10
+OPSET, IR_VERSION = 23, 10  # the first with RMSNormalization; onnxruntime 1.23 reads it
 _PAGE, _LINE = 4096, 64  # large weights begin on a page, so that they can be mapped
 _INLINE = 1024  # bytes up to which a weight stays in the graph
 

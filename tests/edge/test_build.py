@@ -114,10 +114,10 @@ def test_run_and_verify_accept_the_bundle(place: Path, built: Path) -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("corpus", "export")),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("corpus", "export-")),
         "prune",
         "recover",
-        "quantize",
+        "export-gguf-q8",
     ],
 )
 def test_killed_anywhere_it_resumes_to_the_same_file(
@@ -174,12 +174,87 @@ def test_equal_widths_load_in_stock_transformers(place: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     report = json.loads((place / "equal" / "report.json").read_text())
-    assert report["parity"]["architecture"] == "llama"
+    assert report["models"][-1]["architecture"] == "llama"
     checkpoint = next(line for line in done.stderr.splitlines() if "Hugging Face" in line).split(": ", 1)[1]
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = AutoTokenizer.from_pretrained(checkpoint)("The licensee shall", return_tensors="pt").input_ids
     with torch.inference_mode():
         assert model(ids).logits.shape[-1] == model.config.vocab_size < 700
+
+
+def test_both_formats_ship_from_one_model(place: Path, built: Path) -> None:
+    """ONNX beside GGUF: proven, measured, whole in itself, and saying the same."""
+    onnx = ("onnx-fp32", "onnx-int8", "onnx-int4")
+    targets = [part for name in (*onnx, "gguf-f16") for part in ("--target", name)]
+    done = run(place, "--out", "both", "--no-baseline", *targets)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((place / "both" / "report.json").read_text())
+    files = [model["file"] for model in report["models"]]
+    # SMALL asks for gguf-q8 too
+    assert files == ["both-q8_0.gguf", *(f"{name}/model.onnx" for name in onnx), "both-f16.gguf"]
+    parity = report["parity"]
+    assert parity["onnx-fp32"]["kl_mean"] < 1e-5 and parity["onnx-fp32"]["argmax_agreement"] > 0.99
+    assert parity["onnx-fp32"]["kl_mean"] < parity["onnx-int8"]["kl_mean"] < parity["onnx-int4"]["kl_mean"]
+    sizes = {model["file"]: model["bytes"] for model in report["models"]}
+    assert sizes["onnx-int4/model.onnx"] < sizes["onnx-int8/model.onnx"] < sizes["onnx-fp32/model.onnx"]
+    assert {path.name for path in (place / "both" / "onnx-int4").iterdir()} == {
+        *("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
+    }
+    program = [sys.executable, "-m", "minigpt_edge_runtime.cli"]
+    said = {}
+    for file in ("onnx-fp32", "both-f16.gguf"):
+        line = [*program, "run", "both", "The licensee", "--file", file, "--greedy", "--max-tokens", "12"]
+        done = subprocess.run(line, cwd=place, env=environment(place), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said[file] = done.stdout
+    assert said["onnx-fp32"] == said["both-f16.gguf"]
+    line = [*program, "verify", "both", "--json"]
+    checked = subprocess.run(line, cwd=place, env=environment(place), capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    names = {check["name"] for check in json.loads(checked.stdout)["checks"] if check["ok"]}
+    assert {f"{file}: parity" for file in files} <= names
+    held_out = json.loads((place / "both" / "held-out.json").read_text())
+    assert held_out["windows"] and held_out["questions"]
+    for question in held_out["questions"]:
+        assert len({*question["choices"]}) == 4 and 0 <= question["answer"] < 4
+
+
+def test_a_file_that_differs_stops_the_build(
+    place: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, so that the exporter can be made to lose a matrix."""
+    import numpy as np
+
+    from minigpt_edge.console import Talk
+    from minigpt_edge.pipeline import build
+    from minigpt_edge.recipe import Recipe
+    from minigpt_edge_export.spec import Decoder
+    from minigpt_edge_runtime.errors import EdgeError
+
+    honest = Decoder.load
+
+    def wrong(self: Decoder, name: str) -> np.ndarray:
+        array = honest(self, name)
+        return np.ascontiguousarray(array[::-1]) if name == "embedding.weight" else array
+
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
+    monkeypatch.setattr(Decoder, "load", wrong)
+    recipe = Recipe(
+        corpus=(str(place / "corpus"),),
+        model=str(place / "model"),
+        targets=("onnx-fp16",),
+        sparsity=0.2,
+        min_count=1,
+        calibration_tokens=4096,
+        recover_tokens=32768,
+        baseline=False,
+        out=place / "wrong",
+    )
+    with Talk() as talk, pytest.raises(EdgeError, match="fp16 of model.onnx does not match") as caught:
+        build(recipe, talk)
+    evidence = Path(str(caught.value.hint).rpartition(" ")[2])
+    assert json.loads(evidence.read_text())["passed"] is False
+    assert not (place / "wrong").exists() and not list(place.glob("cache/work/export-onnx-fp16*[0-9a-f]"))
 
 
 def test_kept_terms_stay_whole(place: Path, tmp_path: Path) -> None:

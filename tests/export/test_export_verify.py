@@ -14,7 +14,7 @@ from minigpt_edge_export.gguf import write_gguf
 from minigpt_edge_export.quantize import quantize
 from minigpt_edge_export.scripts import TEN_SCRIPTS
 from minigpt_edge_export.spec import read_checkpoint
-from minigpt_edge_export.verify import check, verify_logits, verify_tokenizer
+from minigpt_edge_export.verify import check, threshold_of, verify_logits, verify_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 
 ROWS = np.random.default_rng(2).integers(0, 399, (4, 32)).tolist()
@@ -32,14 +32,15 @@ def test_parity_of_a_good_file(equal: Checkpoint, tmp_path: Path) -> None:
     evidence = tmp_path / "evidence.json"
     logits, tokens = check(
         path,
+        kind="f16",
         reference=reference,
         tokenizer_json=equal.path / "tokenizer.json",
         texts=SAMPLES,
         evidence=evidence,
         threads=1,
     )
-    assert logits.good
-    assert tokens.good
+    assert logits.within(threshold_of("f16")) and logits.bits_ratio == pytest.approx(1, abs=1e-4)
+    assert tokens is not None and tokens.good
     assert tokens.texts == len(SAMPLES) + len(TEN_SCRIPTS) + 3
     written = json.loads(evidence.read_text())
     assert written["passed"]
@@ -59,6 +60,7 @@ def test_other_weights_fail_and_leave_evidence(equal: Checkpoint, copied: Path, 
     with pytest.raises(EdgeError, match="logits differ") as caught:
         check(
             exported(copied, tmp_path),
+            kind="f16",
             reference=reference,
             tokenizer_json=copied / "tokenizer.json",
             texts=TEXTS,
@@ -146,7 +148,7 @@ def test_quantization_error_is_seen(equal: Checkpoint, tmp_path: Path) -> None:
     dense, coarse = (verify_logits(file, reference, 1) for file in (path, tmp_path / "q4_0.gguf"))
     assert coarse.kl_mean > 10 * dense.kl_mean
     assert coarse.kl_max >= coarse.kl_mean
-    assert not coarse.good
+    assert not coarse.within(threshold_of("f16"))
 
 
 def test_refuses_bad_references(equal: Checkpoint, tmp_path: Path) -> None:
