@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.report_tables import Table, compared, get, headline, tables
+from minigpt_edge.report_tables import Table, by_role, compared, get, headline, tables
 from minigpt_edge_runtime.files import write_text
 
 _HUB_LICENCES = frozenset(
@@ -44,6 +44,25 @@ Made by minigpt-edge{version} from {base}{domain}: {steps}.
 
 ## Run it
 
+{run}With the runtime that came with it, in this directory:
+
+```sh
+minigpt-edge-runtime run . "{prompt}"
+minigpt-edge-runtime verify .
+```
+{architecture}
+## Limits
+
+- It was made for {subject}. Expect other subjects, other languages and general knowledge to be \
+worse than in the base model: they were not measured.
+- It continues text. No step of its making looked at instructions: answers to questions may be \
+worse than the base model's.
+- It writes what is likely, not what is true. It is no {advice}.
+- {licence}
+{texts}
+"""
+
+_RUN_GGUF = """\
 With [llama.cpp](https://github.com/ggml-org/llama.cpp):
 
 ```sh
@@ -67,22 +86,25 @@ ollama create {tag} -f Modelfile
 ollama run {tag} "{prompt}"
 ```
 
-With the runtime that came with it, in this directory:
+"""
 
-```sh
-minigpt-edge-runtime run . "{prompt}"
-minigpt-edge-runtime verify .
+_RUN_ONNX = """\
+With [onnxruntime-genai](https://github.com/microsoft/onnxruntime-genai), `pip install onnxruntime-genai`:
+
+```python
+import onnxruntime_genai as genai
+
+model = genai.Model("{folder}")
+tokenizer = genai.Tokenizer(model)
+settings = genai.GeneratorParams(model)
+settings.set_search_options(max_length=128)
+generator = genai.Generator(model, settings)
+generator.append_tokens(tokenizer.encode("{prompt}"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
 ```
-{architecture}
-## Limits
 
-- It was made for {subject}. Expect other subjects, other languages and general knowledge to be \
-worse than in the base model: they were not measured.
-- It continues text. No step of its making looked at instructions: answers to questions may be \
-worse than the base model's.
-- It writes what is likely, not what is true. It is no {advice}.
-- {licence}
-{texts}
 """
 
 
@@ -121,9 +143,8 @@ def model_card(report: Mapping[str, Any], prompt: str = "This") -> str:
         domain=f" for the domain {domain}" if domain else "",
         steps=_steps(report, shipped.get("quantization")),
         figures="\n\n".join(f"**{t.title}**\n\n{markdown(t)}" for t in tables(report) if t.key in _IN_CARD),
-        file=shipped.get("file") or "model.gguf",
+        run=_run(report, prompt),
         prompt=prompt,
-        tag=re.sub(r"[^a-z0-9._-]+", "-", report["name"].lower()),
         architecture=_architecture_note(shipped.get("architecture")),
         subject=f"the domain {domain}" if domain else "the text it was made with",
         advice={"law": "legal advice", "medical": "medical advice", "economics": "financial advice"}.get(
@@ -134,6 +155,18 @@ def model_card(report: Mapping[str, Any], prompt: str = "This") -> str:
         if texts
         else "- The texts it was fine-tuned on have licences of their own.",
     )
+
+
+def _run(report: Mapping[str, Any], prompt: str) -> str:
+    """How to run the first file of each format in programs that are not ours."""
+    files = [str(model.get("file")) for model in by_role(report, "shipped")]
+    tag = re.sub(r"[^a-z0-9._-]+", "-", report["name"].lower())
+    text = ""
+    if gguf := [file for file in files if file.endswith(".gguf")]:
+        text += _RUN_GGUF.format(file=gguf[0], prompt=prompt, tag=tag)
+    if onnx := [file for file in files if file.endswith(".onnx")]:
+        text += _RUN_ONNX.format(folder=onnx[0].rpartition("/")[0], prompt=prompt)
+    return text
 
 
 def _steps(report: Mapping[str, Any], quantization: str | None) -> str:
@@ -240,8 +273,12 @@ def _front_matter(report: Mapping[str, Any]) -> str:
         front |= {"base_model": hub_id, "base_model_relation": "finetune"}
     if dataset := get(report, "corpus", "dataset"):
         front["datasets"] = [dataset]
-    front |= {"pipeline_tag": "text-generation", "library_name": "gguf"}
-    front["tags"] = ["minigpt-edge", "gguf", "pruned", *([domain] if domain else [])]
+    endings = {str(model.get("file")).rpartition(".")[2] for model in by_role(report, "shipped")}
+    formats = [name for name in ("gguf", "onnx") if name in endings]
+    front["pipeline_tag"] = "text-generation"
+    if formats:
+        front["library_name"] = formats[0]
+    front["tags"] = ["minigpt-edge", *formats, "pruned", *([domain] if domain else [])]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 

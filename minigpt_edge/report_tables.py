@@ -117,7 +117,7 @@ def headline(report: Mapping[str, Any]) -> str:
 def tables(report: Mapping[str, Any]) -> list[Table]:
     """All tables that the report has figures for, in reading order."""
     made = [_models(report), _ratios(report), _speed(report), _way(report), _pruned(report), _corpus(report)]
-    made += [_files(report), _stages(report), _environment(report)]
+    made += [_parity(report), _files(report), _stages(report), _environment(report)]
     return [table for table in made if table is not None and table.rows]
 
 
@@ -297,6 +297,23 @@ def _fact(value: Any) -> str:
 
 def _corpus(report: Mapping[str, Any]) -> Table | None:
     return _facts("corpus", "Corpus", {"domain": report.get("domain"), **(report.get("corpus") or {})})
+
+
+def _parity(report: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            target,
+            f"{found['kl_mean']:.1e}",
+            f"{found['kl_max']:.1e}",
+            percent(found["argmax_agreement"]),
+            number(found["bits_ratio"], 3),
+        ]
+        for target, found in (report.get("parity") or {}).items()
+    ]
+    columns = ["", "KL mean", "KL largest", "arg-max agrees", "bits ÷ checkpoint"]
+    tokens = next((found["tokens"] for found in (report.get("parity") or {}).values()), 0)
+    note = f"Each file against the recovered checkpoint in float32, {tokens:,} validation tokens; KL in nats."
+    return Table("parity", "Proof of each file", columns, rows, note)
 
 
 def _files(report: Mapping[str, Any]) -> Table:

@@ -57,8 +57,8 @@ def write_onnx(
         raise EdgeError(f"{directory} exists", "choose another directory, or delete it")
     if decoder.head_dim % _HEAD_MULTIPLE:
         raise EdgeError(
-            f"{decoder.directory} has heads of {decoder.head_dim} values, onnxruntime computes only multiples "
-            f"of {_HEAD_MULTIPLE}",
+            f"{decoder.directory} has heads of {decoder.head_dim} values, onnxruntime computes multiples of "
+            f"{_HEAD_MULTIPLE} only",
             "export it as GGUF",
         )
     if not (decoder.directory / _TOKENIZER_FILES[0]).is_file():
@@ -136,9 +136,9 @@ class _Writer:
     def _rotary(self) -> list[str]:
         """Cosines and sines, float32 [context, head_dim / 2].
 
-        From constants alone, so onnxruntime computes them once when it loads; stored they would be 2 MB. Angles
-        are brought within one turn in float64, since that of a late position has few digits left in float32;
-        cosines of float64 are missing in onnxruntime 1.23.
+        From constants alone, so onnxruntime computes them once when it loads; stored they would be 2 MB.
+        Angles are brought within one turn in float64, since that of a late position has few digits left in
+        float32; cosines of float64 are missing in onnxruntime 1.23.
         """
         import numpy as np
 

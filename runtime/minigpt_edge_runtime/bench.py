@@ -89,10 +89,14 @@ def bench_bundle(
 
 
 def _check_unchanged(bundle: Bundle) -> None:
+    """EdgeError if the model file, or a file of its ONNX directory, is not what the manifest lists."""
     name = bundle.model_path.relative_to(bundle.directory).as_posix()
-    record = bundle.manifest.get("files", {}).get(name)
-    if record is not None and sha256_file(bundle.model_path) != record.get("sha256"):
-        raise EdgeError(
-            f"{bundle.model_path} has been changed (its sha256 is not the manifest's)",
-            "copy the bundle again, or give the model file alone",
-        )
+    folder = name.rpartition("/")[0]
+    for file, record in bundle.manifest.get("files", {}).items():
+        if file == name or (folder and file.startswith(f"{folder}/")):
+            path = bundle.directory / file
+            if not path.is_file() or sha256_file(path) != record.get("sha256"):
+                raise EdgeError(
+                    f"{path} is missing or has been changed (its sha256 is not the manifest's)",
+                    "copy the bundle again, or give the model file alone",
+                )

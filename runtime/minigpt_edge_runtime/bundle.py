@@ -16,6 +16,17 @@ MANIFEST = "manifest.json"
 ONNX_MODEL = "model.onnx"
 KIND = "minigpt-edge bundle"
 FORMAT = 1
+_FIELDS: dict[str, Any] = {
+    "name": str,
+    "model_file": str,
+    "model_files": list,
+    "document_start": str | None,
+    "base_model": dict,
+    "licences": list,
+    "targets": list,
+    "checks": dict,
+    "files": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -109,12 +120,22 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         hint = "install the version of minigpt-edge that made it, or a newer one"
         raise EdgeError(f"{directory} has bundle format {manifest.get('format')}, known is {FORMAT}", hint)
-    files = manifest.get("files")
-    good = isinstance(files, dict) and all(isinstance(record, dict) for record in files.values())
-    names = [*files, *_model_files(manifest)] if isinstance(files, dict) else []
-    if not good or manifest.get("model_file") not in (files or {}) or not all(map(inside, names)):
+    if not _sound(manifest):
         raise EdgeError(f"{directory / MANIFEST} is damaged", "copy or build the bundle again")
     return manifest
+
+
+def _sound(manifest: Mapping[str, Any]) -> bool:
+    """Whether its records are complete, and its names are of files inside the directory."""
+    if not all(isinstance(manifest.get(name), kind) for name, kind in _FIELDS.items()):
+        return False
+    files = manifest["files"]
+    names = [*files, *manifest["checks"], *manifest["model_files"], manifest["model_file"]]
+    return (
+        all(isinstance(name, str) and inside(name) and name in files for name in names)
+        and all(isinstance(record, dict) for record in [*files.values(), *manifest["checks"].values()])
+        and all(isinstance(record.get("bytes"), int) for record in files.values())
+    )
 
 
 def read_bundle(path: Path | str, file: str | None = None) -> Bundle:
@@ -144,10 +165,10 @@ def read_bundle(path: Path | str, file: str | None = None) -> Bundle:
         return Bundle(path, {}, path.parent)
     manifest = read_manifest(path)
     name = file or manifest["model_file"]
-    if f"{name}/{ONNX_MODEL}" in _model_files(manifest):
+    if f"{name}/{ONNX_MODEL}" in manifest["model_files"]:
         name = f"{name}/{ONNX_MODEL}"
-    if name not in _model_files(manifest):
-        known = ", ".join(_model_files(manifest))
+    if name not in manifest["model_files"]:
+        known = ", ".join(manifest["model_files"])
         raise EdgeError(f"{path} has no model file {name!r}", f"choose one of: {known}")
     if not (path / name).is_file():
         raise EdgeError(f"{path / name} is missing from the bundle", "copy or build the bundle again")
@@ -179,11 +200,6 @@ def owned_files(directory: Path) -> list[Path]:
         EdgeError: the directory is not a bundle.
     """
     return [directory / name for name in read_manifest(directory)["files"]] + [directory / MANIFEST]
-
-
-def _model_files(manifest: Mapping[str, Any]) -> list[str]:
-    names = manifest.get("model_files") or [manifest.get("model_file")]
-    return [str(name) for name in names]
 
 
 def inside(name: str) -> bool:

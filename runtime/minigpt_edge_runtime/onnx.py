@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # tokens of a prompt evaluated at once: attention scores grow with chunk x context
 _EVERY, _LAST = 0, -1  # values of logits_start
+_AGAIN = "copy or build the bundle again"
+_UPDATE = "it needs an operator that this onnxruntime does not have: update onnxruntime"
 _FAILURES = {
-    "NOT_IMPLEMENTED": "it needs an operator that this onnxruntime does not have: update onnxruntime",
-    "INVALID_GRAPH": "it needs an operator that this onnxruntime does not have, or is damaged: "
-    "update onnxruntime, or copy or build the bundle again",
+    "NOT_IMPLEMENTED": _UPDATE,
+    "is not a registered function/op": _UPDATE,
+    "INVALID_GRAPH": f"{_UPDATE}; or it is damaged: {_AGAIN}",
 }
 
 
@@ -46,16 +48,16 @@ def open_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what is fatal is raised too
     try:
-        return library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # what it calls falling back is a second try on the same CPU, told on stdout
+        return library.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class
-        kind, _, reason = str(error).partition(" : ")[2].partition(" : ")
-        hint = "copy or build the bundle again"
-        hint = next((text for name, text in _FAILURES.items() if name in str(error)), hint)
-        if "allocate" in str(error) or isinstance(error, MemoryError):
+        reason = str(error).rpartition("failed:")[2]
+        hint = next((text for name, text in _FAILURES.items() if name in str(error)), _AGAIN)
+        if "alloc" in str(error) or isinstance(error, MemoryError):
             hint = "free some memory, or use a smaller model"
-        raise EdgeError(
-            f"onnxruntime can't load {path}: {_one_line(reason or kind or str(error))}", hint
-        ) from error
+        raise EdgeError(f"onnxruntime can't load {path}: {_one_line(reason)}", hint) from error
 
 
 class OnnxEngine:
@@ -68,14 +70,21 @@ class OnnxEngine:
         _check_graph(self.header)
         self._context_length = _context_length(self.header, context_length)
         self.text = TextCodec(path.parent, self.header.end_ids)
+        self._vocab_size = _vocabulary(self.header, self.text)
         self._library = load_library()
         self._session: Any = open_session(path, threads)
         self._logits_all = logits_all
         self.cached = 0
-        self._vocab_size = int(self._session.get_outputs()[0].shape[-1])
         self._held: dict[str, Any] = {}  # a bound value does not keep its array alive
         self._binding = self._session.io_binding()
-        self._mask = np.ones((1, self._context_length), dtype=np.int64)
+        try:
+            self._bind_cache()
+            self._mask = np.ones((1, self._context_length), dtype=np.int64)
+        except MemoryError as error:
+            raise EdgeError(
+                f"there is no memory for a context of {self._context_length:,} tokens",
+                "use a smaller context, or free some memory",
+            ) from error
         self._start: np.ndarray | None = None
         if any(value.name == "logits_start" for value in self._session.get_overridable_initializers()):
             self._start = np.empty(1, dtype=np.int64)
@@ -85,7 +94,6 @@ class OnnxEngine:
         self._rows = np.zeros(
             (1, rows if logits_all or self._start is None else 1, self._vocab_size), np.float32
         )
-        self._bind_cache()
 
     def _bind_cache(self) -> None:
         """One buffer a block for keys and one for values, of the whole context, past and present at once."""
@@ -95,13 +103,7 @@ class OnnxEngine:
             if value.name.startswith("past_key_values."):
                 _, heads, _, size = value.shape
                 kind = np.float16 if value.type == "tensor(float16)" else np.float32
-                try:
-                    buffer = np.zeros((1, heads, self._context_length, size), dtype=kind)
-                except MemoryError as error:
-                    raise EdgeError(
-                        f"there is no memory for a context of {self._context_length:,} tokens",
-                        "use a smaller context, or free some memory",
-                    ) from error
+                buffer = np.zeros((1, heads, self._context_length, size), dtype=kind)
                 bound = self._bind_input(value.name, buffer)
                 present = value.name.replace("past_key_values.", "present.")
                 self._binding.bind_ortvalue_output(present, bound)
@@ -184,9 +186,10 @@ class OnnxEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
+            full = "alloc" in str(error)
             raise EdgeError(
                 f"onnxruntime stopped at token {self.cached}: {_one_line(str(error))}",
-                "use a smaller context, or free some memory",
+                "use a smaller context, or free some memory" if full else _AGAIN,
             ) from error
         self.cached = total
         return rows[0]
@@ -229,8 +232,12 @@ class OnnxEngine:
 
 def _check_graph(header: OnnxHeader) -> None:
     """EdgeError if the graph is not a decoder with a cache that can be written in place."""
-    caches = [name for name in header.inputs if name.startswith("past_key_values.")]
-    if not caches or not {"input_ids", "attention_mask"} <= header.inputs.keys():
+    caches = {name: shape for name, shape in header.inputs.items() if name.startswith("past_key_values.")}
+    sizes = [shape[at] for shape in caches.values() if len(shape) == 4 for at in (1, 3)]
+    whole = len(sizes) == 2 * len(caches) and all(isinstance(size, int) for size in sizes)
+    presents = {name.replace("past_key_values.", "present.") for name in caches}
+    needed = {"input_ids", "attention_mask"} <= header.inputs.keys()
+    if not (caches and whole and needed and {"logits", *presents} <= header.outputs.keys()):
         raise EdgeError(f"{header.path} is not a decoder with a key-value cache", "export it again")
     known = {"input_ids", "attention_mask", "logits_start", *caches}
     if foreign := sorted(header.inputs.keys() - known):
@@ -241,6 +248,23 @@ def _check_graph(header: OnnxHeader) -> None:
             "copied for every token",
             "export it again",
         )
+
+
+def _vocabulary(header: OnnxHeader, text: TextCodec) -> int:
+    """Tokens whose logits the graph computes.
+
+    Raises:
+        EdgeError: it does not say, or its tokenizer has more tokens.
+    """
+    *_, size = header.outputs["logits"] or [""]
+    if not isinstance(size, int):
+        raise EdgeError(f"{header.path} does not say how many tokens its vocabulary has", "export it again")
+    if text.vocab_size > size:
+        raise EdgeError(
+            f"the tokenizer beside {header.path} has {text.vocab_size:,} tokens, the model {size:,}",
+            f"they are of different builds: {_AGAIN}",
+        )
+    return size
 
 
 def _context_length(header: OnnxHeader, asked: int | None) -> int:

@@ -41,14 +41,18 @@ class OnnxTensor:
 
 @dataclass(frozen=True)
 class OnnxHeader:
-    """The graph without its weights' values, and onnxruntime-genai's settings beside it."""
+    """The graph without its weights' values, and onnxruntime-genai's settings beside it.
+
+    `facts` are what our exporter wrote about the model; none in a foreign file.
+    """
 
     path: Path
     operators: Counter[str]
     opsets: dict[str, int]
     tensors: list[OnnxTensor]
     inputs: dict[str, list[int | str]]
-    metadata: dict[str, str]
+    outputs: dict[str, list[int | str]]
+    facts: dict[str, Any]
     config: dict[str, Any]
 
     @property
@@ -91,9 +95,8 @@ class OnnxHeader:
         return bool(self.config.get("search", {}).get("past_present_share_buffer"))
 
     def fact(self, name: str) -> Any:
-        """What our exporter wrote about the model under a name, as JSON; None in a foreign file."""
-        value = self.metadata.get(f"minigpt_edge.{name}")
-        return None if value is None else json.loads(value)
+        """What our exporter wrote about the model under a name; None in a foreign file."""
+        return self.facts.get(name)
 
     def types(self) -> dict[str, dict[str, int]]:
         """Stored type -> tensors, parameters (stored elements) and bytes; shared bytes count once."""
@@ -133,16 +136,31 @@ def _header(path: Path, model: dict[int, list[Any]]) -> OnnxHeader:
         fields = _fields(node)
         domain = _text(fields, 7)
         operators[(f"{domain}." if domain not in ("", "ai.onnx") else "") + _text(fields, 4)] += 1
-    config = path.parent / CONFIG
+    written = {name.partition(".")[::2]: value for name, value in _pairs(model.get(14, [])).items()}
     return OnnxHeader(
         path,
         operators,
         {_text(f, 1): int(f.get(2, [0])[0]) for f in map(_fields, model[8])},
         [_tensor(_fields(value)) for value in graph.get(5, [])],
         {_text(f, 1): _shape(f) for f in map(_fields, graph.get(11, []))},
-        _pairs(model.get(14, [])),
-        read_json(config) if config.is_file() else {},
+        {_text(f, 1): _shape(f) for f in map(_fields, graph.get(12, []))},
+        {name: json.loads(value) for (owner, name), value in written.items() if owner == "minigpt_edge"},
+        _config(path.parent / CONFIG),
     )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """onnxruntime-genai's settings, {} without the file; EdgeError if they are not what it writes."""
+    config = read_json(path) if path.is_file() else {}
+    try:
+        model, search = (dict(config.get(name, {})) for name in ("model", "search"))
+        ends = model.get("eos_token_id", [])
+        numbers = [model.get("context_length", 1), *(ends if isinstance(ends, list) else [ends])]
+        if not all(isinstance(number, int) for number in numbers) or numbers[0] < 1:
+            raise ValueError("a number is none")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise EdgeError(f"{path} is damaged ({error})", _AGAIN) from error
+    return {**config, "model": model, "search": search}
 
 
 def _check_data(header: OnnxHeader) -> None:
@@ -181,9 +199,9 @@ def _tensor(fields: dict[int, list[Any]]) -> OnnxTensor:
 
 
 def _shape(value_info: dict[int, list[Any]]) -> list[int | str]:
-    """The dimensions of a graph input, numbers or names."""
+    """The dimensions of a graph's input or output, numbers or names; none if it does not say."""
     tensor = _fields(_fields(value_info[2][0])[1][0])
-    dimensions = [_fields(value) for value in _fields(tensor[2][0]).get(1, [])]
+    dimensions = [_fields(value) for value in _fields(tensor[2][0]).get(1, [])] if 2 in tensor else []
     return [fields[1][0] if 1 in fields else _text(fields, 2) for fields in dimensions]
 
 
@@ -192,7 +210,7 @@ def _pairs(entries: list[Any]) -> dict[str, str]:
 
 
 def _text(fields: dict[int, list[Any]], number: int) -> str:
-    return bytes(fields[number][-1]).decode() if number in fields else ""
+    return str(fields[number][-1], "utf-8") if number in fields else ""
 
 
 def _fields(data: memoryview) -> dict[int, list[Any]]:

@@ -59,9 +59,10 @@ def compare_with_reference(model: Path, reference: Path, threads: int | None) ->
         top = np.array(content["top"], dtype=np.int64)
         expected = np.array(content["log_probabilities"], dtype=np.float64)
         fits = len(tokens) == len(top) == len(nll) + 1 and top.shape == expected.shape and top.ndim == 2
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise EdgeError(f"{reference} is damaged ({error!r})", "copy or build the bundle again") from error
-    with open_engine(model, len(tokens), threads, logits_all=True) as engine:
+    fits = fits and bool(np.isfinite(expected).all() and np.isfinite(nll).all())
+    with open_engine(model, max(len(tokens), 1), threads, logits_all=True) as engine:
         if not fits or max(*tokens, int(top.max())) >= engine.vocab_size or min(*tokens, int(top.min())) < 0:
             raise EdgeError(f"{reference} does not belong to this model", "copy or build the bundle again")
         logits = engine.logits(tokens).astype(np.float64)

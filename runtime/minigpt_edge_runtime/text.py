@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,19 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+# Special tokens that end a generation, whatever the configuration says: llama.cpp's choice, so that both
+# engines end where the other does.
+_ENDS = frozenset(
+    (
+        *(f"<|{name}|>" for name in ("endoftext", "im_end", "end", "eot_id", "eom_id", "eot", "end_of_text")),
+        *("<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>", "<eos>"),
+    )
+)
+_AGAIN = "copy or build the bundle again"
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json.
+    """A tokenizer.json, as a tokenizer that neither cuts nor pads.
 
     Raises:
         EdgeError: it is missing or damaged.
@@ -28,11 +38,14 @@ def open_tokenizer(path: Path) -> Tokenizer:
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError):
             raise os_error(error, path) from error
-        raise EdgeError(f"{path} is not UTF-8", "copy or build the bundle again") from error
+        raise EdgeError(f"{path} is not UTF-8", _AGAIN) from error
     try:
-        return Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise EdgeError(f"{path} can't be read ({error})", "copy or build the bundle again") from error
+        raise EdgeError(f"{path} can't be read ({error})", _AGAIN) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 class TextCodec:
@@ -48,40 +61,39 @@ class TextCodec:
 
     def __init__(self, directory: Path, end_ids: Sequence[int] = ()) -> None:
         self._tokenizer = open_tokenizer(directory / "tokenizer.json")
-        settings = directory / "tokenizer_config.json"
-        self._settings: dict[str, Any] = read_json(settings) if settings.is_file() else {}
-        template = directory / "chat_template.jinja"
-        self.chat_template: str | None = (
-            template.read_text(encoding="utf-8")
-            if template.is_file()
-            else self._settings.get("chat_template")
-        )
+        self._lock = threading.Lock()  # a setting of the tokenizer tells whether special tokens are text
+        self._settings = _settings(directory / "tokenizer_config.json")
+        self.chat_template = _chat_template(directory / "chat_template.jinja", self._settings)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index: token.content for index, token in added.items() if token.special}
         self._whole = {index: token.content for index, token in added.items() if not token.special}
-        self._byte_level = "ByteLevel" in str(type(self._tokenizer.decoder)) or "ByteLevel" in str(
-            self._tokenizer.decoder
-        )
+        self._byte_level = "ByteLevel" in str(self._tokenizer.decoder)
         self._bytes = _symbol_bytes()
-        self._ends = {*end_ids, *filter(None, [self._id("eos")])}
+        self._ends = {*end_ids, *(index for index, text in self._special.items() if text in _ENDS)}
+        if (end := self._id("eos")) is not None:
+            self._ends.add(end)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         # a SentencePiece tokenizer writes a space before the text, which its way back takes off
-        self._prefix = b"" if self._byte_level or not self._starts_with_space() else b" "
+        first = self.tokenize("a")[:1]
+        self._prefix = b" " if first and self.piece(first[0]).startswith(b" ") else b""
 
     @property
     def vocab_size(self) -> int:
+        """Tokens, added ones too."""
         return int(self._tokenizer.get_vocab_size())
 
     @property
     def adds_start(self) -> bool:
-        """Whether the settings say that a begin-of-sequence token precedes every prompt."""
-        return bool(self._settings.get("add_bos_token"))
+        """Whether the settings or the tokenizer say that a begin-of-sequence token precedes every prompt."""
+        bare, full = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+        return bool(self._settings.get("add_bos_token")) or full[: len(bare)] != bare
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, nothing added; `special` reads "<|…|>" as special tokens, not as text."""
-        self._tokenizer.encode_special_tokens = not special
         clean = text.encode("utf-8", errors="replace").decode()
-        return list(self._tokenizer.encode(clean, add_special_tokens=False).ids)
+        with self._lock:
+            self._tokenizer.encode_special_tokens = not special
+            return list(self._tokenizer.encode(clean, add_special_tokens=False).ids)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         """The bytes of `tokens`; special tokens give nothing unless `special`."""
@@ -103,7 +115,8 @@ class TextCodec:
         if text is None:
             return b""  # a row beyond the vocabulary, as padded embeddings have
         if self._byte_level:
-            return bytes(self._bytes[symbol] for symbol in text)
+            # a symbol that stands for no byte comes from a token that was added by hand
+            return b"".join(self._bytes.get(symbol) or symbol.encode() for symbol in text)
         if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             return bytes([int(text[3:5], 16)])
         return text.replace("\u2581", " ").encode()
@@ -137,13 +150,33 @@ class TextCodec:
         text = self.special_text(name)
         return self._tokenizer.token_to_id(text) if text else None
 
-    def _starts_with_space(self) -> bool:
-        first = self._tokenizer.encode("a", add_special_tokens=False).tokens
-        return bool(first) and first[0].startswith("\u2581")
+
+def _settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path) if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise EdgeError(f"{path} holds no settings", _AGAIN)
+    return settings
 
 
-def _symbol_bytes() -> dict[str, int]:
+def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
+    """The file's, else the settings'; of several there, the one named default."""
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise os_error(error, path) from error
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{path} is not UTF-8", _AGAIN) from error
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    return template if isinstance(template, str) else None
+
+
+def _symbol_bytes() -> dict[str, bytes]:
     """Byte-level BPE's symbol of each byte: printable Latin-1 stands for itself, others follow U+0100."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + at): byte for at, byte in enumerate(others)}
+    symbols = {chr(byte): byte for byte in shown} | {chr(256 + at): byte for at, byte in enumerate(others)}
+    return {symbol: bytes([byte]) for symbol, byte in symbols.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 
 from minigpt_edge_runtime.bundle import MANIFEST, inside
@@ -13,6 +15,8 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, sha256_file
 
 _AGAIN = "copy or download the file again"
+# what zipfile raises for a damaged file
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
 
 
 def unpack(path: Path) -> Path:
@@ -24,17 +28,19 @@ def unpack(path: Path) -> Path:
         EdgeError: it is no zip file of a bundle, is damaged or encrypted, a name is not allowed, or no space
             is left.
     """
-    folder = cache_dir() / "unpacked" / sha256_file(path)[:16]
     try:
+        folder = cache_dir() / "unpacked" / sha256_file(path)[:16]
         with zipfile.ZipFile(path) as archive:
             root = _check(path, archive)
             if not folder.is_dir():
                 need_space(folder, sum(entry.file_size for entry in archive.infolist()), f"unpacking {path}")
                 _extract(archive, folder)
-    except zipfile.BadZipFile as error:
+    except (*_DAMAGED, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # an offset before the file's beginning
+            raise os_error(error, path) from error
         raise EdgeError(f"{path} is not a whole zip file ({error})", _AGAIN) from error
-    except OSError as error:
-        raise os_error(error, path) from error
     return folder / root
 
 
@@ -57,6 +63,9 @@ def _check(path: Path, archive: zipfile.ZipFile) -> str:
             )
         if entry.flag_bits & 1:
             raise EdgeError(f"{path} is encrypted", "unpack it yourself, and give the directory")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            hint = "zip the bundle's directory with deflate, as zip programs do by themselves"
+            raise EdgeError(f"{path} is compressed in a way that is not known", hint)
     if len({name.lower() for name in names}) != len(names):
         raise EdgeError(f"{path} holds a name twice", "do not use this file; ask where it came from")
     roots = [name.removesuffix(MANIFEST).rstrip("/") for name in names if Path(name).name == MANIFEST]
@@ -69,6 +78,10 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         archive.extractall(partial)
-        publish_directory(partial, folder)
+        try:
+            publish_directory(partial, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -116,12 +116,9 @@ def _tokenizer(bundle: Bundle, model: Path, threads: int | None) -> tuple[bool |
 
 
 def _same_ids(engine: Engine, path: Path) -> tuple[bool | None, str]:
-    from tokenizers import Tokenizer
+    from minigpt_edge_runtime.text import open_tokenizer
 
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        return False, f"tokenizer.json can't be read ({error})"
+    tokenizer = open_tokenizer(path)
     differ = [t for t in SCRIPTS if tokenizer.encode(t, add_special_tokens=False).ids != engine.tokenize(t)]
     if differ:
         return False, f"token ids differ from tokenizer.json's in {len(differ)} texts, first {differ[0]!r}"
@@ -133,7 +130,12 @@ def _computes(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | No
     if check is None:
         _nll(model, SCRIPTS[0], bundle.document_start, threads)
         return True, "its likelihoods are numbers; there are none to compare with"
-    here, there = _nll(model, check["text"], check["document_start"], threads), check["nll"]
+    try:
+        text, start = str(check["text"]), check["document_start"]
+        there = [float(value) for value in check["nll"]]
+    except (KeyError, TypeError, ValueError):
+        return False, "what the manifest says to compare with is damaged"
+    here = _nll(model, text, start, threads)
     if len(here) != len(there):
         return False, f"the check's text has {len(here)} tokens here, {len(there)} where it was built"
     off = sum(abs(a - b) for a, b in zip(here, there, strict=True)) / len(there)
@@ -145,8 +147,12 @@ def _parity(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | None
     if limit is None or not (bundle.directory / REFERENCE).is_file():
         return None, "there are no predictions of the checkpoint to compare with"
     found = compare_with_reference(bundle.directory / name, bundle.directory / REFERENCE, threads)
-    good = found["kl_mean"] <= limit["kl_mean"] and found["argmax_agreement"] >= limit["argmax_agreement"]
-    return good and found["bits_ratio"] <= limit["bits_ratio"], (
+    try:
+        good = found["kl_mean"] <= limit["kl_mean"] and found["argmax_agreement"] >= limit["argmax_agreement"]
+        good = good and found["bits_ratio"] <= limit["bits_ratio"]
+    except (KeyError, TypeError):
+        return False, "the manifest's thresholds are damaged"
+    return good, (
         f"KL to the checkpoint {found['kl_mean']:.1e} (at most {limit['kl_mean']:g}), "
         f"{found['argmax_agreement']:.1%} of arg-max agree (at least {limit['argmax_agreement']:.0%}), "
         f"bits per byte x {found['bits_ratio']:.3f} (at most {limit['bits_ratio']:g})"

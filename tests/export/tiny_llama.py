@@ -75,6 +75,7 @@ def build_model(blocks: Sequence[tuple[int, int, int]], **changes: Any) -> tuple
         "bos_token_id": 1, "eos_token_id": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
     }  # fmt: skip
+    torch.set_num_threads(1)  # for products this small, threads only wait for each other
     config = LlamaConfig(**{**settings, **changes})
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).float().eval()

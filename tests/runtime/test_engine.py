@@ -12,8 +12,8 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.verify import SCRIPTS
 
 
-def test_token_ids_equal_the_tokenizer_and_bytes_come_back(model: Path, tokenizer: Tokenizer) -> None:
-    with open_engine(model, 64, 1) as engine:
+def test_token_ids_equal_the_tokenizer_and_bytes_come_back(either: Path, tokenizer: Tokenizer) -> None:
+    with open_engine(either, 64, 1) as engine:
         assert engine.vocab_size == tokenizer.get_vocab_size()
         for text in [TEXT, *SCRIPTS, "a <|endoftext|>b"[:2], ""]:
             ids = engine.tokenize(text)
@@ -21,8 +21,8 @@ def test_token_ids_equal_the_tokenizer_and_bytes_come_back(model: Path, tokenize
             assert engine.detokenize(ids) == text.encode()
 
 
-def test_special_tokens_are_text_unless_asked(model: Path) -> None:
-    with open_engine(model, 64, 1) as engine:
+def test_special_tokens_are_text_unless_asked(either: Path) -> None:
+    with open_engine(either, 64, 1) as engine:
         assert engine.tokenize("<|im_end|>", special=True) == [2]
         plain = engine.tokenize("<|im_end|>")
         assert 2 not in plain and engine.detokenize(plain) == b"<|im_end|>"
@@ -55,8 +55,24 @@ def test_logits_equal_llama_cpp_used_directly(model: Path) -> None:
     assert expected.std() > 0.1
 
 
-def test_the_cache_has_an_end_and_reset_empties_it(model: Path) -> None:
-    with open_engine(model, 16, 1) as engine:
+def test_both_engines_compute_the_same_and_agree_about_every_token(model: Path, onnx_model: Path) -> None:
+    ids = np.random.default_rng(3).integers(3, 300, 600).tolist()
+    with open_engine(model, CONTEXT, 1, True) as gguf, open_engine(onnx_model, CONTEXT, 1, True) as onnx:
+        np.testing.assert_allclose(onnx.logits(ids), gguf.logits(ids), atol=5e-3)
+        assert onnx.vocab_size == gguf.vocab_size and onnx.chat_template == gguf.chat_template
+        tokens = range(gguf.vocab_size)
+        assert [onnx.piece(token) for token in tokens] == [gguf.piece(token) for token in tokens]
+        assert [onnx.is_end(token) for token in tokens] == [gguf.is_end(token) for token in tokens]
+        for text in [*SCRIPTS, "<|im_start|>user\n<|im_end|><|endoftext|>", "\udcff lone surrogate"]:
+            for special in (False, True):
+                assert onnx.tokenize(text, special=special) == gguf.tokenize(text, special=special)
+        for name in ("bos", "eos"):
+            assert onnx.special_text(name) == gguf.special_text(name) != ""
+        assert onnx.adds_start == gguf.adds_start and onnx.document_start() == gguf.document_start()
+
+
+def test_the_cache_has_an_end_and_reset_empties_it(either: Path) -> None:
+    with open_engine(either, 16, 1) as engine:
         first = engine.eval(list(range(3, 19))).copy()
         with pytest.raises(EdgeError, match="17 tokens do not fit into the context of 16"):
             engine.eval([5])
@@ -66,9 +82,9 @@ def test_the_cache_has_an_end_and_reset_empties_it(model: Path) -> None:
             engine.eval([engine.vocab_size])
 
 
-def test_the_cache_keeps_a_beginning_and_goes_on_from_it(model: Path) -> None:
+def test_the_cache_keeps_a_beginning_and_goes_on_from_it(either: Path) -> None:
     ids = np.random.default_rng(2).integers(3, 300, 60).tolist()
-    with open_engine(model, 64, 1) as engine:
+    with open_engine(either, 64, 1) as engine:
         assert engine.cached == 0
         expected = engine.eval(ids).copy()
         assert engine.cached == 60
@@ -84,11 +100,11 @@ def test_the_cache_keeps_a_beginning_and_goes_on_from_it(model: Path) -> None:
         assert engine.cached == 0
 
 
-def test_context_is_the_models_unless_given_and_never_longer(model: Path) -> None:
-    with open_engine(model, threads=1) as engine:
+def test_context_is_the_models_unless_given_and_never_longer(either: Path) -> None:
+    with open_engine(either, threads=1) as engine:
         assert engine.context_length == CONTEXT
     with pytest.raises(EdgeError, match="1,025 tokens is not possible"):
-        open_engine(model, CONTEXT + 1, 1)
+        open_engine(either, CONTEXT + 1, 1)
 
 
 def test_unsupported_models_say_why(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -112,7 +128,7 @@ def test_missing_tensor_is_llama_cpps_own_message(tmp_path: Path, tokenizer: Tok
         open_engine(path, 64, 1)
 
 
-def test_close_twice_is_fine(model: Path) -> None:
-    engine = open_engine(model, 64, 1)
+def test_close_twice_is_fine(either: Path) -> None:
+    engine = open_engine(either, 64, 1)
     engine.close()
     engine.close()

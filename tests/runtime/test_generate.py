@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ def ids_of(tokenizer: Tokenizer, prompt: str, said: str) -> list[int]:
 
 
 @pytest.fixture
-def speaker(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+def speaker(tmp_path: Path, tokenizer: Tokenizer, in_either: Callable[[Path], Path]) -> Path:
     """Says SAID after "X" and ends."""
-    return chain_model(tmp_path / "speaker.gguf", tokenizer, ids_of(tokenizer, "X", SAID))
+    return in_either(chain_model(tmp_path / "speaker.gguf", tokenizer, ids_of(tokenizer, "X", SAID)))
 
 
 def after_x(engine: Engine, **options: object) -> Generation:
@@ -66,8 +67,8 @@ def test_a_stream_holds_back_only_what_may_be_a_stop() -> None:
     assert TextStream().push(b"\xff\xe2\x82") == "\ufffd"
 
 
-def test_a_full_context_ends_it_and_a_long_prompt_is_refused(model: Path) -> None:
-    with open_engine(model, 12, 1) as engine:
+def test_a_full_context_ends_it_and_a_long_prompt_is_refused(either: Path) -> None:
+    with open_engine(either, 12, 1) as engine:
         session = Session(engine)
         generation = Generation(session, [5, 6], Sampling(temperature=5.0, top_k=0), max_tokens=100)
         list(generation)
@@ -81,8 +82,8 @@ def test_a_full_context_ends_it_and_a_long_prompt_is_refused(model: Path) -> Non
             Generation(session, [])
 
 
-def test_a_cached_beginning_changes_nothing_but_the_work(model: Path) -> None:
-    with open_engine(model, 512, 1) as engine, open_engine(model, 512, 1) as other:
+def test_a_cached_beginning_changes_nothing_but_the_work(either: Path) -> None:
+    with open_engine(either, 512, 1) as engine, open_engine(either, 512, 1) as other:
         session = Session(engine)
         whole = engine.tokenize(TEXT)
         assert len(whole) > 100
@@ -97,8 +98,8 @@ def test_a_cached_beginning_changes_nothing_but_the_work(model: Path) -> None:
         assert cached == [0, 59, 60, 50, 29, 0]  # a whole prompt's last token is evaluated again
 
 
-def test_an_answer_goes_on_from_its_own_cache(model: Path) -> None:
-    with open_engine(model, 256, 1) as engine:
+def test_an_answer_goes_on_from_its_own_cache(either: Path) -> None:
+    with open_engine(either, 256, 1) as engine:
         session = Session(engine)
         first = Generation(session, [5, 6, 7], GREEDY, max_tokens=10)
         list(first)
@@ -110,8 +111,8 @@ def test_an_answer_goes_on_from_its_own_cache(model: Path) -> None:
         assert again.cached_tokens == 0
 
 
-def test_a_fresh_answer_uses_nothing_cached(model: Path) -> None:
-    with open_engine(model, 256, 1) as engine:
+def test_a_fresh_answer_uses_nothing_cached(either: Path) -> None:
+    with open_engine(either, 256, 1) as engine:
         session = Session(engine)
         list(Generation(session, [5, 6, 7], GREEDY, max_tokens=2))
         fresh = Generation(session, [5, 6, 7], GREEDY, max_tokens=2, fresh=True)
@@ -119,8 +120,8 @@ def test_a_fresh_answer_uses_nothing_cached(model: Path) -> None:
         assert fresh.cached_tokens == 0 and engine.cached == 4
 
 
-def test_cancelling_ends_it_between_tokens_and_within_a_long_prompt(model: Path) -> None:
-    with open_engine(model, 1024, 1) as engine:
+def test_cancelling_ends_it_between_tokens_and_within_a_long_prompt(either: Path) -> None:
+    with open_engine(either, 1024, 1) as engine:
         session = Session(engine)
         generation = Generation(session, [5, 6], Sampling(temperature=5.0, top_k=0), max_tokens=500)
         for shown, _ in enumerate(generation):
@@ -132,8 +133,8 @@ def test_cancelling_ends_it_between_tokens_and_within_a_long_prompt(model: Path)
         assert list(long) == [] and long.finish_reason == "cancelled" and engine.cached == 1
 
 
-def test_an_abandoned_answer_leaves_the_session_usable(model: Path) -> None:
-    with open_engine(model, 256, 1) as engine:
+def test_an_abandoned_answer_leaves_the_session_usable(either: Path) -> None:
+    with open_engine(either, 256, 1) as engine:
         session = Session(engine)
         expected = "".join(Generation(session, [5, 6, 7], GREEDY, max_tokens=20))
         for _ in Generation(session, [5, 6, 7, 9], GREEDY, max_tokens=20):

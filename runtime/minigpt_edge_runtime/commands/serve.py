@@ -69,7 +69,7 @@ def serve(bundle: Path, file: str | None, host: str, port: int, api_key: str | N
                 f"warning: whoever reaches {host} can use this server, there is no --api-key", err=True
             )
         settings = Settings(
-            model=found.manifest.get("name") or found.model_path.stem,
+            model=found.manifest.get("name") or _name(found.model_path),
             document_start=found.document_start,
             hosts=hosts,
             api_key=api_key,
@@ -78,3 +78,8 @@ def serve(bundle: Path, file: str | None, host: str, port: int, api_key: str | N
         )
         with closing(Worker(engine, options["queue"], options["timeout"])) as worker:
             server.serve(listener, worker, settings)
+
+
+def _name(model: Path) -> str:
+    """What to call a model outside a bundle; an ONNX model's name is its directory's."""
+    return model.resolve().parent.name if model.suffix.lower() == ".onnx" else model.stem
