@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from minigpt_edge.console import Talk
 
 F16 = "model-f16.gguf"
+CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
 CHOICE_WINDOWS = 12  # validation windows on which the types of a family are compared
 # Loss falls with parameters to the power -0.076 (Kaplan et al. 2020, arXiv 2001.08361, eq. 1.1):
 # what a byte is worth when two types differ in size and quality.
@@ -34,7 +37,10 @@ GGUF_CODE = (
 )
 QUANTIZE_CODE = ("minigpt_edge_export.quantize", "minigpt_edge_export.targets", *_VERIFY_CODE)
 ONNX_CODE = (
-    *(f"minigpt_edge_export.{name}" for name in ("genai", "onnx", "onnx_graph", "onnx_weights", "targets")),
+    *(
+        f"minigpt_edge_export.{name}"
+        for name in ("genai", "gptq", "onnx", "onnx_graph", "onnx_grams", "onnx_weights", "targets")
+    ),
     *_VERIFY_CODE,
     "minigpt_edge_runtime.onnx",
     "minigpt_edge_runtime.text",
@@ -89,6 +95,26 @@ class Export:
         evidence.replace(out / "parity.json")
         figures = dataclasses.asdict(logits)
         return figures | ({"texts": token_parity.texts} if token_parity else {})
+
+
+def calibration_sequences(checkpoint: Path, corpus: Path) -> list[list[int]]:
+    """CALIBRATION_TOKENS of a corpus stage's training text as token ids, a stretch a document."""
+    from minigpt_edge.corpus import read_split
+    from minigpt_edge.evaluate.perplexity import encode, read_texts, read_tokenizer
+
+    start, _ = read_texts(corpus / "validation.texts.json")
+    rng = random.Random(0)
+    documents = read_split(corpus, "train")
+    rng.shuffle(documents)
+    tokenizer, sequences, left = read_tokenizer(checkpoint), list[list[int]](), CALIBRATION_TOKENS
+    for document in documents:
+        first, *ids = encode(tokenizer, start, [document])[0]
+        at = rng.randrange(max(1, len(ids) - CALIBRATION_WINDOW + 2))
+        sequences.append([first, *ids[at : at + CALIBRATION_WINDOW - 1]])
+        left -= len(sequences[-1])
+        if left <= 0:
+            break
+    return sequences
 
 
 def model_path(target: Target, made: Stage) -> Path:
@@ -165,6 +191,7 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
 def onnx_stage(job: Export, target: Target) -> Stage:
     """The ONNX directory of a target, chosen and proven as GGUF files are."""
     from minigpt_edge_export.onnx import write_onnx
+    from minigpt_edge_export.onnx_grams import collect_grams
     from minigpt_edge_export.quantize import imatrix_from_file
     from minigpt_edge_export.spec import read_checkpoint
     from minigpt_edge_runtime.onnx_header import read_onnx
@@ -172,11 +199,18 @@ def onnx_stage(job: Export, target: Target) -> Stage:
     def make(out: Path) -> dict[str, Any]:
         decoder = read_checkpoint(job.checkpoint)
         imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
+        grams = None
+        if PRECISIONS[target.types[0]].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
+            step = partial(job.talk.step, f"{target.name}: calibration")
+            grams = collect_grams(
+                decoder, calibration_sequences(job.checkpoint, job.text.path), out, job.threads, step
+            )
 
         def write(name: str) -> Path:
             job.talk.step(f"export: ONNX {name}")
-            write_onnx(decoder, out / name, PRECISIONS[name], imatrix=imatrix, metadata=job.metadata)
-            return out / name / "model.onnx"
+            precision, directory = PRECISIONS[name], out / name
+            write_onnx(decoder, directory, precision, imatrix=imatrix, grams=grams, metadata=job.metadata)
+            return directory / "model.onnx"
 
         kind, tried = _best(job, target, target.types, out, write)
         for name in target.types:
@@ -206,6 +240,7 @@ def _target_stage(
             "target": target.name,
             "types": target.types,
             "choice_windows": CHOICE_WINDOWS,
+            "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW),
             "metadata": job.metadata,
             "threads": job.threads,
         },

@@ -58,7 +58,7 @@ def _say_measured(stage: Stage, what: str, talk: Talk) -> None:
 
 def label(file_format: str, kind: str) -> str:
     """What people read: "IQ4_NL" of a GGUF file, "ONNX INT4" of the other."""
-    return kind.upper() if file_format == "gguf" else f"ONNX {kind.partition('-')[0].upper()}"
+    return kind.upper() if file_format == "gguf" else f"ONNX {kind.upper()}"
 
 
 def baseline_stage(

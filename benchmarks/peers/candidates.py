@@ -74,15 +74,15 @@ def peers() -> list[Candidate]:
     return found
 
 
-def own(precisions: Sequence[str], imatrices: Mapping[str, Path]) -> list[Candidate]:
-    """This project's ONNX in several precisions, with the importance matrices that there are."""
+def own(precisions: Sequence[str], imatrices: Mapping[str, Path], texts: Path | None) -> list[Candidate]:
+    """This project's ONNX in several precisions, calibrated where there is an importance matrix."""
     return [
         Candidate(
             f"ours {name}",
             model,
             script="project_export.py",
             options=(name,),
-            data=(imatrices[model],) if model in imatrices else (),
+            data=(imatrices[model], texts) if texts and model in imatrices else (),
             apis=BOTH,
             ours=True,
         )

@@ -45,7 +45,7 @@ def main() -> None:
         print(f"warning: the machine is busy (load {load:.1f}), two threads suffer most", file=sys.stderr)
     checkpoints = {UNIFORM: options.uniform, NONUNIFORM: options.nonuniform}
     chosen = [c for c in peers() if not options.only or any(part in c.label for part in options.only)]
-    chosen += own(options.precisions, dict(options.imatrix))
+    chosen += own(options.precisions, dict(options.imatrix), options.texts)
     chosen = [c for c in chosen if checkpoints[c.model]] + options.ours
     if not chosen:
         raise SystemExit("error: nothing to measure\nhint: give --uniform, --nonuniform or --ours")
@@ -58,7 +58,7 @@ def main() -> None:
                 "label": candidate.label,
                 "model": candidate.model,
                 "ours": candidate.ours,
-                "options": [*candidate.options, *(["imatrix"] if candidate.data else [])],
+                "options": [*candidate.options, *(["calibrated"] if candidate.data else [])],
                 "model_bytes": model_bytes(path),
                 "export": made,
                 "quality": None,

@@ -1,8 +1,9 @@
 """Write a checkpoint as this project's ONNX (run inside the project's environment).
 
-    python project_export.py CHECKPOINT OUT PRECISION [IMATRIX]
+    python project_export.py CHECKPOINT OUT PRECISION [IMATRIX TEXTS]
 
-PRECISION is a name of minigpt_edge_export.targets.PRECISIONS, IMATRIX the build's imatrix.safetensors.
+PRECISION is a name of minigpt_edge_export.targets.PRECISIONS, IMATRIX the build's imatrix.safetensors, TEXTS a
+file in the corpus stage's directory, whose training text is what the build calibrates on.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from minigpt_edge.exporting import calibration_sequences
 from minigpt_edge_export.onnx import write_onnx
+from minigpt_edge_export.onnx_grams import collect_grams
 from minigpt_edge_export.quantize import imatrix_from_file
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_export.targets import PRECISIONS
+from minigpt_edge_runtime.engine import default_threads
 
 
 def main() -> None:
     """Write the directory OUT."""
-    source, out, name, *importance = sys.argv[1:]
-    imatrix = imatrix_from_file(Path(importance[0])) if importance else None
-    write_onnx(read_checkpoint(Path(source)), Path(out), PRECISIONS[name], imatrix=imatrix)
+    source, out, name, *data = sys.argv[1:]
+    decoder, imatrix, grams = read_checkpoint(Path(source)), None, None
+    if data:
+        imatrix = imatrix_from_file(Path(data[0]))
+        sequences = calibration_sequences(Path(source), Path(data[1]).parent)
+        grams = collect_grams(decoder, sequences, Path(out).parent, default_threads())
+    write_onnx(decoder, Path(out), PRECISIONS[name], imatrix=imatrix, grams=grams)
 
 
 if __name__ == "__main__":

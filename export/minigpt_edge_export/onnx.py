@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.genai import genai_config
 from minigpt_edge_export.gguf import gguf_name
+from minigpt_edge_export.gptq import quantize_gptq
 from minigpt_edge_export.onnx_graph import Graph
 from minigpt_edge_export.onnx_weights import Packed, Precision, quantize_matrix
 from minigpt_edge_export.spec import Block, Decoder
@@ -37,6 +38,7 @@ def write_onnx(
     precision: Precision,
     *,
     imatrix: Mapping[str, np.ndarray] | None = None,
+    grams: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files.
@@ -47,6 +49,8 @@ def write_onnx(
         decoder: its directory also holds the tokenizer.
         directory: appears whole or not at all; must not exist.
         imatrix: GGUF tensor name -> float32 [row length], mean squared input, for integer precisions.
+        grams: what `onnx_grams.collect_grams` returned: the blocks' matrices of integer precisions are then
+            quantized by GPTQ.
         metadata: further facts to store, such as name, license and base_model.
 
     Raises:
@@ -70,7 +74,7 @@ def write_onnx(
     try:
         partial.mkdir(parents=True)
         with Graph(partial / MODEL) as graph:
-            _Writer(graph, decoder, precision, imatrix or {}).write()
+            _Writer(graph, decoder, precision, imatrix or {}, grams or {}).write()
             graph.save(_facts(decoder, precision, metadata or {}))
         write_json(partial / CONFIG, genai_config(decoder, MODEL))
         for name in _TOKENIZER_FILES:
@@ -108,9 +112,15 @@ class _Writer:
     """Writes one decoder into a graph; methods take and return the names of values."""
 
     def __init__(
-        self, graph: Graph, decoder: Decoder, precision: Precision, imatrix: Mapping[str, np.ndarray]
+        self,
+        graph: Graph,
+        decoder: Decoder,
+        precision: Precision,
+        imatrix: Mapping[str, np.ndarray],
+        grams: Mapping[str, np.ndarray],
     ) -> None:
-        self.graph, self.decoder, self.precision, self.imatrix = graph, decoder, precision, imatrix
+        self.graph, self.decoder, self.precision = graph, decoder, precision
+        self.imatrix, self.grams = imatrix, grams
 
     def write(self) -> None:
         graph, decoder = self.graph, self.decoder
@@ -212,12 +222,8 @@ class _Writer:
         name = f"{block}.{'_'.join(parts)}"
         names = [f"{block}.{part}" for part in parts]
         matrix = np.concatenate([self.decoder.load(f"{part}.weight") for part in names])
-        importance = self.imatrix.get(gguf_name(f"{names[0]}.weight"))
-        precision = self.precision
-        if precision.bits:
-            result = self._product_of_codes(
-                name, matrix, value, precision.bits, precision.block_size, importance
-            )
+        if self.precision.bits:
+            result = self._product_of_codes(name, matrix, value, gguf_name(f"{names[0]}.weight"))
         else:
             weight = self._float(f"{name}.weight", np.ascontiguousarray(matrix.T))
             result = self.graph.node("MatMul", [value, weight], name)
@@ -226,16 +232,13 @@ class _Writer:
         bias = np.concatenate([self.decoder.load(f"{part}.bias") for part in names])
         return self.graph.node("Add", [result, self.graph.weight(f"{name}.bias", bias)], f"{name}.biased")
 
-    def _product_of_codes(
-        self,
-        name: str,
-        matrix: np.ndarray,
-        value: str,
-        bits: int,
-        block_size: int,
-        importance: np.ndarray | None,
-    ) -> str:
-        packed = quantize_matrix(matrix, bits, block_size, self.precision.symmetric, importance)
+    def _product_of_codes(self, name: str, matrix: np.ndarray, value: str, statistic: str) -> str:
+        """Quantize with what is known of the values read, by GPTQ where that is their Gram matrix."""
+        bits, block_size, symmetric = self.precision.bits, self.precision.block_size, self.precision.symmetric
+        if value in self.grams:
+            packed = quantize_gptq(matrix, self.grams[value], bits, block_size, symmetric)
+        else:
+            packed = quantize_matrix(matrix, bits, block_size, symmetric, self.imatrix.get(statistic))
         names = [
             self.graph.weight(f"{name}.codes", packed.codes),
             self.graph.weight(f"{name}.scales", packed.scales),

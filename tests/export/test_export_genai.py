@@ -55,7 +55,7 @@ def test_fp32_says_what_the_checkpoint_says(unequal: Checkpoint, tmp_path: Path)
     assert by_engine(model, PROMPT) == expected
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "int4-64", "int4-32-zero"])
+@pytest.mark.parametrize("name", ["fp16", "int8", "int4", "int4-64"])
 def test_every_precision_says_in_genai_what_it_says_here(
     unequal: Checkpoint, tmp_path: Path, name: str
 ) -> None:
