@@ -2,8 +2,8 @@
 
     python project_export.py CHECKPOINT OUT PRECISION [IMATRIX TEXTS]
 
-PRECISION is a name of minigpt_edge_export.targets.PRECISIONS, IMATRIX the build's imatrix.safetensors, TEXTS a
-file in the corpus stage's directory, whose training text is what the build calibrates on.
+PRECISION is a name of minigpt_edge_export.targets.PRECISIONS, IMATRIX the build's imatrix.safetensors,
+TEXTS a file in the corpus stage's directory, whose training text is what the build calibrates on.
 """
 
 from __future__ import annotations
