@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -13,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from source import PACKAGES, ROOT
+from source import PACKAGES, ROOT, imports, module_name, sources
 
 from minigpt_edge_runtime import __version__
 
@@ -59,10 +60,12 @@ def test_what_is_imported_is_declared() -> None:
     declared = set(requirements(ROOT / "pyproject.toml"))
     providers = importlib.metadata.packages_distributions()
     imported: dict[str, str] = {}
-    for folder in PACKAGES.values():
-        for path in folder.rglob("*.py"):
-            for name in re.findall(r"^\s*(?:import|from)\s+([A-Za-z_]\w*)", path.read_text(), re.MULTILINE):
-                imported.setdefault(name, str(path.relative_to(ROOT)))
+    for package in PACKAGES:
+        for path in sources(package):
+            module = module_name(path, package)
+            for name, _ in imports(ast.parse(path.read_text()), module, path.name == "__init__.py"):
+                imported.setdefault(name.partition(".")[0], str(path.relative_to(ROOT)))
+    assert {"torch", "onnxruntime", "starlette"} <= imported.keys()
     missing = {}
     for name, where in imported.items():
         if name in sys.stdlib_module_names or name in PACKAGES:

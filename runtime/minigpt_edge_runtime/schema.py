@@ -62,7 +62,9 @@ def _problems(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], at
     elif isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         yield f"{at} is {_short(value)}, which does not match {schema['pattern']}"
     elif _is(value, "number"):
-        if not math.isfinite(value):  # Python's JSON reader takes NaN and Infinity
+        if isinstance(value, float) and not math.isfinite(
+            value
+        ):  # Python's JSON reader takes NaN and Infinity
             yield f"{at} is {value}, not a number"
         if "minimum" in schema and value < schema["minimum"]:
             yield f"{at} is {value}, less than {schema['minimum']}"

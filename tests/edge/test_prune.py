@@ -137,7 +137,7 @@ def test_cutting_equals_masking(model_dir: Path) -> None:
     gone = torch.ones(1024, dtype=torch.bool)
     gone[kept] = False
     other.mlp.down_proj.weight.data[:, gone] = 0
-    other.self_attn.o_proj.weight.data[:, 16:] = 0  # the second KV group's two query heads of 8
+    other.self_attn.o_proj.weight.data[:, 32:] = 0  # the second KV group's two query heads of 16
     arch.cut(block, groups=torch.tensor([0]), kept_neurons=kept)
     ids = torch.randint(0, 300, (2, 32))
     assert torch.allclose(logits(model, ids), logits(masked, ids), atol=1e-5)

@@ -257,7 +257,7 @@ def damaged(**changes: Any) -> str:
         (damaged(schema_version=2), "schema version 2"),
         (damaged(memory=None), "is damaged"),
         (damaged(decode=[]), "is damaged"),
-        (damaged(extra=float("nan")), "the number nan"),
+        (damaged(extra=float("nan")), "is nan, not a number"),
         (damaged(extra=10**400), "a giant number"),
         ('{"schema": "minigpt-edge/latency-report", "x": ' + "[" * 100_000, ""),
     ],
