@@ -15,13 +15,12 @@ from minigpt_edge.stage import Stage
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.bundle import write_manifest
 from minigpt_edge_runtime.files import os_error, read_json, write_json
+from minigpt_edge_runtime.onnx_header import TOKENIZER_FILES
 from minigpt_edge_runtime.parity import REFERENCE
 
 if TYPE_CHECKING:
     from minigpt_edge.models import BaseModel
     from minigpt_edge.recipe import Recipe
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def file_name(name: str, target: Target, made: Stage) -> str:
@@ -63,7 +62,7 @@ def assemble(
                 shutil.copytree(source.parent, copy.parent)
             else:
                 shutil.copyfile(source, copy)
-        for file in _TOKENIZER_FILES:
+        for file in TOKENIZER_FILES:
             if (checkpoint / file).exists():
                 shutil.copyfile(checkpoint / file, directory / file)
         shutil.copyfile(plan, directory / PLAN)

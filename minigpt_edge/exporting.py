@@ -189,7 +189,7 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
 
 
 def onnx_stage(job: Export, target: Target) -> Stage:
-    """The ONNX directory of a target, chosen and proven as GGUF files are."""
+    """The ONNX directory of a target, proven as GGUF files are."""
     from minigpt_edge_export.onnx import write_onnx
     from minigpt_edge_export.onnx_grams import collect_grams
     from minigpt_edge_export.quantize import imatrix_from_file
@@ -199,28 +199,19 @@ def onnx_stage(job: Export, target: Target) -> Stage:
     def make(out: Path) -> dict[str, Any]:
         decoder = read_checkpoint(job.checkpoint)
         imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
-        grams = None
-        if PRECISIONS[target.types[0]].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
+        kind, grams = target.types[0], None
+        if PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
             step = partial(job.talk.step, f"{target.name}: calibration")
-            grams = collect_grams(
-                decoder, calibration_sequences(job.checkpoint, job.text.path), out, job.threads, step
-            )
-
-        def write(name: str) -> Path:
-            job.talk.step(f"export: ONNX {name}")
-            precision, directory = PRECISIONS[name], out / name
-            write_onnx(decoder, directory, precision, imatrix=imatrix, grams=grams, metadata=job.metadata)
-            return directory / "model.onnx"
-
-        kind, tried = _best(job, target, target.types, out, write)
-        for name in target.types:
-            if name != kind:
-                shutil.rmtree(out / name)
-        (out / kind).rename(out / "onnx")
+            sequences = calibration_sequences(job.checkpoint, job.text.path)
+            grams = collect_grams(decoder, sequences, out, job.threads, step)
+        job.talk.step(f"export: ONNX {kind}")
         model = out / "onnx" / "model.onnx"
+        write_onnx(
+            decoder, model.parent, PRECISIONS[kind], imatrix=imatrix, grams=grams, metadata=job.metadata
+        )
         job.talk.step(f"{target.name}: parity")
         parity = job.check(model, kind, out, tokens=True)
-        return {"type": kind, "tried": tried, "tensor_types": read_onnx(model).types(), "parity": parity}
+        return {"type": kind, "tried": {}, "tensor_types": read_onnx(model).types(), "parity": parity}
 
     inputs = {**checkpoint_hashes(job.checkpoint), "corpus": job.text.digest}
     return _target_stage(job, target, ONNX_CODE, inputs, make)

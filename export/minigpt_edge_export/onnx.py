@@ -21,13 +21,12 @@ from minigpt_edge_export.onnx_weights import Packed, Precision, quantize_matrix
 from minigpt_edge_export.spec import Block, Decoder
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, write_json
-from minigpt_edge_runtime.onnx_header import CONFIG
+from minigpt_edge_runtime.onnx_header import CONFIG, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import numpy as np
 
 MODEL = "model.onnx"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _LARGEST_HALF = 65504.0
 _HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary positions
 
@@ -65,8 +64,8 @@ def write_onnx(
             f"{_HEAD_MULTIPLE} only",
             "export it as GGUF",
         )
-    if not (decoder.directory / _TOKENIZER_FILES[0]).is_file():
-        raise EdgeError(f"{decoder.directory} lacks {_TOKENIZER_FILES[0]}", "use a complete checkpoint")
+    if not (decoder.directory / TOKENIZER_FILES[0]).is_file():
+        raise EdgeError(f"{decoder.directory} lacks {TOKENIZER_FILES[0]}", "use a complete checkpoint")
     size = decoder.parameters * {"fp32": 4, "fp16": 2}.get(precision.name, precision.bits / 8 + 0.3)
     need_space(directory.parent, int(size) + 2**22, f"the {precision.name} ONNX model")
     partial = directory.with_name(f".{directory.name}.partial")
@@ -77,7 +76,7 @@ def write_onnx(
             _Writer(graph, decoder, precision, imatrix or {}, grams or {}).write()
             graph.save(_facts(decoder, precision, metadata or {}))
         write_json(partial / CONFIG, genai_config(decoder, MODEL))
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if (decoder.directory / name).is_file():
                 shutil.copyfile(decoder.directory / name, partial / name)
         publish_directory(partial, directory)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_CONTEXT = 2048
+END_OF_TEXT = "<|endoftext|>"  # begins documents where a vocabulary has it
 
 
 class Engine(Protocol):

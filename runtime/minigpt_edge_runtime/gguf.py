@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from minigpt_edge_runtime.engine import DEFAULT_CONTEXT
+from minigpt_edge_runtime.engine import DEFAULT_CONTEXT, END_OF_TEXT
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.gguf_header import GgufHeader, read_header
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
-END_OF_TEXT = "<|endoftext|>"
 
 
 def load_library() -> Any:

@@ -18,7 +18,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json
 
 CONFIG = "genai_config.json"  # onnxruntime-genai's name
-COMPANIONS = (CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _AGAIN = "copy or build the bundle again"
 # onnx.TensorProto.DataType: name, bits of an element
 _TYPES: dict[int, tuple[str, int]] = {
@@ -60,7 +60,7 @@ class OnnxHeader:
         """Every file that running the model needs, the graph first."""
         folder = self.path.parent
         data = sorted({tensor.place[0] for tensor in self.tensors if tensor.place})
-        names = [*data, *(name for name in COMPANIONS if (folder / name).is_file())]
+        names = [*data, *(name for name in (CONFIG, *TOKENIZER_FILES) if (folder / name).is_file())]
         return [self.path, *(folder / name for name in names)]
 
     @property

@@ -90,7 +90,7 @@ def make_report(
         "roofline": {**bandwidth, "weight_bytes_per_token": weight_bytes},
         "quality": quality and {**{key: quality[key] for key in _QUALITY}, "sample_sha256": sample_sha256},
     }
-    report["summary"] = _summary(report)
+    report["summary"] = summarize(report)
     check(report, load_schema("latency-report-1.json"), "the latency report", "report this as a bug")
     return report
 
@@ -123,7 +123,8 @@ def _with_roofline(
     return {**decode, "bytes_per_token": weight_bytes, "roofline_share": share}
 
 
-def _summary(report: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The headline of a report: medians of its samples, each figure once."""
     shortest, longest, decode = report["prefill"][0], report["prefill"][-1], report["decode"][0]
     quality, energy = report["quality"] or {}, report["energy"] or {}
     return {

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge_runtime.engine import END_OF_TEXT
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 # Special tokens that end a generation, whatever the configuration says: llama.cpp's choice, so that both
 # engines end where the other does.
 _ENDS = frozenset(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge_runtime.report import summarize
+
 SHA = {"onnx-int4": "a" * 64, "IQ4_NL": "b" * 64, "F16": "c" * 64}
 
 
@@ -67,7 +69,7 @@ def make_report(
         "roofline": _roofline(21e9 * speed**0.4, threads, size),
         "quality": _quality(chance, bits, sample),
     }
-    report["summary"] = _summary(report)
+    report["summary"] = summarize(report)
     return report
 
 
@@ -217,27 +219,6 @@ def _quality(chance: random.Random, bits: float, sample: str) -> dict[str, Any]:
     }
 
 
-def _summary(report: dict[str, Any]) -> dict[str, Any]:
-    shortest, longest, decode = report["prefill"][0], report["prefill"][-1], report["decode"][0]
-    quality, energy = report["quality"] or {}, report["energy"] or {}
-    return {
-        "load_ms": statistics.median(report["load"]["samples_ns"]) / 1e6,
-        "ttft_ms": shortest["ttft_ms"],
-        "ttft_prompt": shortest["n_prompt"],
-        "prefill_tokens_per_second": statistics.median(longest["samples_ts"]),
-        "prefill_prompt": longest["n_prompt"],
-        "decode_tokens_per_second": statistics.median(decode["samples_ts"]),
-        "decode_depth": decode["n_depth"],
-        "itl_ms": decode["itl_ms"],
-        "peak_rss_bytes": report["memory"]["peak_rss_bytes"],
-        "bytes": report["artefact"]["bytes"],
-        "bits_per_byte": quality.get("bits_per_byte"),
-        "multiple_choice_accuracy": (quality.get("multiple_choice") or {}).get("accuracy"),
-        "roofline_share": decode["roofline_share"],
-        "decode_joules_per_token": energy.get("decode_joules_per_token"),
-    }
-
-
 def without_optional_facts(report: dict[str, Any]) -> dict[str, Any]:
     """The report with null wherever the schema allows it to be unknown or unmeasured."""
     report["quality"] = report["energy"] = None
@@ -249,7 +230,7 @@ def without_optional_facts(report: dict[str, Any]) -> dict[str, Any]:
     report["device"]["clock_mhz"] = report["settings"]["pinned_cpus"] = None
     for measured in report["decode"]:
         measured["roofline_share"] = None
-    report["summary"] = _summary(report)
+    report["summary"] = summarize(report)
     return report
 
 
