@@ -27,8 +27,10 @@ def main() -> None:
     from minigpt_edge.checkpoint import load_model
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.pipeline import WINDOW
-    from minigpt_edge.recipe import Recipe
-    from minigpt_edge.shrink.weights import ShrinkSettings, calibration_windows, shrink
+    from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+    from minigpt_edge.shrink.decide import ShrinkSettings
+    from minigpt_edge.shrink.prepare import calibration_windows
+    from minigpt_edge.shrink.weights import shrink
     from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser()
@@ -37,7 +39,7 @@ def main() -> None:
     given = parser.parse_args()
     base = models.resolve_model()
     settings = ShrinkSettings(
-        sparsity=Recipe.sparsity,
+        sparsity=PAPER_SPARSITY,
         method=Recipe.method,
         widths=Recipe.widths,
         min_count=Recipe.min_count,

@@ -22,8 +22,10 @@ def main() -> None:
     from minigpt_edge.evaluate.perplexity import evaluate
     from minigpt_edge.pipeline import WINDOW
     from minigpt_edge.prune import METHODS
-    from minigpt_edge.recipe import Recipe
-    from minigpt_edge.shrink.weights import CHECKPOINT, ShrinkSettings, shrink
+    from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+    from minigpt_edge.shrink.decide import ShrinkSettings
+    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.shrink.weights import shrink
     from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser()
@@ -43,7 +45,7 @@ def main() -> None:
         documents = corpus.read_split(text, "train")
         for method in METHODS:
             settings = ShrinkSettings(
-                sparsity=Recipe.sparsity,
+                sparsity=PAPER_SPARSITY,
                 method=method,
                 widths="equal",
                 min_count=Recipe.min_count,
@@ -59,7 +61,7 @@ def main() -> None:
         dense = evaluate(base.path, text / "validation.texts.json")
     result = {
         "calibration_tokens": given.calibration_tokens,
-        "sparsity": Recipe.sparsity,
+        "sparsity": PAPER_SPARSITY,
         "widths": "equal",
         "dense": dense,
         "methods": found,

@@ -17,7 +17,8 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
-from minigpt_edge.calibrate import bf16_products
+from minigpt_edge.moments import bf16_products
+from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune.least_squares import DAMPING, factor, removal_costs
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -231,3 +232,54 @@ def allocate(
             "ask for a lower --sparsity, or a smaller vocabulary",
         )
     return widths, kept_groups
+
+
+def threshold_plan(
+    scores: list[tuple[Tensor, Tensor]], threshold: float, multiple: int
+) -> tuple[BlockPlan, ...]:
+    """What stays under one threshold for all blocks' scores of (KV groups, neurons).
+
+    At least one group and `multiple` neurons stay, and widths are rounded up to `multiple`: the best of what
+    is below the threshold stays too.
+    """
+    plans = []
+    for groups, neurons in scores:
+        width = -(-int((neurons > threshold).sum()) // multiple) * multiple
+        counts = max(1, int((groups > threshold).sum())), min(max(multiple, width), len(neurons))
+        plans.append(best_units((groups, neurons), *counts))
+    return tuple(plans)
+
+
+def best_units(scores: tuple[Tensor, Tensor], groups: int, width: int) -> BlockPlan:
+    """The KV groups and neurons of a block with the highest scores."""
+    kept = [part.topk(n).indices.sort().values for part, n in zip(scores, (groups, width), strict=True)]
+    return BlockPlan(*(tuple(indices.tolist()) for indices in kept))
+
+
+def global_plan(
+    scores: list[tuple[Tensor, Tensor]], neuron: int, group: int, remove: int, multiple: int
+) -> tuple[BlockPlan, ...]:
+    """The `threshold_plan` whose threshold removes `remove` parameters or, by less than a step, fewer.
+
+    Raises:
+        EdgeError: even the highest threshold would not remove so many.
+    """
+
+    def gone(plan: tuple[BlockPlan, ...]) -> int:
+        pairs = zip(scores, plan, strict=True)
+        return sum(
+            (len(s[0]) - len(kept.kv_groups)) * group + (len(s[1]) - len(kept.neurons)) * neuron
+            for s, kept in pairs
+        )
+
+    limits = torch.cat([torch.cat(pair) for pair in scores]).unique()  # every threshold that matters
+    low, high = 0, len(limits) - 1
+    if gone(threshold_plan(scores, float(limits[-1]), multiple)) < remove:
+        raise EdgeError("so much can't go: no block would be left", "ask for a lower --sparsity")
+    while high - low > 1:
+        middle = (low + high) // 2
+        if gone(threshold_plan(scores, float(limits[middle]), multiple)) <= remove:
+            low = middle
+        else:
+            high = middle
+    return threshold_plan(scores, float(limits[low]), multiple)

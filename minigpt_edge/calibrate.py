@@ -3,13 +3,13 @@
 Two streams of hidden states walk through the blocks: the dense model's, and that of the model as it is
 pruned so far. Each block is measured on the pruned stream, and what is kept is refitted to the dense
 stream, so that it also corrects what earlier blocks lost. Memory holds one block and its activations.
+Methods without a refit need the pruned stream alone.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -17,72 +17,15 @@ from typing import Any
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
+from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune import Method, UnitStatistics
-from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
+from minigpt_edge.prune.flap import bias as mean_bias
+from minigpt_edge.prune.least_squares import DRIFT_RIDGES, RIDGES, output_error, refit
 
 MICRO_BATCH_TOKENS = 4096
-GRAM_COLUMNS = 256
+HEADS = ("token_embd.weight", "output.weight")  # the same matrix where they are tied
 VALIDATION_SHARE = 0.15  # of the calibration windows: chooses the ridge, then joins the fit
-
-
-@contextmanager
-def bf16_products() -> Iterator[None]:
-    """Float32 matrix products with bfloat16 factors and float32 sums: exact for bfloat16 input.
-
-    A plain bfloat16 product would round the sums too, and the Gram matrix would not be positive definite.
-    """
-    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
-
-
-@dataclass
-class Moments:
-    """Sums over tokens of what a matrix reads, x [tokens, units], and should give, y [tokens, outputs].
-
-    Below the diagonal `gram` is not filled; `mean` completes it.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    energy: float = 0.0
-    tokens: int = 0
-
-    @classmethod
-    def zeros(cls, units: int, outputs: int) -> Moments:
-        return cls(torch.zeros(units, units), torch.zeros(units, outputs))
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add bfloat16 x [tokens, units] and float32 y [tokens, outputs]."""
-        with bf16_products():
-            wide = x.float()
-            for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
-                rows = slice(start, start + GRAM_COLUMNS)
-                self.gram[rows, start:].addmm_(wide[:, rows].t(), wide[:, start:])
-            self.cross.addmm_(wide.t(), y)
-        self.energy += float(y.square().sum())
-        self.tokens += len(x)
-
-    def mean(self, units: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-        """(gram, cross, energy) per token, of some units."""
-        gram, cross = self.gram.triu() + self.gram.triu(1).t(), self.cross
-        if units is not None:
-            gram, cross = gram[units][:, units], cross[units]
-        return gram / self.tokens, cross / self.tokens, self.energy / self.tokens
-
-    def merge(self, other: Moments) -> Moments:
-        """The sums over both sets of tokens."""
-        return Moments(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.energy + other.energy,
-            self.tokens + other.tokens,
-        )
 
 
 @dataclass(frozen=True)
@@ -103,96 +46,106 @@ class Result:
     errors: list[dict[str, float]] = field(default_factory=list)  # per block, on held-out windows
 
 
-def _choose_ridge(fit: Moments, held_out: Moments, weight: Tensor, units: Tensor) -> tuple[float, float]:
-    """The ridge with the lowest output error on the held-out windows, and that error (relative)."""
-    gram, cross, _ = fit.mean(units)
-    held_gram, held_cross, energy = held_out.mean(units)
-    errors = {
-        r: output_error(held_gram, held_cross, energy, refit(gram, cross, weight[units], r)) for r in RIDGES
-    }
-    best = min(errors, key=errors.__getitem__)
-    return best, errors[best] / energy
+@dataclass(frozen=True)
+class Half:
+    """Attention or FFN of a block: how its units are computed, and which matrices read its input and them.
+
+    `gguf` are the GGUF names of the matrices that read the input, and of the one that reads the units.
+    """
+
+    name: str
+    enter: Callable[[Any, Tensor], Tensor]
+    values: Callable[[Any, Tensor], Tensor]
+    readers: Callable[[Any], list[nn.Linear]]
+    out: Callable[[Any], nn.Linear]
+    gguf: tuple[tuple[str, ...], str]
+    group: int
 
 
-def _select(method: Method, statistics: UnitStatistics, keep: int) -> Tensor:
-    """Ascending indices of the `keep` units of highest score, scored anew in each of the method's rounds."""
-    units = torch.arange(len(statistics.gram))
-    total = len(units)
-    for part in range(1, method.rounds + 1):
-        left = total - (total - keep) * part // method.rounds
-        now = UnitStatistics(
-            statistics.gram[units][:, units],
-            statistics.cross[units],
-            statistics.weight[units],
-            None if statistics.mean_abs is None else statistics.mean_abs[units],
-            statistics.metric,
-        )
-        units = units[method.scores(now).topk(left).indices.sort().values]
-    return units
+class Stream:
+    """Hidden states [windows, s, hidden], float32, on their way through the blocks.
 
+    Attributes:
+        pruned: of the model as it is so far.
+        dense: of the dense model; None where nothing is refitted to it.
+        drifted: whether anything is gone, so that the two can differ.
+    """
 
-class BlockPass:
-    """One block on both streams. `hidden` [windows, s, hidden] float32 are advanced in place."""
-
-    def __init__(self, arch: ModuleType, model: nn.Module, windows: Tensor) -> None:
+    def __init__(self, arch: ModuleType, model: nn.Module, windows: Tensor, *, two: bool) -> None:
         self.arch = arch
-        self.dense = arch.embed(model, windows).detach()
-        self.pruned = self.dense.clone()
-        cos, sin = arch.positions(model, self.dense)
+        self.pruned = arch.embed(model, windows).detach().clone()
+        self.dense = self.pruned.clone() if two else None
+        cos, sin = arch.positions(model, self.pruned)
         self.position = (cos.bfloat16(), sin.bfloat16())
         self.held_out = max(1, int(len(windows) * VALIDATION_SHARE))
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
+        self.drifted = False
+
+    def halves(self, block: Any) -> tuple[Half, Half]:
+        """The two halves of a block, in the order they are computed."""
+        arch = self.arch
+        return (
+            Half(
+                "attention",
+                arch.attention_input,
+                lambda part, x: arch.mix(part, x, self.position),
+                lambda part: arch.writers(part)[0],
+                arch.attention_out,
+                (arch.ATTENTION_READERS, arch.ATTENTION_OUT),
+                arch.group_size(block),
+            ),
+            Half(
+                "ffn",
+                arch.ffn_input,
+                arch.neurons,
+                lambda part: arch.writers(part)[1],
+                arch.ffn_out,
+                (arch.FFN_READERS, arch.FFN_OUT),
+                1,
+            ),
+        )
 
     def batches(self) -> Iterator[tuple[slice, int]]:
         """Micro-batches of windows and the set they belong to: 1 held out, 0 fitted."""
-        for start, stop, part in ((0, self.held_out, 1), (self.held_out, len(self.dense), 0)):
+        for start, stop, part in ((0, self.held_out, 1), (self.held_out, len(self.pruned), 0)):
             for first in range(start, stop, self.step):
                 yield slice(first, min(first + self.step, stop)), part
 
-    def attention(self, block: Any, fast: Any, read: Tensor) -> tuple[Tensor, Tensor, list[Moments]]:
-        """Advance the dense stream through the attention; the pruned stream's mixed values and moments.
+    def gather(
+        self, half: Half, block: Any, dense: Any, student: Any, read: Tensor
+    ) -> tuple[Tensor, list[Moments]]:
+        """Advance the dense stream by a half; the pruned stream's units and [fitted, held-out] moments.
 
-        Returns (mixed values bfloat16 [windows, s, units], dense hidden states after attention,
-        [fitted, held-out] moments). `read` [hidden] collects squared inputs of q, k and v.
+        Args:
+            block: float32, for its norms; dense, student: bfloat16 copies for the two streams.
+            read: float32 [hidden], collects squared inputs.
+
+        Returns:
+            units bfloat16 [windows, s, units], and moments, none without a dense stream.
         """
-        arch, out = self.arch, self.arch.attention_out(fast)
-        units = out.in_features
-        mixed = torch.empty(*self.dense.shape[:2], units, dtype=torch.bfloat16)
-        after = torch.empty_like(self.dense)
-        moments = [Moments.zeros(units, self.dense.shape[-1]) for _ in range(2)]
+        units, hidden = half.out(student).in_features, self.pruned.shape[-1]
+        values = torch.empty(*self.pruned.shape[:2], units, dtype=torch.bfloat16)
+        moments = [Moments.zeros(units, hidden) for _ in range(2)] if self.dense is not None else []
         for rows, part in self.batches():
-            x = self.dense[rows]
-            values = arch.mix(fast, arch.attention_input(block, x).bfloat16(), self.position)
-            after[rows] = x + out(values)
-            normalised = arch.attention_input(block, self.pruned[rows])
+            normalised = half.enter(block, self.pruned[rows])
             read += normalised.square().sum((0, 1))
-            mixed[rows] = arch.mix(fast, normalised.bfloat16(), self.position)
-            moments[part].add(mixed[rows].flatten(0, 1), (after[rows] - self.pruned[rows]).flatten(0, 1))
-        return mixed, after, moments
+            values[rows] = half.values(student, normalised.bfloat16())
+            if self.dense is not None:
+                taught = half.values(dense, half.enter(block, self.dense[rows]).bfloat16())
+                self.dense[rows] += half.out(dense)(taught)
+                wanted = self.dense[rows] - self.pruned[rows]
+                moments[part].add(values[rows].flatten(0, 1), wanted.flatten(0, 1))
+        return values, moments
 
-    def ffn(self, block: Any, fast: Any, after: Tensor, read: Tensor) -> tuple[Tensor, list[Moments]]:
-        """Advance the dense stream through the FFN; the pruned stream's neurons and moments."""
-        arch, out = self.arch, self.arch.ffn_out(fast)
-        units = out.in_features
-        active = torch.empty(*self.dense.shape[:2], units, dtype=torch.bfloat16)
-        moments = [Moments.zeros(units, self.dense.shape[-1]) for _ in range(2)]
-        for rows, part in self.batches():
-            x = after[rows]
-            self.dense[rows] = x + out(arch.neurons(fast, arch.ffn_input(block, x).bfloat16()))
-            normalised = arch.ffn_input(block, self.pruned[rows])
-            read += normalised.square().sum((0, 1))
-            active[rows] = arch.neurons(fast, normalised.bfloat16())
-            wanted = self.dense[rows] - self.pruned[rows]
-            moments[part].add(active[rows].flatten(0, 1), wanted.flatten(0, 1))
-        return active, moments
-
-    def advance(self, values: Tensor, units: Tensor, weight: Tensor) -> None:
-        """Add values[..., units] @ weight [kept, hidden] to the pruned stream."""
+    def advance(self, values: Tensor, units: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Add values[..., units] @ weight [kept, hidden] + bias to the pruned stream."""
         # zero rows for what goes: multiplying all of it is faster than gathering what stays
         full = torch.zeros(values.shape[-1], weight.shape[1], dtype=torch.bfloat16)
         full[units] = weight.bfloat16()
         for rows, _ in self.batches():
             self.pruned[rows] += values[rows] @ full
+        if bias is not None:
+            self.pruned += bias
 
 
 def shrink_blocks(
@@ -202,136 +155,229 @@ def shrink_blocks(
     wanted: Wanted,
     method: Method,
     metrics: list[tuple[Tensor, Tensor]] | None = None,
+    *,
+    seed: int = 0,
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """Prune and refit a model's blocks in place, first to last.
+    """Prune a model's blocks in place, first to last, and refit what stays if the method does.
 
     Args:
         model: float32, dense; its tensors are sliced.
         windows: token ids, int64 [windows >= 2, s], each starting with the document-start token.
         wanted: how much to keep per block, or exactly what.
-        method: how units are scored.
+        method: how units are scored, and what becomes of the weights that read them.
         metrics: per block, Fisher information of the outputs of attention and FFN.
+        seed: for a method that draws.
         on_block: called with (blocks done, blocks).
     """
     result = Result()
+    if method.compensation == "bias":
+        arch.give_output_biases(model)
     with torch.inference_mode():
-        stream = BlockPass(arch, model, windows)
+        stream = Stream(arch, model, windows, two=method.compensation == "least_squares")
         blocks = arch.blocks(model)
         for index, block in enumerate(blocks):
-            metric = metrics[index] if metrics else (None, None)
+            result.errors.append({})
             exact = wanted.exact[index] if wanted.exact else None
-            fast = copy.deepcopy(block).bfloat16()
-            groups = _shrink_attention(
-                stream,
-                block,
-                fast,
-                method,
-                metric[0],
-                exact.kv_groups if exact else wanted.kv_groups[index],
-                result,
-            )
-            neurons = _shrink_ffn(
-                stream,
-                block,
-                fast,
-                method,
-                metric[1],
-                exact.neurons if exact else wanted.widths[index],
-                result,
-            )
-            result.blocks.append(BlockPlan(tuple(groups.tolist()), tuple(neurons.tolist())))
+            keep: tuple[Any, Any] = (wanted.kv_groups[index], wanted.widths[index])
+            if exact:
+                keep = (exact.kv_groups, exact.neurons)
+            kept = []
+            for part, half in enumerate(stream.halves(block)):
+                choice = Choice(method, metrics[index][part] if metrics else None, 2 * index + part, seed)
+                kept.append(_shrink_half(stream, half, block, choice, keep[part], result))
+            result.blocks.append(BlockPlan(*(tuple(units.tolist()) for units in kept)))
             on_block(index + 1, len(blocks))
         final = arch.final_norm(model, stream.pruned)
-        result.importance["token_embd.weight"] = final.square().mean((0, 1))
-        result.importance["output.weight"] = result.importance["token_embd.weight"]
+        result.importance |= dict.fromkeys(HEADS, final.square().mean((0, 1)))
     return result
 
 
-def _mean_abs(values: Tensor, method: Method) -> Tensor | None:
-    """Mean |x| of bfloat16 x [windows, s, units], float32 [units]; None for a method that reads none."""
-    if not method.reads_mean_abs:
-        return None  # a pass over all activations costs as much as a product
-    flat = values.flatten(0, 1)
-    sums = sum(part.abs().sum(0, dtype=torch.float32) for part in flat.split(MICRO_BATCH_TOKENS))
-    return torch.as_tensor(sums) / len(flat)
+def _walk(
+    model: nn.Module, arch: ModuleType, windows: Tensor
+) -> Iterator[tuple[int, Any, Half, Tensor, Tensor]]:
+    """Run a model as it is: (index, block, half, units [windows, s, units], summed squared inputs [hidden]).
+
+    Last comes index -1 with the head's input.
+    """
+    stream = Stream(arch, model, windows, two=False)
+    for index, block in enumerate(arch.blocks(model)):
+        fast = copy.deepcopy(block).bfloat16()
+        for half in stream.halves(block):
+            read = torch.zeros(stream.pruned.shape[-1])
+            values, _ = stream.gather(half, block, fast, fast, read)
+            linear = half.out(block)
+            yield index, block, half, values, read
+            stream.advance(values, torch.arange(linear.in_features), linear.weight.t(), linear.bias)
+    final = arch.final_norm(model, stream.pruned)
+    yield -1, None, stream.halves(arch.blocks(model)[0])[0], final, final.square().sum((0, 1))
 
 
-def _names(index: int, names: tuple[str, ...]) -> list[str]:
-    return [f"blk.{index}.{name}.weight" for name in names]
+def score_blocks(
+    model: nn.Module,
+    arch: ModuleType,
+    windows: Tensor,
+    scores: Callable[[UnitStatistics], Tensor],
+    on_block: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Scores of every block's (KV groups, neurons) on the dense model, for one cut over all blocks."""
+    total, found = len(arch.blocks(model)), []
+    with torch.inference_mode():
+        for index, block, half, values, _ in _walk(model, arch, windows):
+            if index < 0:
+                break
+            means, weight = Means.of(values), half.out(block).weight.t()
+            known = UnitStatistics(weight, means.energy, means.mean, means.mean_abs, group=half.group)
+            found.append(scores(known))
+            on_block(index + 1, total)
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
-def _fit(moments: list[Moments], linear: nn.Linear, units: Tensor) -> tuple[Tensor, float]:
+def measure_importance(model: nn.Module, arch: ModuleType, windows: Tensor) -> dict[str, Tensor]:
+    """The importance matrix of a model as it is: GGUF name -> mean squared input, float32."""
+    importance: dict[str, Tensor] = {}
+    tokens = windows.numel()
+    with torch.inference_mode():
+        for index, _, half, values, read in _walk(model, arch, windows):
+            if index < 0:
+                importance |= {name: read / tokens for name in HEADS}
+                break
+            readers, reader = half.gguf
+            importance |= {f"blk.{index}.{name}.weight": read / tokens for name in readers}
+            importance[f"blk.{index}.{reader}.weight"] = Means.of(values).energy
+    return importance
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides which units of one half stay: the method, the outputs' Fisher information, the seed."""
+
+    method: Method
+    metric: Tensor | None
+    index: int
+    seed: int
+
+    def statistics(self, values: Tensor, moments: list[Moments], weight: Tensor, group: int) -> Any:
+        """What is known of the units [tokens, units] that `weight` [units, outputs] reads."""
+        gram = cross = None
+        if moments:
+            gram, cross, _ = moments[0].merge(moments[1]).mean()
+        if gram is not None and not {"mean", "mean_abs"} & set(self.method.reads):
+            energy, mean, mean_abs = gram.diagonal(), None, None
+        else:  # a pass over all activations costs as much as a product
+            means = Means.of(values)
+            energy, mean, mean_abs = means.energy, means.mean, means.mean_abs
+        seed = 1000 * self.seed + self.index
+        return UnitStatistics(weight, energy, mean, mean_abs, gram, cross, self.metric, seed, group)
+
+    def select(self, statistics: UnitStatistics, keep: int) -> Tensor:
+        """Ascending indices of the `keep` (groups of) units of highest score, over the method's rounds."""
+        size = statistics.group
+        left = torch.arange(len(statistics.weight) // size)
+        total, rounds = len(left), self.method.rounds if size == 1 else 1
+        for part in range(1, rounds + 1):
+            stay = total - (total - keep) * part // rounds
+            units = (left[:, None] * size + torch.arange(size)).flatten()
+            now = _of_units(statistics, units) if len(units) < len(statistics.weight) else statistics
+            left = left[self.method.scores(now).topk(stay).indices.sort().values]
+        return left
+
+
+def _of_units(statistics: UnitStatistics, units: Tensor) -> UnitStatistics:
+    def some(values: Tensor | None) -> Any:
+        return None if values is None else values[units]
+
+    return UnitStatistics(
+        statistics.weight[units],
+        statistics.energy[units],
+        some(statistics.mean),
+        some(statistics.mean_abs),
+        None if statistics.gram is None else statistics.gram[units][:, units],
+        some(statistics.cross),
+        statistics.metric,
+        statistics.seed,
+        statistics.group,
+    )
+
+
+def _shrink_half(
+    stream: Stream,
+    half: Half,
+    block: Any,
+    choice: Choice,
+    keep: int | tuple[int, ...],
+    result: Result,
+) -> Tensor:
+    """Choose, cut and refit one half of a block; ascending indices of the groups or neurons that stay."""
+    index, linear = choice.index // 2, half.out(block)
+    dense = student = copy.deepcopy(block).bfloat16()
+    if stream.drifted and stream.dense is not None and _undo_drift(stream, half, block):
+        student = copy.deepcopy(block).bfloat16()
+    read = torch.zeros(stream.pruned.shape[-1])
+    values, moments = stream.gather(half, block, dense, student, read)
+    statistics = choice.statistics(values, moments, linear.weight.t(), half.group)
+    kept = choice.select(statistics, keep) if isinstance(keep, int) else torch.tensor(keep)
+    units = (kept[:, None] * half.group + torch.arange(half.group)).flatten()
+    weight, bias = statistics.weight[units], linear.bias
+    stream.drifted |= len(units) < len(statistics.weight)
+    if moments and stream.drifted:
+        weight, result.errors[-1][half.name] = _fit(moments, statistics.weight, units)
+    elif choice.method.compensation == "bias":
+        gone = torch.ones(len(statistics.weight), dtype=torch.bool)
+        gone[units] = False
+        bias.data += mean_bias(statistics, gone.nonzero()[:, 0])
+    if half.name == "attention":
+        stream.arch.cut(block, groups=kept)
+    else:
+        stream.arch.cut(block, kept_neurons=kept)
+    linear.weight.data = weight.t().contiguous()
+    stream.advance(values, units, weight, bias)
+    readers, reader = half.gguf
+    tokens = stream.pruned.shape[0] * stream.pruned.shape[1]
+    result.importance |= {f"blk.{index}.{name}.weight": read / tokens for name in readers}
+    result.importance[f"blk.{index}.{reader}.weight"] = statistics.energy[units].clone()
+    return kept
+
+
+def _choose_ridge(
+    fit: Moments, held_out: Moments, weight: Tensor, units: Tensor, ridges: tuple[float, ...]
+) -> tuple[float, float]:
+    """The ridge with the lowest output error on the held-out windows, and that error (relative)."""
+    gram, cross, _ = fit.mean(units)
+    held_gram, held_cross, energy = held_out.mean(units)
+    errors = {
+        r: output_error(held_gram, held_cross, energy, refit(gram, cross, weight[units], r)) for r in ridges
+    }
+    best = min(errors, key=errors.__getitem__)
+    return best, errors[best] / max(energy, 1e-30)
+
+
+def _fit(
+    moments: list[Moments], weight: Tensor, units: Tensor, ridges: tuple[float, ...] = RIDGES
+) -> tuple[Tensor, float]:
     """The refitted weight [units, outputs] and its relative error on the held-out windows."""
-    weight = linear.weight.t()
-    ridge, error = _choose_ridge(moments[0], moments[1], weight, units)
+    ridge, error = _choose_ridge(moments[0], moments[1], weight, units, ridges)
     gram, cross, _ = moments[0].merge(moments[1]).mean(units)
     return refit(gram, cross, weight[units], ridge), error
 
 
-def _shrink_attention(
-    stream: BlockPass,
-    block: Any,
-    fast: Any,
-    method: Method,
-    metric: Tensor | None,
-    keep: int | tuple[int, ...],
-    result: Result,
-) -> Tensor:
-    arch, index = stream.arch, len(result.blocks)
-    read = torch.zeros(stream.dense.shape[-1])
-    mixed, after, moments = stream.attention(block, fast, read)
-    linear, size = arch.attention_out(block), arch.group_size(block)
-    both = moments[0].merge(moments[1])
-    gram, cross, _ = both.mean()
-    if isinstance(keep, int):
-        statistics = UnitStatistics(gram, cross, linear.weight.t(), _mean_abs(mixed, method), metric, size)
-        groups = method.scores(statistics).topk(keep).indices.sort().values
-    else:
-        groups = torch.tensor(keep)
-    units = (groups[:, None] * size + torch.arange(size)).flatten()
-    weight, error = linear.weight.t(), None
-    if len(units) < len(gram):  # nothing lost, nothing to refit
-        weight, error = _fit(moments, linear, units)
-        arch.cut(block, groups=groups)
-        linear.weight.data = weight.t().contiguous()
-    stream.advance(mixed, units, weight)
-    stream.dense = after
-    result.errors.append({} if error is None else {"attention": error})
-    tokens = both.tokens
-    result.importance |= {name: read / tokens for name in _names(index, arch.ATTENTION_READERS)}
-    result.importance |= {
-        name: gram.diagonal()[units].clone() for name in _names(index, (arch.ATTENTION_OUT,))
-    }
-    return groups
+def _undo_drift(stream: Stream, half: Half, block: Any) -> bool:
+    """Fold into the matrices that read a half's input the linear map from its pruned to its dense input.
 
-
-def _shrink_ffn(
-    stream: BlockPass,
-    block: Any,
-    fast: Any,
-    method: Method,
-    metric: Tensor | None,
-    keep: int | tuple[int, ...],
-    result: Result,
-) -> Tensor:
-    arch, index = stream.arch, len(result.blocks)
-    read = torch.zeros(stream.dense.shape[-1])
-    active, moments = stream.ffn(block, fast, stream.dense, read)
-    linear = arch.ffn_out(block)
-    both = moments[0].merge(moments[1])
-    gram, cross, _ = both.mean()
-    if isinstance(keep, int):
-        statistics = UnitStatistics(gram, cross, linear.weight.t(), _mean_abs(active, method), metric)
-        units = _select(method, statistics, keep)
-    else:
-        units = torch.tensor(keep)
-    weight = linear.weight.t()
-    if len(units) < len(gram):
-        weight, result.errors[-1]["ffn"] = _fit(moments, linear, units)
-        arch.cut(block, kept_neurons=units)
-        linear.weight.data = weight.t().contiguous()
-    stream.advance(active, units, weight)
-    result.importance |= {name: read / both.tokens for name in _names(index, arch.FFN_READERS)}
-    result.importance |= {name: gram.diagonal()[units].clone() for name in _names(index, (arch.FFN_OUT,))}
-    return units
+    The map [hidden, hidden] is least squares drawn to the identity. It is left out, and False returned,
+    where it does not lower the error on the held-out windows.
+    """
+    assert stream.dense is not None
+    hidden = stream.pruned.shape[-1]
+    moments = [Moments.zeros(hidden, hidden) for _ in range(2)]
+    for rows, part in stream.batches():
+        seen, wanted = (half.enter(block, hidden[rows]) for hidden in (stream.pruned, stream.dense))
+        moments[part].add(seen.bfloat16().flatten(0, 1), wanted.flatten(0, 1))
+    identity, every = torch.eye(hidden), torch.arange(hidden)
+    drift, error = _fit(moments, identity, every, DRIFT_RIDGES)
+    gram, cross, energy = moments[1].mean()
+    if error * energy >= output_error(gram, cross, energy, identity):
+        return False
+    for linear in half.readers(block):
+        linear.weight.data = (drift @ linear.weight.t()).t().contiguous()
+    return True

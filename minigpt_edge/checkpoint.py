@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
+from minigpt_edge_export.spec import FACTORS
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -109,20 +110,57 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
         config["per_layer_config"] = {str(index): entry for index, entry in enumerate(per_block)}
         for key in per_block[0]:  # the widest block: what a reader that knows one size must reserve
             config[key] = max(entry[key] for entry in per_block)
+    config["num_hidden_layers"] = len(per_block)
     state = model.state_dict()
     if config.get("tie_word_embeddings"):
         state.pop("lm_head.weight", None)
     config["vocab_size"] = next(
         t.shape[0] for name, t in state.items() if name.endswith("embed_tokens.weight")
     )
+    for key in ("attention_bias", "mlp_bias"):  # a method may have given the model biases
+        if getattr(model.config, key, False):  # type: ignore[union-attr]
+            config[key] = True
     config["dtype"] = "float32"
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / FACTORS).unlink(missing_ok=True)  # of the weights that were there before
     save_file({n: t.detach().contiguous() for n, t in state.items()}, directory / WEIGHTS, {"format": "pt"})
     write_json(directory / "config.json", config)
     for name in TOKENIZER_FILES:
         origin = (tokenizer or source) / name
         if origin.exists() and origin.resolve() != (directory / name).resolve():
             shutil.copyfile(origin, directory / name)
+
+
+def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write factors.safetensors beside a checkpoint's weights, for targets that can run two small matrices.
+
+    Args:
+        directory: its model.safetensors holds the products, so that every reader works.
+        factors: module path ("model.layers.3.mlp.up_proj") -> (b [out, rank], a [rank, in]).
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{name}.{part}": t for name, pair in factors.items() for part, t in zip("ba", pair, strict=True)
+    }
+    with replacing(directory / FACTORS) as path:
+        save_file({n: t.detach().float().contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
+
+
+def read_factors(directory: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What `save_factors` wrote; nothing for a checkpoint without factors, EdgeError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / FACTORS
+    if not path.exists():
+        return {}
+    try:
+        tensors = load_file(path)
+        names = sorted({name.rpartition(".")[0] for name in tensors})
+        return {name: (tensors[f"{name}.b"], tensors[f"{name}.a"]) for name in names}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise EdgeError(f"{path} can't be read ({error})", "run the stage that wrote it again") from error
 
 
 def trim_embeddings(model: Any, tokens: Sequence[int]) -> None:

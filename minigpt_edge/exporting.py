@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,17 +14,13 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge.reference import REFERENCE, checkpoint_hashes, reference_stage
 from minigpt_edge.stage import Stage, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
-from minigpt_edge_runtime.files import read_json, sha256_file, write_json
+from minigpt_edge_runtime.files import sha256_file
 
 if TYPE_CHECKING:
     from minigpt_edge.console import Talk
 
 F16 = "model-f16.gguf"
 CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
-CHOICE_WINDOWS = 12  # validation windows on which the types of a family are compared
-# Loss falls with parameters to the power -0.076 (Kaplan et al. 2020, arXiv 2001.08361, eq. 1.1):
-# what a byte is worth when two types differ in size and quality.
-SCALING_EXPONENT = 0.076
 _VERIFY_CODE = (
     *(f"minigpt_edge_export.{name}" for name in ("spec", "verify", "scripts")),
     *(f"minigpt_edge_runtime.{name}" for name in ("engine", "scoring")),
@@ -36,6 +31,7 @@ GGUF_CODE = (
     "minigpt_edge_runtime.gguf",
 )
 QUANTIZE_CODE = ("minigpt_edge_export.quantize", "minigpt_edge_export.targets", *_VERIFY_CODE)
+_FAMILY_CODE = ("minigpt_edge.families", "minigpt_edge_export.mixed", *QUANTIZE_CODE)
 ONNX_CODE = (
     *(
         f"minigpt_edge_export.{name}"
@@ -57,6 +53,7 @@ class Export:
         importance: imatrix.safetensors, or None.
         text: the corpus stage: held-out texts for parity and choice.
         metadata: what a file says about itself: name, base_model, license.
+        max_bytes: what no GGUF file may exceed; families fill it.
     """
 
     work: Path
@@ -66,6 +63,7 @@ class Export:
     metadata: dict[str, str]
     threads: int
     talk: Talk
+    max_bytes: int | None = None
 
     def reference(self) -> Path:
         """The checkpoint's logits, computed once."""
@@ -157,35 +155,36 @@ def f16_stage(job: Export) -> Stage:
 
 
 def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
-    """The GGUF file of a target; among a family's types the one of best validation quality per byte."""
+    """The GGUF file of a target; a family's types, and a mix of types, compete on validation text.
+
+    Its metrics name the "type". Of a mix that is the best single type of the family, and "mix" has the types
+    of all matrices as `quantize` takes them; it is empty otherwise.
+
+    Raises:
+        EdgeError: no file of the target is as small as `job.max_bytes`.
+    """
+    from minigpt_edge.families import check_size, choose
     from minigpt_edge_export.quantize import imatrix_from_file, quantize, tensor_types
-    from minigpt_edge_export.spec import read_checkpoint
-    from minigpt_edge_export.targets import candidates
 
     source = f16.path / F16
 
     def make(out: Path) -> dict[str, Any]:
         model = out / "model.gguf"
+        kind, mix, tried = target.types[0], dict[str, str](), dict[str, dict[str, float]]()
         if not target.quantized:
-            kind, tried = target.types[0], dict[str, dict[str, float]]()
             _unquantized(kind, source, job.checkpoint, model)
         else:
             imatrix = imatrix_from_file(job.importance) if job.importance else None
-            names = candidates(target, read_checkpoint(job.checkpoint), imatrix=imatrix is not None)
-
-            def write(name: str) -> Path:
-                quantize(source, out / f"{name}.gguf", name, imatrix=imatrix, threads=job.threads)
-                return out / f"{name}.gguf"
-
-            kind, tried = _best(job, target, names, out, write)
-            (out / f"{kind}.gguf").rename(model)
-            for path in out.glob("*.gguf"):
-                if path != model:
-                    path.unlink()
+            if target.exact:
+                quantize(source, model, kind, imatrix=imatrix, threads=job.threads)
+            else:
+                kind, mix, tried = choose(job, target, source, model, imatrix)
+        check_size(job, target, model.stat().st_size)
         parity = job.check(model, kind, out, tokens=False)
-        return {"type": kind, "tried": tried, "tensor_types": tensor_types(model), "parity": parity}
+        made = {"type": kind, "mix": mix, "tried": tried, "tensor_types": tensor_types(model)}
+        return {**made, "parity": parity}
 
-    return _target_stage(job, target, QUANTIZE_CODE, {"f16": f16.manifest["outputs"][F16]}, make)
+    return _target_stage(job, target, _FAMILY_CODE, {"f16": f16.manifest["outputs"][F16]}, make)
 
 
 def onnx_stage(job: Export, target: Target) -> Stage:
@@ -211,7 +210,13 @@ def onnx_stage(job: Export, target: Target) -> Stage:
         )
         job.talk.step(f"{target.name}: parity")
         parity = job.check(model, kind, out, tokens=True)
-        return {"type": kind, "tried": {}, "tensor_types": read_onnx(model).types(), "parity": parity}
+        return {
+            "type": kind,
+            "mix": {},
+            "tried": {},
+            "tensor_types": read_onnx(model).types(),
+            "parity": parity,
+        }
 
     inputs = {**checkpoint_hashes(job.checkpoint), "corpus": job.text.digest}
     return _target_stage(job, target, ONNX_CODE, inputs, make)
@@ -230,9 +235,9 @@ def _target_stage(
         settings={
             "target": target.name,
             "types": target.types,
-            "choice_windows": CHOICE_WINDOWS,
             "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW),
             "metadata": job.metadata,
+            "max_bytes": job.max_bytes if target.format == "gguf" else None,
             "threads": job.threads,
         },
         inputs={
@@ -245,7 +250,8 @@ def _target_stage(
     )
     metrics = stage.metrics
     size = sum(record["bytes"] for record in metrics["tensor_types"].values())
-    line = f"{target.name} is {metrics['type'].upper()}, {size / 1e6:.1f} MB of weights, "
+    mixed = " mixed" * bool(metrics["mix"])
+    line = f"{target.name} is {metrics['type'].upper()}{mixed}, {size / 1e6:.1f} MB of weights, "
     line += _agreement(metrics["parity"])
     if metrics["tried"]:
         line += "; bits per byte on validation: " + ", ".join(
@@ -272,30 +278,3 @@ def _unquantized(kind: str, f16: Path, checkpoint: Path, model: Path) -> None:
         shutil.copyfile(f16, model)
     else:
         write_gguf(read_checkpoint(checkpoint), model, file_type=kind)
-
-
-def _best(
-    job: Export, target: Target, names: Sequence[str], out: Path, write: Callable[[str], Path]
-) -> tuple[str, dict[str, dict[str, float]]]:
-    """Write all candidates; the name of the best, and what each scored if there was a choice."""
-    tried: dict[str, dict[str, float]] = {}
-    texts = out / "texts.json"
-    content = read_json(job.text.path / "validation.texts.json")
-    write_json(texts, {**content, "windows": content["windows"][:CHOICE_WINDOWS]})
-    for index, name in enumerate(names):
-        job.talk.step(f"{target.name}: {name}", index, len(names))
-        model = write(name)
-        if len(names) > 1:
-            tried[name] = _trial(model, texts, job.threads)
-    texts.unlink()
-    return (min(tried, key=lambda name: tried[name]["score"]) if tried else names[0]), tried
-
-
-def _trial(model: Path, texts: Path, threads: int) -> dict[str, float]:
-    """Size, quality and their balance: log bits per byte + SCALING_EXPONENT x log bytes, lower is better."""
-    from minigpt_edge_runtime.artefact import describe_model
-    from minigpt_edge_runtime.measure import run_fresh
-
-    bits = run_fresh("quality", model, texts=str(texts), threads=threads)["bits_per_byte"]
-    size = describe_model(model)["bytes"]
-    return {"bytes": size, "bits_per_byte": bits, "score": math.log(bits) + SCALING_EXPONENT * math.log(size)}

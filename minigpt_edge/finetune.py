@@ -1,12 +1,10 @@
-"""Recovery: full fine-tuning of a shrunk model on the training split, resumable to the same bits."""
+"""Recovery: full or LoRA fine-tuning of a shrunk model on the training split, resumable to the same bits."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +33,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from minigpt_edge.fast_llama import Parts
+    from minigpt_edge.lora import Adapter
     from minigpt_edge.teacher import Teacher
 
     Compiled = tuple[Parts, Parts | None]
 
 BEST = "best.safetensors"
 MICRO_TOKENS = 4096  # tokens of one forward and backward pass
+LR = 6e-4
+LORA_LR = 2e-3
 COMPILE_FROM = 60_000  # tokens from which compiling (20 to 30 s) pays
 
 Progress = Callable[[dict[str, Any]], None]
@@ -60,11 +61,14 @@ class Settings:
     patience: int
     until_perplexity: float | None
     teacher_share: float = 0.0
+    lora_rank: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence_length", "step_tokens", "threads", "evaluations", "patience"):
             if getattr(self, name) < 1:
                 raise EdgeError(f"recovery: {name} must be at least 1, not {getattr(self, name)}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise EdgeError(f"recovery: the rank of LoRA must be at least 1, not {self.lora_rank}")
         if not self.lr > 0:
             raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
         if not 0 <= self.teacher_share <= 1:
@@ -109,7 +113,8 @@ def recover(
     sequence_length: int = 512,
     teacher: Teacher | None = None,
     step_tokens: int = 2048,
-    lr: float = 6e-4,
+    lr: float | None = None,
+    lora_rank: int | None = None,
     seed: int = 0,
     threads: int = 2,
     evaluations: int = 3,
@@ -120,7 +125,7 @@ def recover(
     resume: bool = True,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune all weights of `checkpoint` on `train`, and write the best model into `out`.
+    """Fine-tune `checkpoint` on `train`, and write the best model into `out`.
 
     Args:
         checkpoint: checkpoint directory of the model to train.
@@ -130,7 +135,9 @@ def recover(
         tokens: how many to train on, rounded up to whole steps; the text repeats where it is shorter.
         sequence_length, step_tokens: tokens of a sequence and of an optimizer step.
         teacher: the dense model, whose predictions are part of the target; None does without.
-        lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0.
+        lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0. None takes LR or LORA_LR.
+        lora_rank: train adapters of that rank beside the blocks' matrices and merge them at the end, instead
+            of training all weights; never compiled.
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.
         until_perplexity: stop at an evaluation with this perplexity per base token or less.
@@ -142,9 +149,9 @@ def recover(
 
     Returns:
         {"history", "tokens", "seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes",
-        "matmul_flops", "matmul_fraction", "compiled", "teacher_share", "stopped", "best_step", "before",
-        "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second, and
-        bits_per_byte and perplexity_per_base_token where the model was evaluated. The same goes to
+        "matmul_flops", "matmul_fraction", "compiled", "teacher_share", "lora_rank", "stopped", "best_step",
+        "before", "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second,
+        and bits_per_byte and perplexity_per_base_token where the model was evaluated. The same goes to
         `out`/recovery.json.
 
     Raises:
@@ -154,18 +161,20 @@ def recover(
 
     from minigpt_edge import attention
     from minigpt_edge.checkpoint import load_model, save_model
+    from minigpt_edge.lora import Adapter
 
     settings = Settings(
         tokens,
         sequence_length,
         step_tokens,
-        lr,
+        lr if lr is not None else LORA_LR if lora_rank else LR,
         seed,
         threads,
         evaluations,
         patience,
         until_perplexity,
         teacher.share if teacher else 0.0,
+        lora_rank,
     )
     begun = time.monotonic()
     torch.set_num_threads(threads)
@@ -174,7 +183,8 @@ def recover(
     model = load_model(checkpoint)
     attention.use_in(model)
     check_context(model, sequences)
-    need_space(out, 32 * sum(p.numel() for p in model.parameters()), "recovery")
+    adapter = Adapter(model, lora_rank, seed) if lora_rank else None
+    _need_space(out, model)
     inputs = _inputs(checkpoint, train, validation, teacher)
     key = {"settings": asdict(settings), "inputs": [sha256_file(path) for path in inputs]}
     work = work_folder(out, key, resume)
@@ -188,14 +198,23 @@ def recover(
         begun,
         checkpoint_seconds,
         teacher.load() if teacher else None,
+        adapter,
     )
     session.run(data, before)
-    load_weights(model, work / BEST)
+    load_weights(session.trained, work / BEST)
+    if adapter:
+        adapter.merge()
     save_model(model, checkpoint, out)
     result = session.result()
     write_json(out / PROGRESS, result)
     shutil.rmtree(work)
     return result
+
+
+def _need_space(out: Path, model: nn.Module) -> None:
+    """EdgeError unless the result, two training checkpoints and the best weights find room in `out`."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    need_space(out, 4 * sum(p.numel() for p in model.parameters()) + 28 * trained, "recovery")
 
 
 def _inputs(checkpoint: Path, train: Path, validation: Path, teacher: Teacher | None) -> list[Path]:
@@ -231,19 +250,6 @@ def _read_texts(
     return encode(tokenizer, document_start, [w["text"] for w in windows]), windows, data
 
 
-@contextmanager
-def _compile_cache(folder: Path) -> Iterator[None]:
-    """Keep what torch.compile writes inside `folder`, unless the user chose a place."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    chosen = os.environ.get(name)
-    os.environ[name] = chosen or str(folder)
-    try:
-        yield
-    finally:
-        if chosen is None:
-            del os.environ[name]
-
-
 class _Session:
     """One run of `recover` once its inputs are read: evaluation, best weights, progress, the report."""
 
@@ -258,6 +264,7 @@ class _Session:
         begun: float,
         checkpoint_seconds: float,
         teacher: nn.Module | None,
+        adapter: Adapter | None,
     ) -> None:
         from minigpt_edge.flops import matmul_flops
 
@@ -268,13 +275,15 @@ class _Session:
         self.stopped = "tokens"
         self.compiled = False
         self.teacher = teacher
+        self.adapter = adapter
+        self.trained = adapter.trained if adapter else model  # what training checkpoints hold
         self.matmul = matmul_flops()
         self.state = State([], float("inf"), 0, 0, 0.0, 0.0)
         self.earlier_seconds = 0.0
 
     def run(self, data: Any, before: dict[str, float] | None) -> None:
         """Evaluate, then train from the beginning or the last whole checkpoint."""
-        from minigpt_edge.trainer import train
+        from minigpt_edge.trainer import compile_cache, train
 
         resumed = last_checkpoint(self.work)
         if resumed:
@@ -285,7 +294,7 @@ class _Session:
             self.state.history.append({"step": 0, "tokens": 0})
             if self.evaluate(before):
                 return
-        with _compile_cache(self.work / "compiled"):
+        with compile_cache(self.work / "compiled"):
             train(self, data, self._parts(), resumed)
 
     def _parts(self) -> Compiled | None:
@@ -295,7 +304,7 @@ class _Session:
         settings = self.settings
         if settings.tokens < COMPILE_FROM:
             return None
-        reason = fast_llama.check_supported(self.model)
+        reason = "LoRA runs in peft's layers" if self.adapter else fast_llama.check_supported(self.model)
         try:
             if reason is None:
                 self.tell({"message": "compiling the training step (about 40 seconds)"})
@@ -329,7 +338,7 @@ class _Session:
                 0,
             )
             with replacing(self.work / BEST) as temporary:
-                save_weights(self.model, temporary)
+                save_weights(self.trained, temporary)
         if reached is not None and scores["perplexity_per_base_token"] <= reached:
             self.stopped = "perplexity reached"
         elif self.state.worse >= self.settings.patience:
@@ -359,6 +368,7 @@ class _Session:
         best = next(entry for entry in scored if entry["step"] == self.state.best_step)
         keys = ("step", "bits_per_byte", "perplexity_per_base_token")
         work = training_flops(self.model, self.settings.sequence_length)
+        work += self.adapter.flops if self.adapter else 0.0
         if self.teacher is not None:  # a forward pass is a third of what training takes
             work += training_flops(self.teacher, self.settings.sequence_length) / 3
         return {
@@ -371,6 +381,7 @@ class _Session:
             "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,
             "teacher_share": self.settings.teacher_share,
+            "lora_rank": self.settings.lora_rank,
             "stopped": self.stopped,
             "best_step": self.state.best_step,
             "before": {key: scored[0][key] for key in keys},

@@ -10,13 +10,16 @@ from typing import Any
 from minigpt_edge import corpus, domains, models
 from minigpt_edge.console import Talk
 from minigpt_edge.packages import cache_dir
-from minigpt_edge.prune import get_method
-from minigpt_edge.recipe import Recipe
+from minigpt_edge.prune import STRUCTURED, get_method
+from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
 from minigpt_edge.shipping import Shipment, ship
-from minigpt_edge.shrink.weights import CHECKPOINT, PLAN, ShrinkSettings, shrink
+from minigpt_edge.shrink.decide import Limit, ShrinkSettings
+from minigpt_edge.shrink.prepare import CHECKPOINT
+from minigpt_edge.shrink.terms import read_terms
+from minigpt_edge.shrink.weights import PLAN, preview, shrink
 from minigpt_edge.stage import Stage, locked, run_stage
 from minigpt_edge_export.targets import parse_target
-from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import sha256_file
 
 WINDOW = 512  # tokens of a calibration window
@@ -27,12 +30,15 @@ _PRUNE_CODE = (
     "minigpt_edge.attention",
     "minigpt_edge.calibrate",
     "minigpt_edge.checkpoint",
-    "minigpt_edge.prune.contextual",
-    "minigpt_edge.prune.least_squares",
-    "minigpt_edge.prune.wanda",
+    "minigpt_edge.moments",
+    "minigpt_edge.prune.least_squares",  # the ridges serve every refit
+    "minigpt_edge.prune.masks",
+    "minigpt_edge.shrink.decide",
+    "minigpt_edge.shrink.prepare",
     "minigpt_edge.shrink.trim",
     "minigpt_edge.shrink.vocabulary",
     "minigpt_edge.shrink.weights",
+    "minigpt_edge.sizing",
 )
 RECOVER_CODE = (
     "minigpt_edge.attention",
@@ -193,23 +199,75 @@ def _quality_text(quality: dict[str, Any]) -> str:
     )
 
 
-def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage, talk: Talk) -> Stage:
-    """The pruned checkpoint, its plan and the importance matrix."""
-    from minigpt_edge.shrink.terms import read_terms
-
-    settings = ShrinkSettings(
-        sparsity=recipe.sparsity,
+def shrink_settings(recipe: Recipe) -> ShrinkSettings:
+    """What a recipe says of pruning, the method's own choices filled in."""
+    method = get_method(recipe.method)
+    pattern = recipe.pattern or method.patterns[0]
+    sparsity = PAPER_SPARSITY if recipe.sparsity is None else recipe.sparsity
+    if ":" in pattern and recipe.sparsity is None:
+        n, m = pattern.split(":")
+        sparsity = int(n) / int(m)
+    target = next((name for name in recipe.targets if name.startswith("gguf")), recipe.targets[0])
+    limit = None
+    for kind, value in (
+        ("bytes", recipe.max_size),
+        ("parameters", recipe.max_params),
+        ("speedup", recipe.min_speedup),
+    ):
+        limit = Limit(kind, value, target) if value is not None else limit
+    compensation = {None: None, True: "least_squares", False: "none"}[recipe.refit]
+    return ShrinkSettings(
+        sparsity=sparsity,
         method=recipe.method,
-        widths=recipe.widths,
+        widths=recipe.widths or method.widths,
         min_count=recipe.min_count,
         calibration_tokens=recipe.calibration_tokens,
         window=WINDOW,
         seed=recipe.seed,
         threads=recipe.threads,
+        pattern=pattern,
+        compensation=compensation,
+        limit=limit,
+        threshold=recipe.threshold,
+        embedding_threshold=recipe.embedding_threshold,
     )
-    terms = read_terms(recipe.keep_tokens) if recipe.keep_tokens else []
+
+
+def plan_only(recipe: Recipe, talk: Talk) -> dict[str, Any]:
+    """What a build would keep of each block and how large its files would be; see `weights.preview`."""
+    sources, work = corpus_sources(recipe), recipe.work or cache_dir() / "work"
+    gguf = [name for name in recipe.targets if parse_target(name).format == "gguf"]
+    settings = shrink_settings(recipe)
+    if settings.pattern != STRUCTURED:
+        raise UsageError("--dry-run is for methods that remove units", "leave it out")
+    with locked(work):
+        base = models.resolve_model(recipe.model, offline=recipe.offline)
+        text = corpus_stage(work, recipe, base, sources, talk)
+        return preview(
+            base.path,
+            base.fingerprint,
+            corpus.read_split(text.path, "train"),
+            settings,
+            gguf,
+            plan=_given_plan(recipe),
+            terms=_terms(recipe),
+            on_progress=lambda what, done, total: talk.step(f"plan: {what}", done, total),
+        )
+
+
+def _terms(recipe: Recipe) -> list[str]:
+    return read_terms(recipe.keep_tokens) if recipe.keep_tokens else []
+
+
+def _given_plan(recipe: Recipe) -> Path | None:
     if recipe.plan and not recipe.plan.is_file():
         raise EdgeError(f"there is no plan {recipe.plan}", "check --plan")
+    return recipe.plan
+
+
+def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage, talk: Talk) -> Stage:
+    """The pruned checkpoint, its plan and the importance matrix."""
+    settings, terms, plan = shrink_settings(recipe), _terms(recipe), _given_plan(recipe)
 
     def make(out: Path) -> dict[str, Any]:
         metrics = shrink(
@@ -218,7 +276,7 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
             corpus.read_split(text.path, "train"),
             out,
             settings,
-            plan=recipe.plan,
+            plan=plan,
             terms=terms,
             on_progress=lambda what, done, total: talk.step(f"prune: {what}", done, total),
         )
@@ -233,16 +291,21 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
         inputs={
             "model": base.fingerprint,
             "corpus": text.digest,
-            **({"plan": sha256_file(recipe.plan)} if recipe.plan else {}),
+            **({"plan": sha256_file(plan)} if plan else {}),
         },
-        code=(*_PRUNE_CODE, *_EVALUATE_CODE),
+        code=(*_PRUNE_CODE, get_method(recipe.method).module, *_EVALUATE_CODE),
         make=make,
     )
     kept = stage.metrics["parameters"]
+    what = f"{stage.metrics['sparsity']:.2%} of the parameters gone, {kept['kept'] / 1e6:.1f} M left; "
+    if "zeros" in stage.metrics:
+        what = (
+            f"{stage.metrics['zeros']:.2%} of the blocks' weights are zero, which makes no file smaller and "
+            "no CPU faster; "
+        )
     talk.line(
         "prune",
-        f"{stage.metrics['sparsity']:.2%} of the parameters gone, {kept['kept'] / 1e6:.1f} M left; "
-        + _quality_text(stage.metrics["quality"]),
+        what + _quality_text(stage.metrics["quality"]),
         stage.manifest["seconds"],
         reused=stage.reused,
     )

@@ -21,11 +21,21 @@ class Recipe:
         text_column: column of jsonl, csv, parquet or a hub dataset that holds the text.
         model: short name, directory, GGUF file or hub id; None for the default.
         targets: what to export.
-        sparsity: fraction of the parameters that go, vocabulary counted.
-        method: how units are scored.
-        widths: "free" (blocks may differ, GGUF architecture deci) or "equal" (llama).
+        sparsity: fraction of the parameters that go, vocabulary counted; of the blocks' weights, for masks.
+            At most one of sparsity, max_size, max_params, min_speedup and threshold; none is PAPER_SPARSITY.
+        max_size: bytes of the GGUF file at most.
+        max_params: parameters at most.
+        min_speedup: decoding of the first target over the dense model's at the same type, predicted from
+            bytes.
+        threshold: mean |activation| up to which neurons and KV groups go (method contextual).
+        embedding_threshold: share of the training tokens up to which tokens go; None for min_count.
+        method: how it is decided what goes.
+        pattern: "structured" (whole units), "unstructured" or "n:m" (masks), "blocks"; None for the method's.
+        widths: "free" (blocks may differ, GGUF architecture deci), "equal" (llama) or "global" (one cut over
+            all blocks' scores); None for the method's.
+        refit: least-squares refit of what is kept: True, False, None for what the method does.
         plan: a plan.json to follow instead of choosing.
-        min_count: tokens seen less often in the training split leave the vocabulary.
+        min_count: tokens seen less often in the training split leave the vocabulary; 0 keeps all.
         keep_tokens: a file of terms, one a line, whose tokens stay.
         calibration_tokens, recover_tokens: tokens of the training split.
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
@@ -46,9 +56,16 @@ class Recipe:
     text_column: str | None = None
     model: str | None = None
     targets: tuple[str, ...] = ("gguf-q4",)
-    sparsity: float = PAPER_SPARSITY
+    sparsity: float | None = None
+    max_size: int | None = None
+    max_params: int | None = None
+    min_speedup: float | None = None
+    threshold: float | None = None
+    embedding_threshold: float | None = None
     method: str = "least_squares"
-    widths: str = "free"
+    pattern: str | None = None
+    widths: str | None = None
+    refit: bool | None = None
     plan: Path | None = None
     min_count: int = 5
     keep_tokens: Path | None = None
@@ -69,12 +86,46 @@ class Recipe:
             raise UsageError("give either --domain or --corpus", "minigpt-edge domains lists the domains")
         if not self.targets:
             raise UsageError("no target", "give at least one --target; minigpt-edge targets lists them")
-        if not 0 <= self.sparsity < 1:
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise UsageError(f"--sparsity is {self.sparsity}, it must be at least 0 and below 1")
+        self._check_budget()
+        self._check_method()
         if not 0 <= self.distill <= 1:
             raise UsageError(f"--distill is {self.distill}, it must be from 0 to 1")
-        for name in ("min_count", "calibration_tokens", "recover_tokens", "threads"):
+        for name in ("calibration_tokens", "recover_tokens", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}, it must be at least 1"
                 )
+
+    def _check_budget(self) -> None:
+        names = ("sparsity", "max_size", "max_params", "min_speedup", "threshold")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} both say how much goes", "give one of them")
+        gguf = any(name.startswith("gguf") for name in self.targets)
+        if (self.max_size or self.min_speedup) and not gguf:
+            raise UsageError(f"{given[0]} works with GGUF targets", "add --target gguf-q4")
+        if (
+            self.threshold is not None or self.embedding_threshold is not None
+        ) and self.method != "contextual":
+            raise UsageError("thresholds are those of Mini-GPTs", "add --method contextual")
+
+    def _check_method(self) -> None:
+        from minigpt_edge.prune import STRUCTURED, get_method
+
+        method = get_method(self.method)
+        pattern = self.pattern or method.patterns[0]
+        masks = ":" in pattern and any(":" in known for known in method.patterns)
+        if pattern not in method.patterns and not masks:
+            raise UsageError(
+                f"{self.method} has no pattern {pattern!r}", f"it has {', '.join(method.patterns)}"
+            )
+        if pattern != STRUCTURED:
+            for name in ("widths", "refit", "plan", "max_size", "max_params", "min_speedup"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"--{name.replace('_', '-')} is for methods that remove units, {self.method} "
+                        f"({pattern}) does not",
+                        f"leave it out, or choose --pattern {STRUCTURED}",
+                    )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge.bundling import assemble, file_name, text_licences
 from minigpt_edge.exporting import Export, f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.measuring import baseline_stage, label, measure_stage
-from minigpt_edge.shrink.weights import CHECKPOINT, IMPORTANCE, PLAN
+from minigpt_edge.shrink.prepare import CHECKPOINT
+from minigpt_edge.shrink.weights import IMPORTANCE, PLAN
 from minigpt_edge.stage import Stage
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime import __version__
@@ -122,6 +123,7 @@ def ship(
         },
         threads=recipe.threads,
         talk=talk,
+        max_bytes=recipe.max_size,
     )
     f16 = f16_stage(job) if any(target.format == "gguf" for target in targets) else None
     files: list[tuple[Target, Stage, Stage]] = []
@@ -240,6 +242,11 @@ def _corpus_facts(text: Stage) -> dict[str, Any]:
 def _sparsity_facts(recipe: Recipe, shrunk: dict[str, Any]) -> dict[str, Any]:
     return {
         "asked": recipe.sparsity,
+        "limits": {
+            name: getattr(recipe, name)
+            for name in ("max_size", "max_params", "min_speedup", "threshold")
+            if getattr(recipe, name) is not None
+        },
         "achieved": shrunk["sparsity"],
         "parameters_before": shrunk["parameters"]["dense"],
         "parameters_after": shrunk["parameters"]["kept"],

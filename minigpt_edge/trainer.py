@@ -6,9 +6,12 @@ Import this module inside functions: it needs transformers at its head to subcla
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
@@ -71,10 +74,10 @@ class RecoveryTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(cast(torch.nn.Module, self.model), folder / WEIGHTS)
+        save_weights(self.session.trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(cast(torch.nn.Module, self.model), Path(resume_from_checkpoint) / WEIGHTS)
+        load_weights(self.session.trained, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
@@ -124,6 +127,19 @@ class Follow(TrainerCallback):
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.session.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.saved = time.monotonic()
+
+
+@contextmanager
+def compile_cache(folder: Path) -> Iterator[None]:
+    """Keep what torch.compile writes inside `folder`, unless the user chose a place."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    chosen = os.environ.get(name)
+    os.environ[name] = chosen or str(folder)
+    try:
+        yield
+    finally:
+        if chosen is None:
+            del os.environ[name]
 
 
 def train(session: _Session, data: np.ndarray, parts: Compiled | None, resumed: Path | None) -> None:

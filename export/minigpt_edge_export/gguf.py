@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt_edge_export.spec import Decoder
-from minigpt_edge_export.tokenizer import read_tokenizer
+from minigpt_edge_export.tokenizer import GgufTokenizer, read_tokenizer
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import need_space, replacing
 
@@ -55,6 +56,14 @@ def gguf_name(name: str) -> str:
     return (f"blk.{block[1]}." if block else "") + f"{_NAMES[part]}.{kind}"
 
 
+def tensor_shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    """llama.cpp's name of each tensor of a file -> shape ([rows, columns] for matrices), in file order."""
+    shapes = {gguf_name(name): shape for name, shape in decoder.shapes().items()}
+    if decoder.rope.factors is None:
+        return shapes
+    return {_ROPE_FACTORS: (len(decoder.rope.factors),), **shapes}
+
+
 def write_gguf(
     decoder: Decoder, path: Path, *, file_type: str = "f16", metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -94,15 +103,38 @@ def write_gguf(
             writer.close()
 
 
-def write_outline(decoder: Decoder, path: Path) -> None:
-    """Write the F16 file's header and a hole for the weights: enough to ask llama.cpp what it would do."""
-    writer = _header(decoder, "f16", {})
+def write_outline(decoder: Decoder, path: Path, *, metadata: Mapping[str, str] | None = None) -> int:
+    """Write the F16 file's header without tokenizer, and a hole for the weights.
+
+    It is enough to ask llama.cpp what it would do.
+
+    Returns:
+        Bytes of the header, not yet padded.
+    """
+    writer = _header(decoder, "f16", metadata or {})
     tensors = _add_tensors(writer, decoder, "f16")
     _open(writer, path)
     writer.close()
-    with open(path, "r+b") as file:
-        file.seek(0, os.SEEK_END)
-        file.truncate(file.tell() + sum(size for _, size in tensors.values()) + 32 * (len(tensors) + 1))
+    header = path.stat().st_size
+    os.truncate(path, header + sum(size for _, size in tensors.values()) + 32 * (len(tensors) + 1))
+    return header
+
+
+def tokenizer_bytes(tokenizer: GgufTokenizer) -> int:
+    """What a tokenizer adds to a header, in bytes."""
+    from gguf import GGUFWriter
+
+    sizes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for filled in (True, False):
+            path = Path(folder) / f"{filled}.gguf"
+            writer = GGUFWriter(None, "llama")
+            if filled:
+                tokenizer.write(writer)
+            _open(writer, path)
+            writer.close()
+            sizes.append(path.stat().st_size)
+    return sizes[0] - sizes[1]
 
 
 def _header(decoder: Decoder, file_type: str, metadata: Mapping[str, str]) -> GGUFWriter:

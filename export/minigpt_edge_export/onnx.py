@@ -17,7 +17,7 @@ from minigpt_edge_export.genai import genai_config
 from minigpt_edge_export.gguf import gguf_name
 from minigpt_edge_export.gptq import quantize_gptq
 from minigpt_edge_export.onnx_graph import Graph
-from minigpt_edge_export.onnx_weights import Packed, Precision, quantize_matrix
+from minigpt_edge_export.onnx_weights import Packed, Precision, quantize_matrix, smallest_block
 from minigpt_edge_export.spec import Block, Decoder
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, write_json
@@ -66,7 +66,7 @@ def write_onnx(
         )
     if not (decoder.directory / TOKENIZER_FILES[0]).is_file():
         raise EdgeError(f"{decoder.directory} lacks {TOKENIZER_FILES[0]}", "use a complete checkpoint")
-    size = decoder.parameters * {"fp32": 4, "fp16": 2}.get(precision.name, precision.bits / 8 + 0.3)
+    size = decoder.factored_parameters * {"fp32": 4, "fp16": 2}.get(precision.name, precision.bits / 8 + 0.3)
     need_space(directory.parent, int(size) + 2**22, f"the {precision.name} ONNX model")
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -91,7 +91,7 @@ def _facts(decoder: Decoder, precision: Precision, metadata: Mapping[str, str]) 
         **metadata,
         "architecture": decoder.model_type,
         "quantization": precision.name.upper(),
-        "parameters": decoder.parameters,
+        "parameters": decoder.factored_parameters,
         "vocabulary": decoder.vocab_size,
         "hidden_size": decoder.hidden_size,
         "tied_embeddings": decoder.tied,
@@ -215,36 +215,57 @@ class _Writer:
         return normed, total
 
     def _linear(self, block: str, parts: tuple[str, ...], value: str) -> str:
-        """One product for all `parts`, which read the same value; their outputs one after the other."""
+        """The outputs of all `parts`, which read the same value, one after the other.
+
+        One product makes them all; but one each, or two with its factors, where the checkpoint has factors.
+        """
         import numpy as np
 
-        name = f"{block}.{'_'.join(parts)}"
+        decoder, name = self.decoder, f"{block}.{'_'.join(parts)}"
         names = [f"{block}.{part}" for part in parts]
-        matrix = np.concatenate([self.decoder.load(f"{part}.weight") for part in names])
-        if self.precision.bits:
-            result = self._product_of_codes(name, matrix, value, gguf_name(f"{names[0]}.weight"))
+        importance = self.imatrix.get(gguf_name(f"{names[0]}.weight"))
+        if any(decoder.rank(f"{part}.weight") for part in names):
+            outputs = [self._part(part, value, importance) for part in names]
+            result = self.graph.node("Concat", outputs, name, axis=-1) if len(parts) > 1 else outputs[0]
         else:
-            weight = self._float(f"{name}.weight", np.ascontiguousarray(matrix.T))
-            result = self.graph.node("MatMul", [value, weight], name)
-        if f"{names[0]}.bias" not in self.decoder.shapes():
+            matrix = np.concatenate([decoder.load(f"{part}.weight") for part in names])
+            result = self._product(name, matrix, value, self.precision.block_size, importance)
+        if f"{names[0]}.bias" not in decoder.shapes():
             return result
-        bias = np.concatenate([self.decoder.load(f"{part}.bias") for part in names])
+        bias = np.concatenate([decoder.load(f"{part}.bias") for part in names])
         return self.graph.node("Add", [result, self.graph.weight(f"{name}.bias", bias)], f"{name}.biased")
 
-    def _product_of_codes(self, name: str, matrix: np.ndarray, value: str, statistic: str) -> str:
-        """Quantize with what is known of the values read, by GPTQ where that is their Gram matrix."""
-        bits, block_size, symmetric = self.precision.bits, self.precision.block_size, self.precision.symmetric
+    def _part(self, name: str, value: str, importance: np.ndarray | None) -> str:
+        """The output of one matrix, by way of its factors if it has some."""
+        factors, size = self.decoder.factors(f"{name}.weight"), self.precision.block_size
+        if factors is None:
+            matrix = self.decoder.load(f"{name}.weight")
+            return self._product(f"{name}.whole", matrix, value, size, importance)
+        b, a = factors
+        inner = self._product(f"{name}.a", a, value, size, importance)
+        return self._product(f"{name}.b", b, inner, smallest_block(len(a), size, self.precision.bits))
+
+    def _product(
+        self, name: str, matrix: np.ndarray, value: str, block: int, importance: np.ndarray | None = None
+    ) -> str:
+        """value @ matrix.T, whose integers GPTQ chooses where it knows the Gram matrix of the values."""
+        import numpy as np
+
+        precision = self.precision
+        if not precision.bits:
+            weight = self._float(f"{name}.weight", np.ascontiguousarray(matrix.T))
+            return self.graph.node("MatMul", [value, weight], name)
         if value in self.grams:
-            packed = quantize_gptq(matrix, self.grams[value], bits, block_size, symmetric)
+            packed = quantize_gptq(matrix, self.grams[value], precision.bits, block, precision.symmetric)
         else:
-            packed = quantize_matrix(matrix, bits, block_size, symmetric, self.imatrix.get(statistic))
+            packed = quantize_matrix(matrix, precision.bits, block, precision.symmetric, importance)
         names = [
             self.graph.weight(f"{name}.codes", packed.codes),
             self.graph.weight(f"{name}.scales", packed.scales),
         ]
         if packed.zero_points is not None:
             names.append(self.graph.weight(f"{name}.zero_points", packed.zero_points))
-        return self._matmul_nbits([value, *names], name, matrix.shape, bits, block_size)
+        return self._matmul_nbits([value, *names], name, matrix.shape, precision.bits, block)
 
     def _matmul_nbits(
         self, inputs: list[str], output: str, shape: tuple[int, ...], bits: int, block: int

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a block's range, tried with the importance matrix
+_LEAST_BLOCK = 32
 _ROWS = 2**20  # weights whose candidates are held at once
 
 
@@ -82,6 +83,15 @@ def quantize_matrix(
         return packed
     scales = _refit(padded.reshape(rows, blocks, block_size), packed, weights, bits)
     return Packed(packed.codes, scales, None)
+
+
+def smallest_block(columns: int, block_size: int, bits: int) -> int:
+    """The block size up to `block_size` that stores rows of so many columns in the fewest bytes.
+
+    Rows are padded to whole blocks, which matters for the few columns of a factor.
+    """
+    sizes = [block_size >> halvings for halvings in range(4) if block_size >> halvings >= _LEAST_BLOCK]
+    return min(sizes, key=lambda size: -(-columns // size) * (size * bits // 8 + 4))  # codes and a scale
 
 
 def _quantize(padded: np.ndarray, columns: int, bits: int, block_size: int, symmetric: bool) -> Packed:

@@ -6,11 +6,11 @@ import ctypes
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.gguf import gguf_name, write_outline
+from minigpt_edge_export.gguf import tensor_shapes, write_outline
 from minigpt_edge_export.spec import Decoder
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
 from minigpt_edge_runtime import llama_log
@@ -22,6 +22,7 @@ from minigpt_edge_runtime.gguf_header import TensorInfo, read_header
 if TYPE_CHECKING:
     import numpy as np
 
+ALIGNMENT = 32  # of tensors in our files, GGUF's default
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _DRY_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size =.*?(?:\((\w+)\))?$", re.MULTILINE
@@ -113,13 +114,17 @@ def imatrix_from_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True) -> dict[str, str]:
-    """The tensor types ("Q4_0", …) that llama.cpp would give a model, by GGUF name; nothing is quantized.
+    """The tensor types ("Q4_0", …) that a model's file would have, by GGUF name; nothing is quantized.
 
     Args:
+        quantization: one of `targets.QUANTIZATIONS`; llama.cpp is asked about the quantized ones.
         imatrix: whether there will be an importance matrix (some recipes depend on it).
     """
     import numpy as np
 
+    shapes = tensor_shapes(decoder)
+    if quantization in UNQUANTIZED:
+        return {name: quantization.upper() if len(shape) > 1 else "F32" for name, shape in shapes.items()}
     request = _Request(load_library(), quantization, 1)
     request.parameters.dry_run = True
     request.set_imatrix({"none": np.ones(1, dtype=np.float32)} if imatrix else None)
@@ -128,7 +133,7 @@ def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True)
         write_outline(decoder, outline)
         log = request.run(outline, Path(folder) / "unused.gguf")
     types = {name: (new or old).upper() for name, old, new in _DRY_LINE.findall(log)}
-    missing = [gguf_name(name) for name in decoder.shapes() if gguf_name(name) not in types]
+    missing = [name for name in shapes if name not in types]
     if missing:
         raise EdgeError(
             f"llama.cpp did not say which type {missing[0]} would get",
@@ -137,15 +142,27 @@ def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True)
     return types
 
 
+def expected_sizes(decoder: Decoder, types: Mapping[str, str]) -> dict[str, int]:
+    """Bytes of each of a model's tensors in the types that `expected_types` gave, by GGUF name."""
+    return {name: tensor_bytes(shape, types[name]) for name, shape in tensor_shapes(decoder).items()}
+
+
 def expected_bytes(decoder: Decoder, types: Mapping[str, str]) -> int:
     """Bytes of a model's weights in the types that `expected_types` gave."""
+    return sum(expected_sizes(decoder, types).values())
+
+
+def tensor_bytes(shape: Sequence[int], kind: str) -> int:
+    """Bytes of a tensor in a type such as "Q4_0"."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    total = 0
-    for name, shape in decoder.shapes().items():
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[types[gguf_name(name)]]]
-        total += math.prod(shape) // block * size
-    return total
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    return math.prod(shape) // block * size
+
+
+def padded(size: int) -> int:
+    """Bytes that a tensor, or the header, takes in a file."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _known(quantization: str) -> Any:

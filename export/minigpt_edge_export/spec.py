@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,8 @@ _NEEDED = (
     "rms_norm_eps",
 )
 _SHOWN = 20  # tensors listed in an error before "and n more"
+FACTORS = "factors.safetensors"  # beside the weights: matrices that are products of two smaller ones
+_FACTOR_ERROR = 1e-4  # of the largest weight: what float32 products may differ by
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Decoder:
     """A decoder of norm, attention and gated MLP blocks, and where its weights are.
 
     Weights have canonical names, "embedding.weight", "blocks.3.query.bias", …, in the order of `shapes`.
+    Some matrices may also be there as two factors, of which they are the product.
     """
 
     directory: Path
@@ -103,8 +106,22 @@ class Decoder:
 
     @property
     def parameters(self) -> int:
-        """Number of weights; a tied embedding counts once."""
+        """Number of weights; a tied embedding counts once, and a matrix as the product it is."""
         return sum(math.prod(shape) for shape in self.shapes().values())
+
+    @property
+    def factored_parameters(self) -> int:
+        """Number of weights of a file that keeps the matrices with a `rank` as two factors."""
+        return sum(
+            rank * sum(shape) if (rank := self.rank(name)) else math.prod(shape)
+            for name, shape in self.shapes().items()
+        )
+
+    def rank(self, name: str) -> int | None:
+        """The inner size of a matrix's factors if there are any and they hold fewer weights than it."""
+        rank, *_ = self.weights.shapes.get(f"{_module(self.model_type, name)}.a", (0,))
+        shape = self.shapes()[name]
+        return rank if 0 < rank * sum(shape) < math.prod(shape) else None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape ([rows, columns] for matrices, rows being outputs), in file order."""
@@ -149,15 +166,34 @@ class Decoder:
             )
         return array
 
+    def factors(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(b, a), float32 [rows, rank] and [rank, columns], of a matrix with a `rank`; None for any other.
+
+        Raises:
+            EdgeError: their product is not the matrix.
+        """
+        import numpy as np
+
+        if self.rank(name) is None:
+            return None
+        b, a = (self.weights.load(f"{_module(self.model_type, name)}.{part}") for part in "ba")
+        matrix = self.load(name)
+        if not np.abs(b @ a - matrix).max() <= _FACTOR_ERROR * np.abs(matrix).max():
+            raise EdgeError(
+                f"{self.directory / FACTORS}: the product of {name}'s factors is not the matrix",
+                f"the weights were changed after they were factored: delete {FACTORS}",
+            )
+        return b, a
+
 
 class Weights:
-    """The tensors of a checkpoint's safetensors files, by the names they have there."""
+    """The tensors of safetensors files, by the names they have there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, str] = {}
-        for path in _weight_files(directory):
+        for path in paths:
             self._open(path)
 
     def _open(self, path: Path) -> None:
@@ -240,7 +276,7 @@ def read_checkpoint(directory: Path) -> Decoder:
         attention_bias=bool(config.get("attention_bias", False)),
         mlp_bias=bool(config.get("mlp_bias", False)),
         blocks=_blocks(config, path),
-        weights=Weights(directory),
+        weights=Weights(_weight_files(directory)),
     )
     _check_tensors(decoder)
     return decoder
@@ -308,26 +344,36 @@ def _llama3_factors(theta: float, head_dim: int, given: Mapping[str, Any]) -> tu
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The one safetensors file, or those that the index names."""
+    """The one safetensors file, or those that the index names; and that of the factors."""
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [single.name]
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise EdgeError(f"{directory} lacks {_listed(missing)}", "use a complete checkpoint")
+    names += [FACTORS] * (directory / FACTORS).is_file()
     return [directory / name for name in names]
 
 
 def _source_name(model_type: str, name: str) -> str:
-    """The checkpoint's name of a canonical one."""
+    """A checkpoint's name of a canonical one: "blocks.3.up.weight" -> "model.layers.3.mlp.up_proj.weight"."""
     names = FAMILIES[model_type]
     *block, part, kind = name.split(".")
     return (names["block"].format(index=block[1]) if block else "") + f"{names[part]}.{kind}"
 
 
+def _module(model_type: str, name: str) -> str:
+    return _source_name(model_type, name).rpartition(".")[0]
+
+
 def _check_tensors(decoder: Decoder) -> None:
     wanted = {_source_name(decoder.model_type, name): shape for name, shape in decoder.shapes().items()}
     found = decoder.weights.shapes
+    for name, shape in decoder.shapes().items():
+        a, b = (f"{_module(decoder.model_type, name)}.{part}" for part in "ab")
+        if name.startswith("blocks.") and len(shape) > 1 and (a in found or b in found):
+            rank = (found.get(a) or (0,))[0]
+            wanted |= {a: (rank, shape[1]), b: (shape[0], rank)}
     head = _source_name(decoder.model_type, "head.weight")
     ignored = {
         name for name in found if name.endswith("rotary_emb.inv_freq") or (decoder.tied and name == head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch  # noqa: TID253 - only load_arch imports this file
@@ -161,3 +162,34 @@ def block_parameters(config: dict[str, Any]) -> tuple[int, int, int]:
     neuron = 3 * hidden + (2 if config.get("mlp_bias") else 0)
     bias = (repeats + 2) * dim if config.get("attention_bias") else 0
     return neuron, (2 * repeats + 2) * dim * hidden + bias, 2 * hidden
+
+
+def writers(block: Any) -> tuple[list[nn.Linear], list[nn.Linear]]:
+    """The matrices whose rows make the KV groups' values, and those whose rows make the neurons'.
+
+    Each matrix has equally many rows per unit, in the order of the units.
+    """
+    attention, mlp = block.self_attn, block.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
+
+
+def keep_blocks(model: Any, kept: Sequence[int]) -> None:
+    """Remove all blocks but `kept` (ascending indices) in place."""
+    layers = model.model.layers
+    model.model.layers = nn.ModuleList(layers[index] for index in kept)
+    model.config.num_hidden_layers = len(kept)
+    for index, block in enumerate(model.model.layers):
+        block.self_attn.layer_idx = index  # its place in a KV cache
+
+
+def give_output_biases(model: Any) -> None:
+    """Zero biases in place, so that the matrices that read units can carry one.
+
+    transformers and llama.cpp know biases of all matrices of the attention, or of the MLP, or none.
+    """
+    model.config.attention_bias = model.config.mlp_bias = True
+    for block in blocks(model):
+        attention, mlp = writers(block)
+        for linear in (*attention, attention_out(block), *mlp, ffn_out(block)):
+            if linear.bias is None:
+                linear.bias = nn.Parameter(torch.zeros(linear.out_features))

@@ -36,9 +36,25 @@ def all_cores() -> int:
 @click.option(
     "--sparsity",
     type=click.FloatRange(0, 1, max_open=True),
-    default=PAPER_SPARSITY,
-    show_default=True,
-    help="Fraction of the parameters that go, vocabulary counted.",
+    help="Fraction of the parameters that go, vocabulary counted; of the blocks' weights for masks "
+    f"[default: {PAPER_SPARSITY}].",
+)
+@click.option("--max-size", metavar="SIZE", help="Instead: bytes of the GGUF file at most, such as 40MB.")
+@click.option("--max-params", metavar="N", help="Instead: parameters at most, such as 60M.")
+@click.option(
+    "--min-speedup",
+    type=click.FloatRange(1),
+    help="Instead: decoding over the dense model's at the same type, predicted from the bytes it reads.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0),
+    help="Instead, with --method contextual: mean |activation| up to which units go (Mini-GPTs' epsilon).",
+)
+@click.option(
+    "--embedding-threshold",
+    type=click.FloatRange(0, 1),
+    help="With --method contextual: share of the training tokens up to which tokens go.",
 )
 @click.option(
     "--method",
@@ -48,19 +64,28 @@ def all_cores() -> int:
     help="How it is decided what stays (see `minigpt-edge methods`).",
 )
 @click.option(
+    "--pattern",
+    help="structured, or for masks unstructured, 2:4, 4:8: zeros that make no file smaller and no CPU faster "
+    "[default: the method's].",
+)
+@click.option(
     "--widths",
-    type=click.Choice(["free", "equal"]),
-    default="free",
-    show_default=True,
-    help="Whether blocks may differ in size; equal ones load in stock transformers and as GGUF llama.",
+    type=click.Choice(["free", "equal", "global"]),
+    help="Whether blocks may differ in size, by estimated loss (free) or one cut over all scores (global); "
+    "equal ones load in stock transformers and as GGUF llama [default: the method's].",
+)
+@click.option(
+    "--refit/--no-refit",
+    default=None,
+    help="Least-squares refit of what is kept [default: what the method does].",
 )
 @click.option("--plan", type=_PATH, help="Keep what this plan.json keeps.")
 @click.option(
     "--min-count",
-    type=click.IntRange(1),
+    type=click.IntRange(0),
     default=5,
     show_default=True,
-    help="Tokens seen less often in the training text leave the vocabulary.",
+    help="Tokens seen less often in the training text leave the vocabulary; 0 keeps all.",
 )
 @click.option("--keep-tokens", type=_PATH, help="A file of terms, one a line, that stay in the vocabulary.")
 @click.option(
@@ -91,6 +116,7 @@ def all_cores() -> int:
 )
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and the predicted size, and stop.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=all_cores, show_default="all cores")
 @click.option("--work", type=_PATH, help="Where finished stages are kept [default: the cache].")
@@ -98,7 +124,14 @@ def all_cores() -> int:
 @click.option("--force", is_flag=True, help="Replace the files of an earlier bundle in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def build(
-    as_json: bool, recover_until: str | None, no_recover: bool, no_baseline: bool, **options: Any
+    as_json: bool,
+    recover_until: str | None,
+    no_recover: bool,
+    no_baseline: bool,
+    dry_run: bool,
+    max_size: str | None,
+    max_params: str | None,
+    **options: Any,
 ) -> None:
     """Make a small model for a domain.
 
@@ -109,14 +142,25 @@ def build(
 
     from minigpt_edge.console import Talk
     from minigpt_edge.pipeline import build as run
+    from minigpt_edge.pipeline import plan_only
     from minigpt_edge.report import print_table
+    from minigpt_edge.sizing import parse_count, parse_size
     from minigpt_edge_runtime.errors import UsageError
 
     if no_recover and recover_until:
         raise UsageError("--no-recover and --recover-until contradict each other")
     recipe = Recipe(
-        recover="no" if no_recover else recover_until or "tokens", baseline=not no_baseline, **options
+        recover="no" if no_recover else recover_until or "tokens",
+        baseline=not no_baseline,
+        max_size=parse_size(max_size) if max_size else None,
+        max_params=parse_count(max_params) if max_params else None,
+        **options,
     )
+    if dry_run:
+        with Talk() as talk:
+            plan = plan_only(recipe, talk)
+        click.echo(json.dumps(plan) if as_json else _plan_text(plan))
+        return
     with Talk() as talk:
         built = run(recipe, talk, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))
     if as_json:
@@ -126,3 +170,20 @@ def build(
     done = "is up to date, nothing to do" if built.unchanged else "is ready"
     click.echo(f"the shrunk model as a Hugging Face directory: {built.checkpoint}", err=True)
     click.echo(f'{built.directory} {done}; try: minigpt-edge run {built.directory} "…"', err=True)
+
+
+def _plan_text(plan: dict[str, Any]) -> str:
+    """A plan as lines for people."""
+    dense, kept = plan["parameters"]["dense"], plan["parameters"]["kept"]
+    lines = [
+        f"parameters  {dense / 1e6:.1f} M -> {kept / 1e6:.1f} M ({plan['sparsity']:.2%} gone)",
+        f"vocabulary  {plan['vocabulary'][0]:,} -> {plan['vocabulary'][1]:,}",
+        f"widths      {plan['widths'][0]} -> {' '.join(map(str, plan['widths'][1]))}",
+        f"kv groups   {plan['kv_groups'][0]} -> {' '.join(map(str, plan['kv_groups'][1]))}",
+    ]
+    for name, target in plan["targets"].items():
+        lines.append(
+            f"{name:<11} {target['bytes'] / 1e6:.2f} MB as {target['type'].upper()}, decoding "
+            f"{target['speedup']:.2f} x the dense model's if reading weights decides"
+        )
+    return "\n".join(lines)

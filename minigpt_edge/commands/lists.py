@@ -66,7 +66,12 @@ def methods(as_json: bool) -> None:
     from minigpt_edge.prune import DEFAULT_METHOD, METHODS
 
     rows = [
-        {"name": m.name, "about": f"{m.summary}{' (default)' if m.name == DEFAULT_METHOD else ''}"}
+        {
+            "name": m.name,
+            "about": f"{m.summary}{' (default)' if m.name == DEFAULT_METHOD else ''} [{m.paper}]",
+            "paper": m.paper,
+            "patterns": ", ".join(m.patterns),
+        }
         for m in METHODS.values()
     ]
     _show(rows, as_json)

@@ -14,6 +14,7 @@ from minigpt_edge.prune import UnitStatistics
 
 DAMPING = 0.01  # of each unit's own energy: keeps the inverse of a Gram matrix from few tokens tame
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+DRIFT_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the map from pruned to dense inputs
 
 
 def factor(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,8 @@ def removal_costs(gram: Tensor, cross: Tensor, metric: Tensor | None, group: int
 
 def scores(statistics: UnitStatistics) -> Tensor:
     """float32 [units / group]."""
+    if statistics.gram is None or statistics.cross is None:
+        raise ValueError("the least-squares score needs Gram matrices")
     return removal_costs(statistics.gram, statistics.cross, statistics.metric, statistics.group)
 
 

@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
-from minigpt_edge.plan import Plan, check_plan, read_plan, write_plan
-from minigpt_edge.prune import get_method
-from minigpt_edge.shrink import vocabulary
-from minigpt_edge.shrink.trim import config_token_ids, remap_config, trim_tokenizer
+from minigpt_edge.plan import BlockPlan, Plan, write_plan
+from minigpt_edge.prune import BLOCKS, STRUCTURED, Method, get_method
+from minigpt_edge.shrink.decide import (
+    NAME_BYTES,
+    SPARSITY_TOLERANCE,
+    Decision,
+    Limit,
+    Progress,
+    ShrinkSettings,
+    decide,
+)
+from minigpt_edge.shrink.prepare import CHECKPOINT, Ready, prepare
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
+
+    from minigpt_edge.calibrate import Wanted
+    from minigpt_edge.sizing import SizeModel
 
 PLAN = "plan.json"
 IMPORTANCE = "imatrix.safetensors"
-CHECKPOINT = "checkpoint"
-WIDTH_MULTIPLE = 32  # the block of the 32-wide quantization types
-SENSITIVITY_TOKENS = 8192
-SPARSITY_TOLERANCE = 0.005
-
-Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class ShrinkSettings:
-    """What decides the result of pruning, besides the model and the corpus."""
+@dataclass
+class Shrunk:
+    """What a method did to the blocks: what is left of each, their inputs, and what else is worth telling."""
 
-    sparsity: float
-    method: str
-    widths: str
-    min_count: int
-    calibration_tokens: int
-    window: int
-    seed: int
-    threads: int
-    width_multiple: int = WIDTH_MULTIPLE
+    blocks: tuple[BlockPlan, ...]
+    importance: dict[str, torch.Tensor] = field(default_factory=dict)
+    errors: list[dict[str, float]] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 def shrink(
@@ -68,205 +68,208 @@ def shrink(
         on_progress: called with (what, done, total).
 
     Returns:
-        Metrics: parameters, sparsity, sizes per block, held-out errors.
+        Metrics: parameters, sparsity, sizes per block, held-out errors, what the method tells.
 
     Raises:
         EdgeError: the sparsity can't be met, the plan is another model's, or there is too little text.
     """
-    import torch
+    from minigpt_edge.checkpoint import count_parameters, save_model
 
-    from minigpt_edge import attention
-    from minigpt_edge.calibrate import shrink_blocks
-    from minigpt_edge.checkpoint import (
-        count_parameters,
-        load_model,
-        read_config,
-        save_model,
-        trim_embeddings,
-    )
-
-    torch.manual_seed(settings.seed)
-    torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)  # products with denormal numbers are many times slower
-    config = read_config(base)
-    arch = archs.load_arch(config["model_type"])
-    given = read_plan(plan) if plan else None
-    if given and plan:
-        check_plan(given, config, fingerprint, plan)
-    model: Any = load_model(base)
-    attention.use_in(model)
-    dense = count_parameters(model)
-    remove = round(settings.sparsity * dense)
-    on_progress("vocabulary", 0, 1)
-    tokens = _choose_vocabulary(base, config, documents, settings, remove, given, terms)
-    old_to_new = trim_tokenizer(base, out / CHECKPOINT, tokens)
-    trim_embeddings(model, tokens)
-    on_progress("vocabulary", 1, 1)
-    windows = calibration_windows(documents, out / CHECKPOINT, model.minigpt_edge["document_start"], settings)
-    remove -= dense - count_parameters(model)
-    wanted, metrics = _decide(model, arch, config, windows, settings, remove, given, on_progress)
-    method = get_method(settings.method)
-    result = shrink_blocks(
-        model, arch, windows, wanted, method, metrics, lambda done, total: on_progress("blocks", done, total)
-    )
-    kept = count_parameters(model)
+    ready = prepare(base, fingerprint, documents, out, settings, plan, terms, on_progress)
+    model, config = ready.model, ready.config
+    done = _shrink(ready, settings, base, out, on_progress)
     final = Plan(
-        fingerprint, given.method if given else settings.method, tokens, tuple(result.blocks), (dense, kept)
+        fingerprint,
+        ready.plan.method if ready.plan else settings.method,
+        ready.tokens,
+        done.blocks,
+        (ready.dense, count_parameters(model)),
     )
-    if given is None and abs(final.sparsity - settings.sparsity) > SPARSITY_TOLERANCE:
-        raise EdgeError(
-            f"the closest sparsity to {settings.sparsity:.2%} is {final.sparsity:.2%}, half a point off",
-            "ask for another --sparsity, or use --widths free",
-        )
-    save_model(model, base, out / CHECKPOINT, tokenizer=out / CHECKPOINT)
-    _finish_config(base, out / CHECKPOINT, old_to_new)
-    _write_importance(result.importance, bool(config.get("tie_word_embeddings")), out / IMPORTANCE)
+    if ready.plan is None and settings.exact and settings.pattern == STRUCTURED:
+        _check_sparsity(final, settings)
+    save_model(model, out / CHECKPOINT, out / CHECKPOINT)
+    _write_importance(done.importance, bool(config.get("tie_word_embeddings")), out / IMPORTANCE)
     write_plan(final, out / PLAN)
-    return _metrics(final, config, result.errors)
+    return _metrics(final, config, done)
 
 
-def _choose_vocabulary(
+def preview(
     base: Path,
-    config: dict[str, Any],
+    fingerprint: str,
     documents: Sequence[str],
     settings: ShrinkSettings,
-    remove: int,
-    plan: Plan | None,
-    terms: Sequence[str],
-) -> tuple[int, ...]:
-    """Kept token ids. Where the blocks can't meet the sparsity exactly, the vocabulary's size does."""
-    if plan:
-        return plan.tokens
-    data = read_json(base / "tokenizer.json")
-    if remove <= 0:
-        return tuple(sorted(set(data["model"]["vocab"].values()) | {t["id"] for t in data["added_tokens"]}))
-    generation = base / "generation_config.json"
-    always = config_token_ids(config, read_json(generation) if generation.exists() else {})
-    counts = vocabulary.count_tokens(vocabulary.open_tokenizer(data), documents)
-    choose = partial(vocabulary.choose_tokens, data, counts, keep=terms, always=always)
-    tokens = choose(min_count=settings.min_count)
-    row = _row_parameters(config)
-    gone = config["vocab_size"] - len(tokens)
-    if gone * row > remove:  # a low sparsity is met by the rarest tokens alone
-        return tuple(
-            choose(size=min(len(vocabulary.read_vocabulary(data).ids), config["vocab_size"] - remove // row))
-        )
-    if settings.widths == "equal":
-        neuron, _, _ = archs.load_arch(config["model_type"]).block_parameters(config)
-        step = neuron * settings.width_multiple * config["num_hidden_layers"]
-        steps = -(-(remove - gone * row) // step)
-        return tuple(choose(size=config["vocab_size"] - max(0, remove - steps * step) // row))
-    return tuple(tokens)
+    targets: Sequence[str],
+    *,
+    plan: Path | None = None,
+    terms: Sequence[str] = (),
+    on_progress: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """What `shrink` would leave, and how large the targets' files would be; nothing is pruned.
 
-
-def _row_parameters(config: dict[str, Any]) -> int:
-    """Parameters of one token: a row of the embedding, and of the head where it is not tied."""
-    return int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
-
-
-def calibration_windows(
-    documents: Sequence[str], tokenizer_dir: Path, document_start: str, settings: ShrinkSettings
-) -> torch.Tensor:
-    """Windows of token ids, int64 [n, window], each starting with the document-start token.
-
-    One window from each document in shuffled order, then a second from each, and so on: many documents
-    with few tokens each are worth more than few whole ones.
-
-    Raises:
-        EdgeError: the documents have too few whole windows.
+    Returns:
+        {"vocabulary", "widths", "kv_groups", "parameters", "sparsity", "targets"}; of each target "type",
+        "bytes" and "speedup" of decoding over the dense model at the same type, predicted from bytes read.
     """
-    import random
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ready = prepare(base, fingerprint, documents, folder, settings, plan, terms, on_progress)
+        wanted = _decide(ready, settings, get_method(settings.method), base, folder, on_progress).wanted
+        blocks = list(zip(wanted.widths, wanted.kv_groups, strict=True))
+        if wanted.exact:
+            blocks = [(len(block.neurons), len(block.kv_groups)) for block in wanted.exact]
+        tokens = len(ready.tokens)
+        predicted = {}
+        for target in targets:
+            sizes = size_model(base, folder / CHECKPOINT, target)
+            predicted[target] = {
+                "type": sizes.kind,
+                "bytes": sizes.file_bytes(tokens, blocks),
+                "speedup": sizes.speedup(tokens, blocks),
+            }
+        kept = _parameters(ready, blocks)
+    return {
+        "vocabulary": [ready.config["vocab_size"], tokens],
+        "widths": [ready.config["intermediate_size"], [width for width, _ in blocks]],
+        "kv_groups": [ready.config["num_key_value_heads"], [groups for _, groups in blocks]],
+        "parameters": {"dense": ready.dense, "kept": kept},
+        "sparsity": 1 - kept / ready.dense,
+        "targets": predicted,
+    }
 
-    import torch
 
-    from minigpt_edge.evaluate.perplexity import read_tokenizer
+def _parameters(ready: Ready, blocks: Sequence[tuple[int, int]]) -> int:
+    """Parameters of the model if its blocks had these (width, KV groups)."""
+    from minigpt_edge.checkpoint import count_parameters
 
-    tokenizer = read_tokenizer(tokenizer_dir)
-    start = tokenizer.token_to_id(document_start)
-    if start is None:
-        raise EdgeError(f"the vocabulary lacks {document_start!r}, which every text starts from")
-    order = list(range(len(documents)))
-    random.Random(settings.seed).shuffle(order)
-    body, needed = settings.window - 1, settings.calibration_tokens // settings.window
-    if needed < 2:
+    neuron, group, _ = archs.load_arch(ready.config["model_type"]).block_parameters(ready.config)
+    width, groups = ready.config["intermediate_size"], ready.config["num_key_value_heads"]
+    lost = sum((width - w) * neuron + (groups - g) * group for w, g in blocks)
+    return count_parameters(ready.model) - lost
+
+
+def _check_sparsity(plan: Plan, settings: ShrinkSettings) -> None:
+    step = settings.width_multiple * len(plan.blocks) if settings.widths == "equal" else 0
+    width = max(len(block.neurons) for block in plan.blocks)
+    # blocks of equal widths come in coarse steps: at most half of one off where the vocabulary can't help
+    tolerance = (
+        max(SPARSITY_TOLERANCE, 0.5 * step / (width * len(plan.blocks)))
+        if settings.min_count == 0
+        else SPARSITY_TOLERANCE
+    )
+    if abs(plan.sparsity - settings.sparsity) > tolerance:
         raise EdgeError(
-            f"calibration needs at least 2 windows of {settings.window} tokens",
-            f"give --calibration-tokens of {2 * settings.window:,} or more",
+            f"the closest sparsity to {settings.sparsity:.2%} is {plan.sparsity:.2%}",
+            "ask for another --sparsity, or use --widths free",
         )
-    encodings = tokenizer.encode_batch_fast([documents[i] for i in order], add_special_tokens=False)
-    parts = [encoding.ids for encoding in encodings]
-    windows: list[list[int]] = []
-    filled: list[int] = []
-    for turn in range(max(-(-len(ids) // body) for ids in parts)):
-        for ids in parts:
-            piece = ids[turn * body : (turn + 1) * body]
-            if piece and len(windows) < needed:
-                filled += [start, *piece]  # short texts share a window
-                if len(filled) >= settings.window:
-                    windows.append(filled[: settings.window])
-                    filled = []
-    if len(windows) < needed:
-        raise EdgeError(
-            f"the training text fills {len(windows)} windows of {settings.window} tokens, but calibration on "
-            f"{settings.calibration_tokens:,} tokens needs {needed}",
-            "give more text, or a lower --calibration-tokens",
-        )
-    return torch.tensor(windows)
+
+
+def _shrink(ready: Ready, settings: ShrinkSettings, base: Path, out: Path, on_progress: Progress) -> Shrunk:
+    """Do what the method and the pattern say to the blocks of a model whose vocabulary is trimmed."""
+    arch = archs.load_arch(ready.config["model_type"])
+    if settings.pattern == BLOCKS:
+        return _drop_blocks(ready, arch, on_progress)
+    if settings.pattern != STRUCTURED:
+        return _mask(ready, arch, settings, on_progress)
+    from minigpt_edge.calibrate import shrink_blocks
+
+    method = get_method(settings.method)
+    if settings.compensation:
+        method = dataclasses.replace(method, compensation=settings.compensation)
+    decision = _decide(ready, settings, method, base, out, on_progress)
+    result = shrink_blocks(
+        ready.model,
+        arch,
+        ready.windows,
+        decision.wanted,
+        method,
+        decision.metrics,
+        seed=settings.seed,
+        on_block=partial(on_progress, "blocks"),
+    )
+    return Shrunk(tuple(result.blocks), result.importance, result.errors)
 
 
 def _decide(
-    model: Any,
-    arch: Any,
-    config: dict[str, Any],
-    windows: torch.Tensor,
-    settings: ShrinkSettings,
-    remove: int,
-    plan: Plan | None,
-    on_progress: Progress,
-) -> tuple[Any, Any]:
-    """Sizes per block, and the Fisher information of the blocks' outputs where it was measured."""
-    from minigpt_edge.allocate import allocate, measure_costs
-    from minigpt_edge.calibrate import Wanted
+    ready: Ready, settings: ShrinkSettings, method: Method, base: Path, out: Path, on_progress: Progress
+) -> Decision:
+    fits = _limit(ready, settings.limit, base, out / CHECKPOINT) if settings.limit else None
+    arch = archs.load_arch(ready.config["model_type"])
+    return decide(
+        ready.model,
+        arch,
+        ready.config,
+        ready.windows,
+        settings,
+        method,
+        ready.remove,
+        ready.plan,
+        fits,
+        on_progress,
+    )
 
-    blocks = config["num_hidden_layers"]
-    full = [config["intermediate_size"]] * blocks, [config["num_key_value_heads"]] * blocks
-    if plan:
-        return Wanted(*full, exact=plan.blocks), None
-    neuron, group, _ = arch.block_parameters(config)
-    if remove < neuron * settings.width_multiple:
-        return Wanted(*full), None
-    if settings.widths == "equal":
-        steps = round(remove / (neuron * settings.width_multiple * blocks))
-        width = config["intermediate_size"] - steps * settings.width_multiple
-        if width < settings.width_multiple:
-            raise EdgeError(
-                f"a sparsity of {settings.sparsity:.2%} leaves no FFN neurons", "ask for a lower --sparsity"
-            )
-        return Wanted([width] * blocks, full[1]), None
-    probe = windows[: max(1, SENSITIVITY_TOKENS // windows.shape[1])]
-    costs = measure_costs(
+
+def _limit(ready: Ready, limit: Limit, base: Path, tokenizer: Path) -> Callable[[Wanted], bool]:
+    """Whether sizes of the blocks meet the limit."""
+    sizes = size_model(base, tokenizer, limit.target) if limit.kind != "parameters" else None
+    tokens = len(ready.tokens)
+
+    def fits(wanted: Wanted) -> bool:
+        blocks = list(zip(wanted.widths, wanted.kv_groups, strict=True))
+        if sizes is None:
+            return _parameters(ready, blocks) <= limit.value
+        if limit.kind == "bytes":
+            return sizes.file_bytes(tokens, blocks) + NAME_BYTES <= limit.value
+        return sizes.speedup(tokens, blocks) >= limit.value
+
+    return fits
+
+
+def size_model(base: Path, tokenizer: Path, target: str) -> SizeModel:
+    """Predicts the bytes of a target's file from sizes of blocks and the trimmed tokenizer's directory."""
+    from minigpt_edge.sizing import SizeModel
+    from minigpt_edge_export.targets import parse_target
+
+    return SizeModel(base, tokenizer, parse_target(target), {})
+
+
+def _mask(ready: Ready, arch: Any, settings: ShrinkSettings, on_progress: Progress) -> Shrunk:
+    from minigpt_edge.calibrate import measure_importance
+    from minigpt_edge.prune.masks import mask_blocks, parse_pattern
+
+    model, windows = ready.model, ready.windows
+    result = mask_blocks(
         model,
         arch,
-        probe,
-        settings.width_multiple,
-        settings.seed,
-        lambda d, t: on_progress("sensitivity", d, t),
+        windows,
+        settings.method,
+        parse_pattern(settings.pattern),
+        settings.sparsity,
+        partial(on_progress, "blocks"),
     )
-    slack = int(SPARSITY_TOLERANCE * sum(parameter.numel() for parameter in model.parameters()))
-    widths, groups = allocate(
-        costs, neuron, group, remove, min_width=4 * settings.width_multiple, slack=slack
-    )
-    return Wanted(widths, groups), [cost.metrics for cost in costs]
+    importance = result.importance or measure_importance(model, arch, windows)
+    told = {"zeros": result.sparsity, "seconds_of": result.seconds, "damping": result.damping}
+    return Shrunk(_whole(model, arch), importance, told=told)
 
 
-def _finish_config(base: Path, directory: Path, old_to_new: np.ndarray) -> None:
-    """New token ids in config.json and generation_config.json."""
-    generation = base / "generation_config.json"
-    given = read_json(generation) if generation.exists() else {}
-    config, changed = remap_config(read_json(directory / "config.json"), given, old_to_new)
-    write_json(directory / "config.json", config)
-    if given:
-        write_json(directory / generation.name, changed)
+def _drop_blocks(ready: Ready, arch: Any, on_progress: Progress) -> Shrunk:
+    from minigpt_edge.calibrate import measure_importance
+    from minigpt_edge.prune.blocks import blocks_for, drop_blocks
+
+    model, windows = ready.model, ready.windows
+    whole = _whole(model, arch)
+    count = blocks_for(arch, ready.config, ready.remove)
+    result = drop_blocks(model, arch, windows, count, on_step=partial(on_progress, "blocks"))
+    kept = tuple(block for index, block in enumerate(whole) if index not in result.removed)
+    importance = measure_importance(model, arch, windows)
+    return Shrunk(kept, importance, told={"removed_blocks": result.removed, "losses": result.losses})
+
+
+def _whole(model: Any, arch: Any) -> tuple[BlockPlan, ...]:
+    sizes = [arch.sizes(block) for block in arch.blocks(model)]
+    return tuple(
+        BlockPlan(tuple(range(size["num_key_value_heads"])), tuple(range(size["intermediate_size"])))
+        for size in sizes
+    )
 
 
 def _write_importance(importance: dict[str, torch.Tensor], tied: bool, path: Path) -> None:
@@ -276,12 +279,15 @@ def _write_importance(importance: dict[str, torch.Tensor], tied: bool, path: Pat
     save_file({n: t.float().contiguous() for n, t in importance.items() if n != dropped}, path)
 
 
-def _metrics(plan: Plan, config: dict[str, Any], errors: list[dict[str, float]]) -> dict[str, Any]:
+def _metrics(plan: Plan, config: dict[str, Any], done: Shrunk) -> dict[str, Any]:
     return {
         "parameters": {"dense": plan.parameters[0], "kept": plan.parameters[1]},
         "sparsity": plan.sparsity,
         "vocabulary": [config["vocab_size"], len(plan.tokens)],
         "widths": [config["intermediate_size"], [len(block.neurons) for block in plan.blocks]],
         "kv_groups": [config["num_key_value_heads"], [len(block.kv_groups) for block in plan.blocks]],
-        "held_out_errors": [{name: round(value, 5) for name, value in error.items()} for error in errors],
+        "held_out_errors": [
+            {name: round(value, 5) for name, value in error.items()} for error in done.errors
+        ],
+        **done.told,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge.allocate import Costs, allocate, measure_costs
+from minigpt_edge.allocate import Costs, allocate, global_plan, measure_costs, threshold_plan
 from minigpt_edge.archs import load_arch
-from minigpt_edge.calibrate import Moments, Wanted, shrink_blocks
+from minigpt_edge.calibrate import Wanted, score_blocks, shrink_blocks
 from minigpt_edge.checkpoint import load_model, save_model
+from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan, from_ranges, to_ranges
 from minigpt_edge.prune import METHODS, UnitStatistics, get_method
+from minigpt_edge.prune.flap import bias as mean_bias
 from minigpt_edge.prune.least_squares import DAMPING, refit, removal_costs
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
@@ -32,7 +35,8 @@ def samples(units: int = 12, outputs: int = 5, tokens: int = 400) -> tuple[Tenso
 
 def statistics(x: Tensor, weight: Tensor, group: int = 1) -> UnitStatistics:
     gram = x.t() @ x / len(x)
-    return UnitStatistics(gram, gram @ weight, weight, x.abs().mean(0), None, group)
+    means = x.square().mean(0), x.mean(0), x.abs().mean(0)
+    return UnitStatistics(weight, *means, gram, gram @ weight, group=group)
 
 
 def test_refit_is_least_squares_without_ridge() -> None:
@@ -84,6 +88,44 @@ def test_scores_follow_their_papers() -> None:
         get_method("nope")
 
 
+def test_flap_is_variance_times_norm_and_its_bias_the_mean_that_goes() -> None:
+    x, weight = samples()
+    x = x + torch.arange(12) / 4
+    s = statistics(x, weight)
+    wifv = torch.stack([x[:, j].var(correction=0) * weight[j].norm() ** 2 for j in range(12)])
+    expected = (wifv - wifv.mean()) / wifv.std()
+    assert torch.allclose(METHODS["flap"].scores(s), expected, atol=1e-4)
+    gone = torch.tensor([1, 5, 6])
+    expected = torch.stack([x[:, j].mean() * weight[j] for j in gone.tolist()]).sum(0)
+    assert torch.allclose(mean_bias(s, gone), expected, atol=1e-4)
+
+
+def test_ablations_go_by_size_either_way_and_by_the_seed() -> None:
+    x, weight = samples()
+    s = statistics(x, weight)
+    low, high = METHODS["magnitude"].scores(s), METHODS["magnitude_high"].scores(s)
+    assert torch.allclose(low, weight.square().sum(1).sqrt())
+    assert low.argsort().tolist() == high.argsort(descending=True).tolist()
+    drawn = [METHODS["random"].scores(dataclasses.replace(s, seed=seed)) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_one_threshold_for_all_blocks_keeps_what_is_above_it() -> None:
+    scores = [
+        (torch.tensor([0.5, 0.1]), torch.arange(64) / 64),
+        (torch.tensor([0.0, 0.2]), torch.arange(64) / 640),
+    ]
+    first, second = threshold_plan(scores, 0.3, 8)
+    assert first.kv_groups == (0,) and second.kv_groups == (1,)  # one group always stays
+    assert first.neurons == tuple(range(16, 64))  # 44 are above; widths are rounded up to eights
+    assert second.neurons == tuple(range(56, 64))  # none is above, the narrowest width stays
+    plans = global_plan(scores, neuron=10, group=100, remove=700, multiple=8)
+    gone = sum(10 * (64 - len(p.neurons)) + 100 * (2 - len(p.kv_groups)) for p in plans)
+    assert 500 <= gone <= 700
+    with pytest.raises(EdgeError, match="so much"):
+        global_plan(scores, neuron=10, group=100, remove=5000, multiple=8)
+
+
 def test_moments_are_the_sums() -> None:
     x = torch.randn(700, 600).bfloat16()
     y = torch.randn(700, 8)
@@ -95,6 +137,10 @@ def test_moments_are_the_sums() -> None:
     assert torch.allclose(gram.double(), wide.t() @ wide / 700, atol=1e-4)
     assert torch.allclose(cross.double(), wide.t() @ y.double() / 700, atol=1e-2)  # y is rounded to bfloat16
     assert energy == pytest.approx(float(y.square().sum()) / 700, rel=1e-4)
+    means = Means.of(x.view(7, 100, 600))
+    assert torch.allclose(means.energy.double(), wide.square().mean(0), atol=1e-5)
+    assert torch.allclose(means.mean.double(), wide.mean(0), atol=1e-5)
+    assert torch.allclose(means.mean_abs.double(), wide.abs().mean(0), atol=1e-5)
 
 
 def test_allocation_takes_the_cheapest_and_meets_the_budget() -> None:
@@ -143,7 +189,10 @@ def test_cutting_equals_masking(model_dir: Path) -> None:
     assert torch.allclose(logits(model, ids), logits(masked, ids), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+STRUCTURED_SCORES = [m.name for m in METHODS.values() if "structured" in m.patterns and m.name != "taylor"]
+
+
+@pytest.mark.parametrize("method", STRUCTURED_SCORES)
 def test_every_method_prunes_to_the_wanted_sizes_and_round_trips(
     model_dir: Path, tmp_path: Path, method: str
 ) -> None:
@@ -181,6 +230,36 @@ def test_the_refit_is_closer_to_the_dense_model_than_cutting_alone(model_dir: Pa
     for block, part in zip(arch.blocks(cut), result.blocks, strict=True):
         arch.cut(block, kept_neurons=torch.tensor(part.neurons))
     assert (logits(refitted, ids) - dense).norm() < 0.8 * (logits(cut, ids) - dense).norm()
+
+
+def test_scores_of_all_blocks_are_those_of_the_dense_activations(model_dir: Path) -> None:
+    from minigpt_edge.prune.contextual import mean_l1
+
+    model, arch = load_model(model_dir), load_arch("llama")
+    ids = torch.randint(0, 300, (4, 64), generator=torch.Generator().manual_seed(7))
+    seen: list[Tensor] = []
+    handles = [
+        arch.ffn_out(block).register_forward_hook(
+            lambda _m, inputs, _o: seen.append(inputs[0].abs().mean((0, 1)))
+        )
+        for block in arch.blocks(model)
+    ]
+    logits(model, ids)
+    for handle in handles:
+        handle.remove()
+    for (groups, neurons), expected in zip(score_blocks(model, arch, ids, mean_l1), seen, strict=True):
+        assert groups.shape == (2,)
+        assert torch.allclose(neurons, expected, rtol=0.05, atol=1e-3)
+
+
+def test_flap_gives_the_output_matrices_a_bias(model_dir: Path, tmp_path: Path) -> None:
+    model, arch = load_model(model_dir), load_arch("llama")
+    ids = torch.randint(0, 300, (8, 64), generator=torch.Generator().manual_seed(8))
+    shrink_blocks(model, arch, ids, Wanted([512] * 2, [2] * 2), get_method("flap"))
+    save_model(model, model_dir, tmp_path / "flap")
+    again = load_model(tmp_path / "flap")
+    assert all(arch.ffn_out(block).bias.abs().sum() > 0 for block in arch.blocks(again))
+    assert torch.equal(logits(again, ids), logits(model, ids))
 
 
 def test_costs_rise_as_blocks_narrow(model_dir: Path) -> None:

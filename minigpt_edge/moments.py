@@ -1,0 +1,92 @@
+"""Sums over tokens of what a matrix reads and should give: Gram matrices, and means of single units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch  # noqa: TID253 - imported by the pipeline's prune stage only
+from torch import Tensor  # noqa: TID253
+
+GRAM_COLUMNS = 256
+CHUNK_TOKENS = 4096
+
+
+@contextmanager
+def bf16_products() -> Iterator[None]:
+    """Float32 matrix products with bfloat16 factors and float32 sums: exact for bfloat16 input.
+
+    A plain bfloat16 product would round the sums too, and the Gram matrix would not be positive definite.
+    """
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+@dataclass
+class Moments:
+    """Sums over tokens of what a matrix reads, x [tokens, units], and should give, y [tokens, outputs].
+
+    Below the diagonal `gram` is not filled; `mean` completes it.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: float = 0.0
+    tokens: int = 0
+
+    @classmethod
+    def zeros(cls, units: int, outputs: int) -> Moments:
+        return cls(torch.zeros(units, units), torch.zeros(units, outputs))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add bfloat16 x [tokens, units] and float32 y [tokens, outputs]."""
+        with bf16_products():
+            wide = x.float()
+            for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
+                rows = slice(start, start + GRAM_COLUMNS)
+                self.gram[rows, start:].addmm_(wide[:, rows].t(), wide[:, start:])
+            self.cross.addmm_(wide.t(), y)
+        self.energy += float(y.square().sum())
+        self.tokens += len(x)
+
+    def mean(self, units: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+        """(gram, cross, energy) per token, of some units."""
+        gram, cross = self.gram.triu() + self.gram.triu(1).t(), self.cross
+        if units is not None:
+            gram, cross = gram[units][:, units], cross[units]
+        return gram / self.tokens, cross / self.tokens, self.energy / self.tokens
+
+    def merge(self, other: Moments) -> Moments:
+        """The sums over both sets of tokens."""
+        return Moments(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.energy + other.energy,
+            self.tokens + other.tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Means:
+    """Of every unit over all tokens, float32 [units]: mean x^2, mean x, mean |x|."""
+
+    energy: Tensor
+    mean: Tensor
+    mean_abs: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Means:
+        """From bfloat16 values [..., units]."""
+        flat = values.flatten(0, -2)
+        sums = torch.zeros(3, flat.shape[1])
+        for part in flat.split(CHUNK_TOKENS):
+            wide = part.float()
+            sums += torch.stack((wide.square().sum(0), wide.sum(0), wide.abs().sum(0)))
+        return cls(*(sums / len(flat)))
