@@ -282,4 +282,8 @@ def global_plan(
             low = middle
         else:
             high = middle
-    return threshold_plan(scores, float(limits[low]), multiple)
+    plan, beyond = (threshold_plan(scores, float(limits[at]), multiple) for at in (low, high))
+    for index in range(len(plan)):  # many units may share the next threshold: take it block by block
+        further = (*plan[:index], beyond[index], *plan[index + 1 :])
+        plan = further if gone(further) <= remove else plan
+    return plan

@@ -27,7 +27,7 @@ def file_name(name: str, target: Target, made: Stage) -> str:
     """Where a target's model file lies in the bundle; an ONNX model has a whole directory."""
     if target.format == "onnx":
         return f"{target.name}/model.onnx"
-    return f"{name}-{made.metrics['type']}.gguf"
+    return f"{name}-{made.metrics['type']}{'-mixed' * bool(made.metrics['mix'])}.gguf"
 
 
 def assemble(

@@ -33,6 +33,7 @@ def measure(model: Path, texts: Path, threads: int, talk: Talk, what: str) -> di
 def measure_stage(work: Path, target: Target, made: Stage, text: Stage, threads: int, talk: Talk) -> Stage:
     """`measure` of a target's file on the test windows."""
     model, what = model_path(target, made), f"shipped {label(target.format, made.metrics['type'])}"
+    what += " mixed" * bool(made.metrics["mix"])
     stage = run_stage(
         work,
         f"measure-{target.name}",

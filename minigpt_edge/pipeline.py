@@ -30,6 +30,7 @@ _PRUNE_CODE = (
     "minigpt_edge.attention",
     "minigpt_edge.calibrate",
     "minigpt_edge.checkpoint",
+    "minigpt_edge.evaluate.probe",
     "minigpt_edge.moments",
     "minigpt_edge.prune.least_squares",  # the ridges serve every refit
     "minigpt_edge.prune.masks",
@@ -46,6 +47,7 @@ RECOVER_CODE = (
     "minigpt_edge.chunked_loss",
     "minigpt_edge.fast_llama",
     "minigpt_edge.finetune",
+    "minigpt_edge.lora",
     "minigpt_edge.packing",
     "minigpt_edge.teacher",
     "minigpt_edge.trainer",
@@ -229,6 +231,7 @@ def shrink_settings(recipe: Recipe) -> ShrinkSettings:
         compensation=compensation,
         limit=limit,
         threshold=recipe.threshold,
+        reductions=recipe.reductions or "",
         embedding_threshold=recipe.embedding_threshold,
     )
 
@@ -303,6 +306,12 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
             f"{stage.metrics['zeros']:.2%} of the blocks' weights are zero, which makes no file smaller and "
             "no CPU faster; "
         )
+    if stage.metrics.get("reductions") is not None:
+        what = (
+            f"low rank in {len(stage.metrics['reductions'].split(','))} matrices: ONNX files keep two small "
+            f"matrices for each ({stage.metrics['spared_where_factors_run'] / 1e6:.1f} M parameters fewer), "
+            "GGUF files their product; "
+        )
     talk.line(
         "prune",
         what + _quality_text(stage.metrics["quality"]),
@@ -339,6 +348,7 @@ def recover_stage(
         settings={
             "tokens": recipe.recover_tokens,
             "distill": recipe.distill,
+            "lora_rank": recipe.lora_rank,
             "until_perplexity": until,
             "seed": recipe.seed,
             "threads": recipe.threads,
@@ -356,6 +366,7 @@ def recover_stage(
             validation=text.path / "validation.texts.json",
             tokens=recipe.recover_tokens,
             teacher=teacher,
+            lora_rank=recipe.lora_rank,
             seed=recipe.seed,
             threads=recipe.threads,
             until_perplexity=until,

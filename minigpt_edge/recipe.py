@@ -30,6 +30,7 @@ class Recipe:
         threshold: mean |activation| up to which neurons and KV groups go (method contextual).
         embedding_threshold: share of the training tokens up to which tokens go; None for min_count.
         method: how it is decided what goes.
+        reductions: of the method laser, "BLOCK:MATRIX:RHO,…"; None searches on held-out text.
         pattern: "structured" (whole units), "unstructured" or "n:m" (masks), "blocks"; None for the method's.
         widths: "free" (blocks may differ, GGUF architecture deci), "equal" (llama) or "global" (one cut over
             all blocks' scores); None for the method's.
@@ -40,6 +41,7 @@ class Recipe:
         calibration_tokens, recover_tokens: tokens of the training split.
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
+        lora_rank: rank of LoRA adapters that are trained instead of all weights, and merged; None trains all.
         distill: share of the dense model's predictions in the fine-tuning target at the first step; it falls
             linearly to 0 at the last. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
@@ -63,6 +65,7 @@ class Recipe:
     threshold: float | None = None
     embedding_threshold: float | None = None
     method: str = "least_squares"
+    reductions: str | None = None
     pattern: str | None = None
     widths: str | None = None
     refit: bool | None = None
@@ -73,6 +76,7 @@ class Recipe:
     recover_tokens: int = 280_000
     recover: str = "tokens"
     distill: float = 0.5
+    lora_rank: int | None = None
     seed: int = 0
     threads: int = 1
     baseline: bool = True
@@ -112,7 +116,7 @@ class Recipe:
             raise UsageError("thresholds are those of Mini-GPTs", "add --method contextual")
 
     def _check_method(self) -> None:
-        from minigpt_edge.prune import STRUCTURED, get_method
+        from minigpt_edge.prune import RANK, STRUCTURED, get_method
 
         method = get_method(self.method)
         pattern = self.pattern or method.patterns[0]
@@ -121,6 +125,16 @@ class Recipe:
             raise UsageError(
                 f"{self.method} has no pattern {pattern!r}", f"it has {', '.join(method.patterns)}"
             )
+        if pattern == RANK and self.recover != "no":
+            raise UsageError("fine-tuning would undo the low rank of the matrices", "add --no-recover")
+        if pattern == RANK and self.sparsity is not None:
+            raise UsageError(
+                f"{self.method} has no sparsity: it goes as far as quality allows", "leave it out"
+            )
+        if self.reductions is not None and pattern != RANK:
+            raise UsageError("--reductions are those of LASER", "add --method laser")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise UsageError(f"--lora-rank is {self.lora_rank}, it must be at least 1")
         if pattern != STRUCTURED:
             for name in ("widths", "refit", "plan", "max_size", "max_params", "min_speedup"):
                 if getattr(self, name) is not None:

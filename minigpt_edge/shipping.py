@@ -182,9 +182,12 @@ def _report(
         models.append(_model(f"dense {name}", role, name, stage.metrics))
     for target, made, measured in files:
         kind = label(target.format, made.metrics["type"])
-        entry = _model(f"shipped {kind}", "shipped", kind, measured.metrics)
+        mixed = " mixed" * bool(made.metrics["mix"])
+        entry = _model(f"shipped {kind}{mixed}", "shipped", kind, measured.metrics)
         entry["file"] = file_name(shipment.name, target, made)
-        models.append({**entry, "target": target.name, "tried": made.metrics["tried"]})
+        models.append(
+            {**entry, "target": target.name, "tried": made.metrics["tried"], "mix": made.metrics["mix"]}
+        )
     report: dict[str, Any] = {
         "format": 1,
         "name": shipment.name,

@@ -69,6 +69,12 @@ def all_cores() -> int:
     "[default: the method's].",
 )
 @click.option(
+    "--reductions",
+    metavar="L:M:RHO,...",
+    help="With --method laser: block, matrix (q k v o gate up down attn mlp all) and share of the rank that "
+    "stays [default: searched on held-out text].",
+)
+@click.option(
     "--widths",
     type=click.Choice(["free", "equal", "global"]),
     help="Whether blocks may differ in size, by estimated loss (free) or one cut over all scores (global); "
@@ -113,6 +119,11 @@ def all_cores() -> int:
     default=Recipe.distill,
     show_default=True,
     help="Share of the dense model's predictions in what fine-tuning aims at, falling to 0 at its end.",
+)
+@click.option(
+    "--lora-rank",
+    type=click.IntRange(1),
+    help="Fine-tune LoRA adapters of this rank, merged at the end, instead of all weights.",
 )
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")

@@ -164,7 +164,7 @@ METHODS = {
         ),
         Method(
             "laser",
-            "low rank in chosen matrices where validation does not suffer",
+            "low rank in chosen matrices as far as held-out text does not suffer; no fine-tuning",
             "LASER, arXiv 2312.13558",
             f"{_PRUNE}.laser",
             patterns=(RANK,),

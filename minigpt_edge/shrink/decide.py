@@ -51,9 +51,10 @@ class ShrinkSettings:
         sparsity: fraction of the parameters that go (of the blocks' matrices, for masks).
         limit: in place of `sparsity`.
         threshold: in place of `sparsity`, for the contextual method: mean |activation| of what goes.
-        pattern: "structured", "unstructured", "n:m", "blocks".
+        pattern: "structured", "unstructured", "n:m", "blocks", "rank".
         widths: "free", "equal" or "global"; see `Method.widths`.
         min_count: tokens seen less often go; 0 keeps all.
+        reductions: of the method laser, such as "26:up:0.1"; "" searches.
         embedding_threshold: tokens whose share of the training tokens is not above it go; None for min_count.
     """
 
@@ -69,6 +70,7 @@ class ShrinkSettings:
     compensation: str | None = None
     limit: Limit | None = None
     threshold: float | None = None
+    reductions: str = ""
     embedding_threshold: float | None = None
     width_multiple: int = WIDTH_MULTIPLE
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
 from minigpt_edge.plan import BlockPlan, Plan, write_plan
-from minigpt_edge.prune import BLOCKS, STRUCTURED, Method, get_method
+from minigpt_edge.prune import BLOCKS, RANK, STRUCTURED, Method, get_method
 from minigpt_edge.shrink.decide import (
     NAME_BYTES,
+    SENSITIVITY_TOKENS,
     SPARSITY_TOLERANCE,
     Decision,
     Limit,
@@ -43,6 +44,7 @@ class Shrunk:
     importance: dict[str, torch.Tensor] = field(default_factory=dict)
     errors: list[dict[str, float]] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
 def shrink(
@@ -73,7 +75,7 @@ def shrink(
     Raises:
         EdgeError: the sparsity can't be met, the plan is another model's, or there is too little text.
     """
-    from minigpt_edge.checkpoint import count_parameters, save_model
+    from minigpt_edge.checkpoint import count_parameters, save_factors, save_model
 
     ready = prepare(base, fingerprint, documents, out, settings, plan, terms, on_progress)
     model, config = ready.model, ready.config
@@ -86,8 +88,10 @@ def shrink(
         (ready.dense, count_parameters(model)),
     )
     if ready.plan is None and settings.exact and settings.pattern == STRUCTURED:
-        _check_sparsity(final, settings)
+        _check_sparsity(final, config, settings)
     save_model(model, out / CHECKPOINT, out / CHECKPOINT)
+    if done.factors:
+        save_factors(out / CHECKPOINT, done.factors)
     _write_importance(done.importance, bool(config.get("tie_word_embeddings")), out / IMPORTANCE)
     write_plan(final, out / PLAN)
     return _metrics(final, config, done)
@@ -147,15 +151,13 @@ def _parameters(ready: Ready, blocks: Sequence[tuple[int, int]]) -> int:
     return count_parameters(ready.model) - lost
 
 
-def _check_sparsity(plan: Plan, settings: ShrinkSettings) -> None:
-    step = settings.width_multiple * len(plan.blocks) if settings.widths == "equal" else 0
-    width = max(len(block.neurons) for block in plan.blocks)
-    # blocks of equal widths come in coarse steps: at most half of one off where the vocabulary can't help
-    tolerance = (
-        max(SPARSITY_TOLERANCE, 0.5 * step / (width * len(plan.blocks)))
-        if settings.min_count == 0
-        else SPARSITY_TOLERANCE
-    )
+def _check_sparsity(plan: Plan, config: dict[str, Any], settings: ShrinkSettings) -> None:
+    """EdgeError if what was asked for is missed by more than the tolerance and what sizes come in."""
+    neuron, _, _ = archs.load_arch(config["model_type"]).block_parameters(config)
+    step = settings.width_multiple * neuron / plan.parameters[0]
+    if settings.widths == "equal":  # the vocabulary makes up for steps of all blocks, if it is not whole
+        step *= len(plan.blocks) / 2 if len(plan.tokens) == config["vocab_size"] else 0
+    tolerance = max(SPARSITY_TOLERANCE, step)
     if abs(plan.sparsity - settings.sparsity) > tolerance:
         raise EdgeError(
             f"the closest sparsity to {settings.sparsity:.2%} is {plan.sparsity:.2%}",
@@ -168,6 +170,8 @@ def _shrink(ready: Ready, settings: ShrinkSettings, base: Path, out: Path, on_pr
     arch = archs.load_arch(ready.config["model_type"])
     if settings.pattern == BLOCKS:
         return _drop_blocks(ready, arch, on_progress)
+    if settings.pattern == RANK:
+        return _reduce_ranks(ready, arch, settings, on_progress)
     if settings.pattern != STRUCTURED:
         return _mask(ready, arch, settings, on_progress)
     from minigpt_edge.calibrate import shrink_blocks
@@ -175,6 +179,8 @@ def _shrink(ready: Ready, settings: ShrinkSettings, base: Path, out: Path, on_pr
     method = get_method(settings.method)
     if settings.compensation:
         method = dataclasses.replace(method, compensation=settings.compensation)
+    if method.compensation == "bias":
+        ready = _with_biases(ready, arch)
     decision = _decide(ready, settings, method, base, out, on_progress)
     result = shrink_blocks(
         ready.model,
@@ -187,6 +193,17 @@ def _shrink(ready: Ready, settings: ShrinkSettings, base: Path, out: Path, on_pr
         on_block=partial(on_progress, "blocks"),
     )
     return Shrunk(tuple(result.blocks), result.importance, result.errors)
+
+
+def _with_biases(ready: Ready, arch: Any) -> Ready:
+    """The model with biases, which count: as many more parameters have to go."""
+    from minigpt_edge.checkpoint import count_parameters
+
+    before = count_parameters(ready.model)
+    arch.give_output_biases(ready.model)
+    config = {**ready.config, "attention_bias": True, "mlp_bias": True}
+    remove = ready.remove + count_parameters(ready.model) - before
+    return dataclasses.replace(ready, config=config, remove=remove)
 
 
 def _decide(
@@ -262,6 +279,33 @@ def _drop_blocks(ready: Ready, arch: Any, on_progress: Progress) -> Shrunk:
     kept = tuple(block for index, block in enumerate(whole) if index not in result.removed)
     importance = measure_importance(model, arch, windows)
     return Shrunk(kept, importance, told={"removed_blocks": result.removed, "losses": result.losses})
+
+
+def _reduce_ranks(ready: Ready, arch: Any, settings: ShrinkSettings, on_progress: Progress) -> Shrunk:
+    """The reductions that were named; else the matrix of the best single one, composed over all blocks."""
+    from minigpt_edge.calibrate import measure_importance
+    from minigpt_edge.evaluate.probe import Probe
+    from minigpt_edge.prune import laser
+
+    model, windows = ready.model, ready.windows
+    told: dict[str, Any] = {}
+    wanted = laser.parse_reductions(settings.reductions) if settings.reductions else []
+    if not wanted:
+        texts = windows[: max(1, SENSITIVITY_TOKENS // windows.shape[1])].tolist()
+        probe, reducer = Probe(model, arch, texts, [1] * len(texts)), laser.Reducer(model, arch)
+        tried = laser.candidates(range(reducer.blocks // 2, reducer.blocks), ("gate", "up", "down"))
+        trials = laser.search(reducer, probe.likelihood, tried, partial(on_progress, "single reductions"))
+        matrix = trials[0].reduction.matrix
+        found = laser.compose(reducer, probe.likelihood, matrix, on_step=partial(on_progress, "composition"))
+        wanted = list(found.reductions)
+        told = {
+            "score": {"dense": found.dense, "reduced": found.score},
+            "best_single": str(trials[0].reduction),
+        }
+    factors = laser.apply_reductions(model, arch, wanted, partial(on_progress, "ranks"))
+    spared = sum(b.shape[0] * a.shape[1] - b.numel() - a.numel() for b, a in factors.values())
+    told |= {"reductions": ",".join(map(str, wanted)), "spared_where_factors_run": max(0, spared)}
+    return Shrunk(_whole(model, arch), measure_importance(model, arch, windows), told=told, factors=factors)
 
 
 def _whole(model: Any, arch: Any) -> tuple[BlockPlan, ...]:
