@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 SOURCES := minigpt_edge export runtime tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type fmt check bench clean
+.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv and install everything, pinned (about 4 minutes the first time)
 
@@ -35,8 +35,12 @@ fmt: $(READY) ## put style and formatting right where that can be done automatic
 
 check: lint type test ## everything a change has to pass
 
+bench-methods: $(READY) ## every pruning method at every size, before and after recovery (hours; resumes)
+	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/laser.py
+
 bench: $(READY) ## take the benchmark figures again (a quiet machine, about an hour)
-	for script in $(filter-out benchmarks/tables.py,$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out benchmarks/tables.py benchmarks/methods.py benchmarks/laser.py,$(wildcard benchmarks/*.py)); do \
 	  $(BIN)/python "$$script" || exit 1; \
 	done
 	$(BIN)/python benchmarks/tables.py

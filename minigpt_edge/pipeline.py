@@ -53,7 +53,7 @@ RECOVER_CODE = (
     "minigpt_edge.trainer",
     "minigpt_edge.training_checkpoint",
 )
-_EVALUATE_CODE = ("minigpt_edge.attention", "minigpt_edge.checkpoint", "minigpt_edge.evaluate.perplexity")
+EVALUATE_CODE = ("minigpt_edge.attention", "minigpt_edge.checkpoint", "minigpt_edge.evaluate.perplexity")
 _CORPUS_CODE = ("minigpt_edge.corpus", "minigpt_edge.documents", "minigpt_edge.windows")
 
 
@@ -177,7 +177,7 @@ def dense_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
         "dense",
         settings={"threads": recipe.threads},
         inputs={"model": base.fingerprint, "validation": text.manifest["outputs"]["validation.texts.json"]},
-        code=_EVALUATE_CODE,
+        code=EVALUATE_CODE,
         make=make,
     )
     talk.line("dense", _quality_text(stage.metrics), stage.manifest["seconds"], reused=stage.reused)
@@ -296,7 +296,7 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
             "corpus": text.digest,
             **({"plan": sha256_file(plan)} if plan else {}),
         },
-        code=(*_PRUNE_CODE, get_method(recipe.method).module, *_EVALUATE_CODE),
+        code=(*_PRUNE_CODE, get_method(recipe.method).module, *EVALUATE_CODE),
         make=make,
     )
     kept = stage.metrics["parameters"]
@@ -358,7 +358,7 @@ def recover_stage(
             "corpus": text.digest,
             **({"teacher": base.fingerprint} if teacher else {}),
         },
-        code=(*RECOVER_CODE, *_EVALUATE_CODE),
+        code=(*RECOVER_CODE, *EVALUATE_CODE),
         make=lambda out: recover(
             pruned.path / CHECKPOINT,
             out,

@@ -1,0 +1,218 @@
+"""Every method at every size, before and after recovery: the tables of quality at size.
+
+    python benchmarks/methods.py [--only PART ...] [--threads N]
+
+Parts: one-shot and recovery. Hours in all on two cores. Every step is a finished stage in the cache, shared
+with `minigpt-edge build`, so an interrupted run goes on where it was; a part whose steps are all there takes
+seconds. Quality is that of the test windows; nothing is chosen by it. Writes
+benchmarks/results/methods-PART.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+SPARSITIES = (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)
+PUBLISHED_TOKENS = 32_768  # of calibration, for methods that only score
+
+
+@dataclass
+class Bench:
+    """One model and corpus with the stages that all runs share."""
+
+    work: Path
+    base: Any
+    text: Any
+    recipe: Any
+    talk: Any
+    dense: Any
+
+    def prune(self, **options: Any) -> Any:
+        """The prune stage of a recipe; None and the reason if the method can't do what is asked."""
+        from minigpt_edge import pipeline
+
+        recipe = dataclasses.replace(self.recipe, **options)
+        return pipeline.prune_stage(self.work, recipe, self.base, self.text, self.talk)
+
+    def recover(self, pruned: Any, **options: Any) -> Any:
+        """The recover stage of a pruned one."""
+        from minigpt_edge import pipeline
+
+        recipe = dataclasses.replace(self.recipe, **{"recover": "tokens", **options})
+        return pipeline.recover_stage(self.work, recipe, self.base, pruned, self.text, self.dense, self.talk)
+
+    def test(self, checkpoint: Path, digest: str) -> dict[str, Any]:
+        """A checkpoint's quality on the test windows, kept as a stage."""
+        from minigpt_edge import pipeline
+        from minigpt_edge.evaluate.perplexity import evaluate
+        from minigpt_edge.stage import run_stage
+
+        def make(out: Path) -> dict[str, Any]:
+            import torch
+
+            torch.set_num_threads(self.recipe.threads)
+            return evaluate(checkpoint, self.text.path / "test.texts.json")
+
+        stage = run_stage(
+            self.work,
+            "test-quality",
+            settings={"threads": self.recipe.threads},
+            inputs={"checkpoint": digest, "test": self.text.manifest["outputs"]["test.texts.json"]},
+            code=pipeline.EVALUATE_CODE,
+            make=make,
+        )
+        return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
+
+
+def opened(threads: int) -> Bench:
+    """The law corpus and the default model, dense quality included."""
+    from minigpt_edge import models, pipeline
+    from minigpt_edge.console import Talk
+    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.recipe import Recipe
+
+    recipe = Recipe(domain="law", threads=threads, recover="no")
+    work, talk = cache_dir() / "work", Talk()
+    work.mkdir(parents=True, exist_ok=True)
+    base = models.resolve_model()
+    text = pipeline.corpus_stage(work, recipe, base, pipeline.corpus_sources(recipe), talk)
+    return Bench(work, base, text, recipe, talk, pipeline.dense_stage(work, recipe, base, text, talk))
+
+
+def one_shot_runs() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(row's name, recipe options). "published": the whole vocabulary, no refit, as the method's paper."""
+    published = {"min_count": 0, "calibration_tokens": PUBLISHED_TOKENS}
+    for sparsity in SPARSITIES:
+        yield "least_squares", {"sparsity": sparsity}
+        for method in ("contextual", "wanda", "flap", "taylor", "magnitude", "blocks"):
+            yield f"{method}, published", {"method": method, "sparsity": sparsity, **published}
+        yield "random, published", {"method": "random", "sparsity": sparsity, **published}
+        for method in ("wanda", "sparsegpt", "magnitude"):
+            options = {"method": method, "pattern": "unstructured", "sparsity": sparsity}
+            yield f"{method}, mask", {**options, "calibration_tokens": PUBLISHED_TOKENS}
+    for method in ("wanda", "sparsegpt", "magnitude"):
+        for pattern in ("2:4", "4:8"):
+            options = {"method": method, "pattern": pattern, "calibration_tokens": PUBLISHED_TOKENS}
+            yield f"{method}, {pattern}", {**options, "sparsity": 0.5}
+    trimmed = {"sparsity": 0.42, "calibration_tokens": PUBLISHED_TOKENS}
+    for method in ("contextual", "wanda", "flap", "taylor", "magnitude", "magnitude_high", "blocks"):
+        yield f"{method}, trimmed vocabulary", {"method": method, **trimmed}
+    for seed in (0, 1, 2):
+        yield f"random, trimmed vocabulary, seed {seed}", {"method": "random", "seed": seed, **trimmed}
+    for method in ("contextual", "wanda"):
+        yield f"{method}, trimmed vocabulary, refit", {"method": method, "refit": True, **trimmed}
+
+
+def one_shot(bench: Bench) -> list[dict[str, Any]]:
+    """A row per method and sparsity."""
+    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge_runtime.errors import EdgeError
+
+    rows = []
+    for name, options in one_shot_runs():
+        row: dict[str, Any] = {"method": name, "asked": options["sparsity"]}
+        try:
+            stage = bench.prune(**options)
+        except EdgeError as error:  # a method that can't remove so much has no row to show
+            rows.append({**row, "failed": error.message})
+            continue
+        quality = bench.test(stage.path / CHECKPOINT, stage.digest)
+        rows.append({**row, **_facts(stage), "test": quality})
+    return rows
+
+
+def _facts(stage: Any) -> dict[str, Any]:
+    told = ("zeros", "seconds_of", "removed_blocks")
+    return {
+        "sparsity": stage.metrics["sparsity"],
+        "parameters": stage.metrics["parameters"]["kept"],
+        "seconds": stage.manifest["seconds"],
+        "peak_rss_mb": stage.manifest["peak_rss_mb"],
+        **{key: stage.metrics[key] for key in told if key in stage.metrics},
+    }
+
+
+def recovery(bench: Bench) -> list[dict[str, Any]]:
+    """The most telling methods at 42 %, ours at 20 and 60 % too, after recovery on equal tokens."""
+    from minigpt_edge.recipe import PAPER_SPARSITY
+
+    runs = {
+        "least_squares": {"sparsity": PAPER_SPARSITY},
+        "least_squares 20 %": {"sparsity": 0.2},
+        "least_squares 60 %": {"sparsity": 0.6},
+        **{
+            f"{method}, trimmed vocabulary": {
+                "method": method,
+                "sparsity": 0.42,
+                "calibration_tokens": PUBLISHED_TOKENS,
+            }
+            for method in ("contextual", "wanda", "blocks")
+        },
+    }
+    rows = []
+    for name, options in runs.items():
+        pruned = bench.prune(**options)
+        for how, recover in (("full", {}), ("LoRA, rank 64", {"lora_rank": 64})):
+            if how != "full" and name != "least_squares":
+                continue
+            stage = bench.recover(pruned, **recover)
+            rows.append(
+                {
+                    "method": name,
+                    "recovery": how,
+                    "sparsity": pruned.metrics["sparsity"],
+                    "tokens": stage.metrics["tokens"],
+                    "seconds": stage.manifest["seconds"],
+                    "pruning_seconds": pruned.manifest["seconds"],
+                    "test": bench.test(stage.path, stage.digest),
+                    "history": [entry for entry in stage.metrics["history"] if "bits_per_byte" in entry],
+                }
+            )
+    return rows
+
+
+PARTS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {"one-shot": one_shot, "recovery": recovery}
+
+
+def main() -> None:
+    """Run the parts, write a result for each."""
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.stage import locked
+    from minigpt_edge_runtime.device import device_info
+
+    parser = argparse.ArgumentParser(description="Every method at every size.")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--threads", type=int, default=all_cores())
+    given = parser.parse_args()
+    bench = opened(given.threads)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
+    with bench.talk, locked(bench.work):
+        for part in given.only:
+            rows = PARTS[part](bench)
+            result = {
+                "part": part,
+                "domain": "law",
+                "model": bench.base.name,
+                "dense": bench.test(bench.base.path, bench.base.fingerprint),
+                "rows": rows,
+                "threads": given.threads,
+                "commit": commit.stdout.strip(),
+                "date": time.strftime("%Y-%m-%d"),
+                "device": device_info(),
+            }
+            path = RESULTS / f"methods-{part}.json"
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            bench.talk.line("written", str(path.name))
+
+
+if __name__ == "__main__":
+    main()
