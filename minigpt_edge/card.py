@@ -141,7 +141,7 @@ def model_card(report: Mapping[str, Any], prompt: str = "This") -> str:
         version=f" {report['minigpt_edge']}" if report.get("minigpt_edge") else "",
         base=f"{origin} ({base['source']})" if base.get("source") else origin,
         domain=f" for the domain {domain}" if domain else "",
-        steps=_steps(report, shipped.get("quantization")),
+        steps=_steps(report, shipped.get("quantization"), mixed=bool(shipped.get("mix"))),
         figures="\n\n".join(f"**{t.title}**\n\n{markdown(t)}" for t in tables(report) if t.key in _IN_CARD),
         run=_run(report, prompt),
         prompt=prompt,
@@ -169,12 +169,13 @@ def _run(report: Mapping[str, Any], prompt: str) -> str:
     return text
 
 
-def _steps(report: Mapping[str, Any], quantization: str | None) -> str:
+def _steps(report: Mapping[str, Any], quantization: str | None, *, mixed: bool) -> str:
     steps = ["the parts of the model that the domain's text needs least were removed"]
     if report.get("recovery"):
         steps.append("what was left was fine-tuned on that text")
     if quantization and quantization.upper() not in ("F16", "BF16", "F32"):
-        steps.append(f"the file was quantized to {quantization}")
+        how = f"a mix of types, most of them {quantization}" if mixed else quantization
+        steps.append(f"the file was quantized to {how}")
     return steps[0] if len(steps) == 1 else ", ".join(steps[:-1]) + " and " + steps[-1]
 
 
