@@ -21,7 +21,7 @@ from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune import Method, UnitStatistics
 from minigpt_edge.prune.flap import bias as mean_bias
-from minigpt_edge.prune.least_squares import DRIFT_RIDGES, RIDGES, output_error, refit
+from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
 
 MICRO_BATCH_TOKENS = 4096
 HEADS = ("token_embd.weight", "output.weight")  # the same matrix where they are tied
@@ -48,7 +48,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Half:
-    """Attention or FFN of a block: how its units are computed, and which matrices read its input and them.
+    """Attention or FFN of a block: how its units are computed, and which matrix reads them.
 
     `gguf` are the GGUF names of the matrices that read the input, and of the one that reads the units.
     """
@@ -56,7 +56,6 @@ class Half:
     name: str
     enter: Callable[[Any, Tensor], Tensor]
     values: Callable[[Any, Tensor], Tensor]
-    readers: Callable[[Any], list[nn.Linear]]
     out: Callable[[Any], nn.Linear]
     gguf: tuple[tuple[str, ...], str]
     group: int
@@ -68,7 +67,6 @@ class Stream:
     Attributes:
         pruned: of the model as it is so far.
         dense: of the dense model; None where nothing is refitted to it.
-        drifted: whether anything is gone, so that the two can differ.
     """
 
     def __init__(self, arch: ModuleType, model: nn.Module, windows: Tensor, *, two: bool) -> None:
@@ -79,7 +77,6 @@ class Stream:
         self.position = (cos.bfloat16(), sin.bfloat16())
         self.held_out = max(1, int(len(windows) * VALIDATION_SHARE))
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
-        self.drifted = False
 
     def halves(self, block: Any) -> tuple[Half, Half]:
         """The two halves of a block, in the order they are computed."""
@@ -89,7 +86,6 @@ class Stream:
                 "attention",
                 arch.attention_input,
                 lambda part, x: arch.mix(part, x, self.position),
-                lambda part: arch.writers(part)[0],
                 arch.attention_out,
                 (arch.ATTENTION_READERS, arch.ATTENTION_OUT),
                 arch.group_size(block),
@@ -98,7 +94,6 @@ class Stream:
                 "ffn",
                 arch.ffn_input,
                 arch.neurons,
-                lambda part: arch.writers(part)[1],
                 arch.ffn_out,
                 (arch.FFN_READERS, arch.FFN_OUT),
                 1,
@@ -111,28 +106,26 @@ class Stream:
             for first in range(start, stop, self.step):
                 yield slice(first, min(first + self.step, stop)), part
 
-    def gather(
-        self, half: Half, block: Any, dense: Any, student: Any, read: Tensor
-    ) -> tuple[Tensor, list[Moments]]:
+    def gather(self, half: Half, block: Any, fast: Any, read: Tensor) -> tuple[Tensor, list[Moments]]:
         """Advance the dense stream by a half; the pruned stream's units and [fitted, held-out] moments.
 
         Args:
-            block: float32, for its norms; dense, student: bfloat16 copies for the two streams.
+            block: float32, for its norms; fast: its bfloat16 copy.
             read: float32 [hidden], collects squared inputs.
 
         Returns:
             units bfloat16 [windows, s, units], and moments, none without a dense stream.
         """
-        units, hidden = half.out(student).in_features, self.pruned.shape[-1]
+        units, hidden = half.out(fast).in_features, self.pruned.shape[-1]
         values = torch.empty(*self.pruned.shape[:2], units, dtype=torch.bfloat16)
         moments = [Moments.zeros(units, hidden) for _ in range(2)] if self.dense is not None else []
         for rows, part in self.batches():
             normalised = half.enter(block, self.pruned[rows])
             read += normalised.square().sum((0, 1))
-            values[rows] = half.values(student, normalised.bfloat16())
+            values[rows] = half.values(fast, normalised.bfloat16())
             if self.dense is not None:
-                taught = half.values(dense, half.enter(block, self.dense[rows]).bfloat16())
-                self.dense[rows] += half.out(dense)(taught)
+                taught = half.values(fast, half.enter(block, self.dense[rows]).bfloat16())
+                self.dense[rows] += half.out(fast)(taught)
                 wanted = self.dense[rows] - self.pruned[rows]
                 moments[part].add(values[rows].flatten(0, 1), wanted.flatten(0, 1))
         return values, moments
@@ -205,7 +198,7 @@ def _walk(
         fast = copy.deepcopy(block).bfloat16()
         for half in stream.halves(block):
             read = torch.zeros(stream.pruned.shape[-1])
-            values, _ = stream.gather(half, block, fast, fast, read)
+            values, _ = stream.gather(half, block, fast, read)
             linear = half.out(block)
             yield index, block, half, values, read
             stream.advance(values, torch.arange(linear.in_features), linear.weight.t(), linear.bias)
@@ -310,17 +303,14 @@ def _shrink_half(
 ) -> Tensor:
     """Choose, cut and refit one half of a block; ascending indices of the groups or neurons that stay."""
     index, linear = choice.index // 2, half.out(block)
-    dense = student = copy.deepcopy(block).bfloat16()
-    if stream.drifted and stream.dense is not None and _undo_drift(stream, half, block):
-        student = copy.deepcopy(block).bfloat16()
+    fast = copy.deepcopy(block).bfloat16()
     read = torch.zeros(stream.pruned.shape[-1])
-    values, moments = stream.gather(half, block, dense, student, read)
+    values, moments = stream.gather(half, block, fast, read)
     statistics = choice.statistics(values, moments, linear.weight.t(), half.group)
     kept = choice.select(statistics, keep) if isinstance(keep, int) else torch.tensor(keep)
     units = (kept[:, None] * half.group + torch.arange(half.group)).flatten()
     weight, bias = statistics.weight[units], linear.bias
-    stream.drifted |= len(units) < len(statistics.weight)
-    if moments and stream.drifted:
+    if moments and len(units) < len(statistics.weight):  # nothing lost, nothing to refit
         weight, result.errors[-1][half.name] = _fit(moments, statistics.weight, units)
     elif choice.method.compensation == "bias":
         gone = torch.ones(len(statistics.weight), dtype=torch.bool)
@@ -339,45 +329,19 @@ def _shrink_half(
     return kept
 
 
-def _choose_ridge(
-    fit: Moments, held_out: Moments, weight: Tensor, units: Tensor, ridges: tuple[float, ...]
-) -> tuple[float, float]:
+def _choose_ridge(fit: Moments, held_out: Moments, weight: Tensor, units: Tensor) -> tuple[float, float]:
     """The ridge with the lowest output error on the held-out windows, and that error (relative)."""
     gram, cross, _ = fit.mean(units)
     held_gram, held_cross, energy = held_out.mean(units)
     errors = {
-        r: output_error(held_gram, held_cross, energy, refit(gram, cross, weight[units], r)) for r in ridges
+        r: output_error(held_gram, held_cross, energy, refit(gram, cross, weight[units], r)) for r in RIDGES
     }
     best = min(errors, key=errors.__getitem__)
-    return best, errors[best] / max(energy, 1e-30)
+    return best, errors[best] / energy
 
 
-def _fit(
-    moments: list[Moments], weight: Tensor, units: Tensor, ridges: tuple[float, ...] = RIDGES
-) -> tuple[Tensor, float]:
+def _fit(moments: list[Moments], weight: Tensor, units: Tensor) -> tuple[Tensor, float]:
     """The refitted weight [units, outputs] and its relative error on the held-out windows."""
-    ridge, error = _choose_ridge(moments[0], moments[1], weight, units, ridges)
+    ridge, error = _choose_ridge(moments[0], moments[1], weight, units)
     gram, cross, _ = moments[0].merge(moments[1]).mean(units)
     return refit(gram, cross, weight[units], ridge), error
-
-
-def _undo_drift(stream: Stream, half: Half, block: Any) -> bool:
-    """Fold into the matrices that read a half's input the linear map from its pruned to its dense input.
-
-    The map [hidden, hidden] is least squares drawn to the identity. It is left out, and False returned,
-    where it does not lower the error on the held-out windows.
-    """
-    assert stream.dense is not None
-    hidden = stream.pruned.shape[-1]
-    moments = [Moments.zeros(hidden, hidden) for _ in range(2)]
-    for rows, part in stream.batches():
-        seen, wanted = (half.enter(block, hidden[rows]) for hidden in (stream.pruned, stream.dense))
-        moments[part].add(seen.bfloat16().flatten(0, 1), wanted.flatten(0, 1))
-    identity, every = torch.eye(hidden), torch.arange(hidden)
-    drift, error = _fit(moments, identity, every, DRIFT_RIDGES)
-    gram, cross, energy = moments[1].mean()
-    if error * energy >= output_error(gram, cross, energy, identity):
-        return False
-    for linear in half.readers(block):
-        linear.weight.data = (drift @ linear.weight.t()).t().contiguous()
-    return True

@@ -93,6 +93,8 @@ def layout(source: Path, target: Target) -> Layout:
     """
     least = int(re.findall(r"\d", target.types[0])[0])
     levels = [kinds for bits, kinds in LEVELS.items() if bits >= least]
+    if least < 5:  # Q5_0 is slow: a file that mixes it in decodes a third slower (docs/decisions.md)
+        levels = [(wide, "q8_0" if narrow == "q5_0" else narrow) for wide, narrow in levels]
     header = read_header(source)
     blocks = int(header.of_architecture("block_count", 1))
     found: dict[tuple[str, int], list[TensorInfo]] = {}

@@ -14,7 +14,6 @@ from minigpt_edge.prune import UnitStatistics
 
 DAMPING = 0.01  # of each unit's own energy: keeps the inverse of a Gram matrix from few tokens tame
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-DRIFT_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the map from pruned to dense inputs
 
 
 def factor(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
