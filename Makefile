@@ -37,10 +37,11 @@ check: lint type test ## everything a change has to pass
 
 bench-methods: $(READY) ## every pruning method at every size, before and after recovery (hours; resumes)
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/front.py
 	$(BIN)/python benchmarks/laser.py
 
 bench: $(READY) ## take the benchmark figures again (a quiet machine, about an hour)
-	for script in $(filter-out benchmarks/tables.py benchmarks/methods.py benchmarks/laser.py,$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out benchmarks/tables.py benchmarks/methods.py benchmarks/front.py benchmarks/laser.py,$(wildcard benchmarks/*.py)); do \
 	  $(BIN)/python "$$script" || exit 1; \
 	done
 	$(BIN)/python benchmarks/tables.py

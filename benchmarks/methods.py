@@ -180,6 +180,24 @@ def recovery(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def write(path: Path, bench: Bench, found: dict[str, Any]) -> None:
+    """Write a result with what it was made on."""
+    from minigpt_edge_runtime.device import device_info
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
+    result = {
+        "domain": bench.recipe.domain,
+        "model": bench.base.name,
+        **found,
+        "threads": bench.recipe.threads,
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device_info(),
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    bench.talk.line("written", path.name)
+
+
 PARTS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {"one-shot": one_shot, "recovery": recovery}
 
 
@@ -187,31 +205,16 @@ def main() -> None:
     """Run the parts, write a result for each."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.stage import locked
-    from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser(description="Every method at every size.")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = opened(given.threads)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
     with bench.talk, locked(bench.work):
         for part in given.only:
-            rows = PARTS[part](bench)
-            result = {
-                "part": part,
-                "domain": "law",
-                "model": bench.base.name,
-                "dense": bench.test(bench.base.path, bench.base.fingerprint),
-                "rows": rows,
-                "threads": given.threads,
-                "commit": commit.stdout.strip(),
-                "date": time.strftime("%Y-%m-%d"),
-                "device": device_info(),
-            }
-            path = RESULTS / f"methods-{part}.json"
-            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            bench.talk.line("written", str(path.name))
+            dense = bench.test(bench.base.path, bench.base.fingerprint)
+            write(RESULTS / f"methods-{part}.json", bench, {"dense": dense, "rows": PARTS[part](bench)})
 
 
 if __name__ == "__main__":

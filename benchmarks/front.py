@@ -1,0 +1,164 @@
+"""Size against quality, F16 to the smallest types: dense, dense fine-tuned, ours, blocks removed.
+
+    python benchmarks/front.py [--threads N]
+
+Every file is made with the importance matrix of its own calibration and measured by llama.cpp on the
+test windows. "llama.cpp --prune-layers" takes the blocks that our `blocks` method removes out of the dense
+F16 file with llama.cpp's own option, which neither refits nor fine-tunes. All models that are fine-tuned see
+the same tokens. Steps are finished stages, shared with benchmarks/methods.py. Writes
+benchmarks/results/front.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import methods
+
+RESULT = methods.RESULTS / "front.json"
+TYPES = ("q8_0", "q6_k", "q5_0", "q4_k_m", "iq4_nl", "q4_0", "q3_k_m", "iq3_xs", "q2_k")
+
+
+class _IntVector(ctypes.Structure):
+    """std::vector<int> of libstdc++ and libc++, which llama.cpp's C interface takes for prune_layers."""
+
+    _fields_ = [("begin", ctypes.c_void_p), ("end", ctypes.c_void_p), ("capacity", ctypes.c_void_p)]
+
+
+def prune_layers(source: Path, destination: Path, kind: str, layers: list[int], threads: int) -> None:
+    """Quantize a GGUF file without some blocks, with llama.cpp's own option; SystemExit if it fails."""
+    import llama_cpp
+
+    numbers = (ctypes.c_int * len(layers))(*sorted(layers))
+    start = ctypes.addressof(numbers)
+    vector = _IntVector(start, start + ctypes.sizeof(numbers), start + ctypes.sizeof(numbers))
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    parameters.nthread = threads
+    parameters.prune_layers = ctypes.cast(ctypes.pointer(vector), ctypes.c_void_p)
+    code = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(destination).encode(), ctypes.byref(parameters)
+    )
+    if code:
+        raise SystemExit(f"llama.cpp could not prune and quantize to {kind}")
+
+
+def files(bench: methods.Bench, name: str, checkpoint: Path, importance: Path) -> list[dict[str, Any]]:
+    """A row per type of one model. No parity gate: how far a file is from its checkpoint is the question."""
+    from minigpt_edge.exporting import F16, QUANTIZE_CODE, Export, f16_stage
+    from minigpt_edge.stage import run_stage
+    from minigpt_edge_export.quantize import imatrix_from_file, quantize, tensor_types
+    from minigpt_edge_runtime.files import sha256_file
+
+    threads = bench.recipe.threads
+    source = f16_stage(
+        Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.talk)
+    )
+    row = {"model": name, "type": "f16"}
+    rows = [{**row, **quality(bench, source.path / F16, source.digest)}]
+    for kind in TYPES:
+
+        def make(out: Path, kind: str = kind) -> dict[str, Any]:
+            imatrix = imatrix_from_file(importance)
+            quantize(source.path / F16, out / "model.gguf", kind, imatrix=imatrix, threads=threads)
+            return {"tensor_types": tensor_types(out / "model.gguf")}
+
+        made = run_stage(
+            bench.work,
+            "front-file",
+            settings={"type": kind},
+            inputs={"f16": source.digest, "imatrix": sha256_file(importance)},
+            code=QUANTIZE_CODE,
+            make=make,
+        )
+        held = {kind: part["parameters"] for kind, part in made.metrics["tensor_types"].items()}
+        rows.append(
+            {**row, "type": kind, "holds": held, **quality(bench, made.path / "model.gguf", made.digest)}
+        )
+    return rows
+
+
+def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
+    """Bytes and test quality of a GGUF file, kept as a stage."""
+    from minigpt_edge.stage import run_stage
+    from minigpt_edge_runtime.measure import run_fresh
+
+    texts = bench.text.path / "test.texts.json"
+    stage = run_stage(
+        bench.work,
+        "file-quality",
+        settings={"threads": bench.recipe.threads},
+        inputs={"model": digest, "test": bench.text.manifest["outputs"]["test.texts.json"]},
+        code=("minigpt_edge_runtime.measure", "minigpt_edge_runtime.scoring", "minigpt_edge_runtime.gguf"),
+        make=lambda out: run_fresh("quality", model, texts=str(texts), threads=bench.recipe.threads),
+    )
+    keys = ("bits_per_byte", "stderr", "perplexity_per_base_token")
+    return {"bytes": model.stat().st_size, **{key: stage.metrics[key] for key in keys}}
+
+
+def without_layers(
+    bench: methods.Bench, checkpoint: Path, importance: Path, layers: list[int]
+) -> list[dict[str, Any]]:
+    """llama.cpp's own depth pruning of the dense model, in two types."""
+    from minigpt_edge.exporting import F16, Export, f16_stage
+    from minigpt_edge.stage import run_stage
+
+    job = Export(
+        bench.work, checkpoint, importance, bench.text, {"name": "dense"}, bench.recipe.threads, bench.talk
+    )
+    source, rows = f16_stage(job), []
+    for kind in ("q8_0", "q4_0"):
+
+        def make(out: Path, kind: str = kind) -> dict[str, Any]:
+            prune_layers(source.path / F16, out / "model.gguf", kind, layers, bench.recipe.threads)
+            return {}
+
+        made = run_stage(
+            bench.work,
+            "prune-layers",
+            settings={"type": kind, "layers": layers},
+            inputs={"f16": source.digest},
+            code=(),
+            make=make,
+        )
+        row = {"model": "llama.cpp --prune-layers", "type": kind, "layers": sorted(layers)}
+        rows.append({**row, **quality(bench, made.path / "model.gguf", made.digest)})
+    return rows
+
+
+def main() -> None:
+    """Make and measure every file, write the result."""
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.recipe import PAPER_SPARSITY
+    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.shrink.weights import IMPORTANCE
+    from minigpt_edge.stage import locked
+
+    parser = argparse.ArgumentParser(description="Size against quality, type by type.")
+    parser.add_argument("--threads", type=int, default=all_cores())
+    bench = methods.opened(parser.parse_args().threads)
+    with bench.talk, locked(bench.work):
+        whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
+        ours = bench.prune(sparsity=PAPER_SPARSITY)
+        trimmed = {"min_count": 5, "calibration_tokens": methods.PUBLISHED_TOKENS}
+        depth = bench.prune(method="blocks", sparsity=0.42, **trimmed)
+        alone = bench.prune(method="blocks", sparsity=0.3, min_count=0, calibration_tokens=32_768)
+        importance = whole.path / IMPORTANCE
+        rows = files(bench, "dense", bench.base.path, importance)
+        tuned = bench.recover(whole, distill=0.0)
+        rows += files(bench, "dense, fine-tuned", tuned.path, importance)
+        rows += files(bench, "pruned, not fine-tuned", ours.path / CHECKPOINT, ours.path / IMPORTANCE)
+        for name, pruned in (("ours", ours), ("blocks", depth)):
+            rows += files(bench, name, bench.recover(pruned).path, pruned.path / IMPORTANCE)
+        untaught = bench.recover(ours, distill=0.0)
+        rows += files(bench, "ours, no distillation", untaught.path, ours.path / IMPORTANCE)
+        layers = alone.metrics["removed_blocks"]
+        rows += without_layers(bench, bench.base.path, importance, layers)
+        methods.write(RESULT, bench, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
