@@ -41,6 +41,8 @@ def choose(
 ) -> tuple[str, dict[str, str], dict[str, dict[str, float]]]:
     """Write a family's best file: the best score, or under a limit the best quality among what fits.
 
+    A mix may have as many bytes as the best single type, or as the limit.
+
     Args:
         source: the F16 file.
         model: what to write.
@@ -48,7 +50,7 @@ def choose(
 
     Returns:
         The best single type; the types of the mix if that is better, as patterns; what all that were tried
-        have: "bytes", "bits_per_byte", "nats_per_token", and "score", log bits per byte + SCALING_EXPONENT x
+        have: "bytes", "bits_per_byte", and "score", log bits per byte + SCALING_EXPONENT x
         log bytes, lower is better.
 
     Raises:
@@ -70,18 +72,17 @@ def choose(
         for index, (name, path) in enumerate(files.items()):
             job.talk.step(f"{target.name}: {name}", index, len(files))
             tried[name] = _trial(job, path)
-        kind, limit = min(tried, key=lambda name: tried[name]["score"]), job.max_bytes or math.inf
-        mix: dict[str, str] = {}
+        kind, mix = min(tried, key=lambda name: tried[name]["score"]), dict[str, str]()
+        limit = job.max_bytes or int(tried[kind]["bytes"])
         if choices.groups and choices.smallest <= limit:
-            mix = _mix(job, target, source, folder, choices, tried[kind]["nats_per_token"], imatrix)
+            mix = _mix(job, target, source, folder, choices, limit, imatrix)
             job.talk.step(f"{target.name}: {MIXED}")
             files[MIXED] = folder / f"{MIXED}.gguf"
             quantize(source, files[MIXED], kind, imatrix=imatrix, threads=job.threads, tensor_types=mix)
             tried[MIXED] = _trial(job, files[MIXED])
         by = "bits_per_byte" if job.max_bytes else "score"
-        best = min(
-            (name for name in tried if tried[name]["bytes"] <= limit), key=lambda name: tried[name][by]
-        )
+        fitting = [name for name in tried if tried[name]["bytes"] <= (job.max_bytes or math.inf)]
+        best = min(fitting, key=lambda name: tried[name][by])
         files[best].replace(model)
     return (kind, mix, tried) if best == MIXED else (best, {}, tried)
 
@@ -92,11 +93,11 @@ def _mix(
     source: Path,
     folder: Path,
     choices: Layout,
-    nats: float,
+    limit: int,
     imatrix: Mapping[str, np.ndarray] | None,
 ) -> dict[str, str]:
-    """The best mix as patterns: up to the limit, else at the exchange rate of bytes and quality."""
-    from minigpt_edge_export.mixed import balanced, measure_costs, patterns, within
+    """The mix of the least divergence from the checkpoint within the limit, as patterns."""
+    from minigpt_edge_export.mixed import measure_costs, patterns, within
     from minigpt_edge_export.verify import verify_logits
 
     reference = job.reference()
@@ -109,9 +110,7 @@ def _mix(
         threads=job.threads,
         on_progress=partial(job.talk.step, f"{target.name}: types of single matrices"),
     )
-    if job.max_bytes:
-        return patterns(within(choices, costs, job.max_bytes))
-    return patterns(balanced(choices, costs, nats, SCALING_EXPONENT))
+    return patterns(within(choices, costs, limit))
 
 
 def _trial(job: Export, model: Path) -> dict[str, float]:
@@ -127,5 +126,4 @@ def _trial(job: Export, model: Path) -> dict[str, float]:
         "bytes": size,
         "bits_per_byte": bits,
         "score": math.log(bits) + SCALING_EXPONENT * math.log(size),
-        "nats_per_token": quality["nll"] / quality["tokens"],
     }

@@ -8,7 +8,6 @@ together, and a thousand tokens tell them apart, which differences in likelihood
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,33 +167,6 @@ def within(choices: Layout, costs: Sequence[Sequence[float]], limit: int) -> dic
         tensor.name: group.rungs[rung][index]
         for group, own in zip(choices.groups, rungs, strict=True)
         for index, (tensor, rung) in enumerate(zip(group.tensors, own, strict=True))
-    }
-
-
-def balanced(
-    choices: Layout, costs: Sequence[Sequence[float]], nats: float, exponent: float
-) -> dict[str, str]:
-    """Types of all matrices with the lowest log(loss) + exponent x log(bytes).
-
-    Args:
-        nats: the loss per token that the costs come on top of.
-    """
-    size = choices.smallest
-    loss = nats + sum(own[0] for own in costs)
-    rungs = best = [0] * len(choices.groups)
-    lowest = math.log(loss) + exponent * math.log(size)
-    for step in _steps(choices, costs):
-        group = choices.groups[step.group]
-        rise = sum(group.sizes(step.end)) - sum(group.sizes(step.start))
-        size, loss = size + rise, loss - step.rate * rise
-        rungs = [*rungs[: step.group], step.end, *rungs[step.group + 1 :]]
-        score = math.log(loss) + exponent * math.log(size)
-        if score < lowest:
-            lowest, best = score, rungs
-    return {
-        name: kind
-        for group, rung in zip(choices.groups, best, strict=True)
-        for name, kind in group.types(rung).items()
     }
 
 
