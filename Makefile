@@ -38,6 +38,7 @@ check: lint type test ## everything a change has to pass
 bench-methods: $(READY) ## every pruning method at every size, before and after recovery (hours; resumes)
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/front.py
+	$(BIN)/python benchmarks/peers/pruning.py
 	$(BIN)/python benchmarks/laser.py
 
 bench: $(READY) ## take the benchmark figures again (a quiet machine, about an hour)

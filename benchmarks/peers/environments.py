@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +28,21 @@ PINS: dict[str, tuple[str, ...]] = {
         "tqdm==4.70.1",
     ),
     "optimum": (*RUNTIME, "optimum-onnx[onnxruntime]==0.1.0", "optimum==2.1.0", "transformers==4.57.6"),
+    "torch-pruning": ("torch-pruning==1.6.1",),
+    "optipfair": ("optipfair==0.4.2",),
+    # llmcompressor holds transformers at or below 5.17 and auto-round at or below 0.15.1
+    "llmcompressor": (
+        "llmcompressor==0.14.0.1",
+        "compressed-tensors==0.19.0",
+        "transformers==5.17.0",
+        "huggingface-hub==1.33.0",
+        "auto-round==0.15.1",
+        "py-cpuinfo==9.0.0",
+    ),
 }
+# These see the packages of the environment this runs in, but for those that their own pins replace: torch
+# and transformers are there already, and would take a gigabyte each time.
+BORROWING = ("torch-pruning", "optipfair", "llmcompressor")
 TORCH = "2.13.0"
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 PROJECT = "project"  # the environment this runs in
@@ -38,14 +53,19 @@ def python(name: str) -> Path:
     if name == PROJECT:
         return Path(sys.executable)
     folder = cache_dir() / "peers" / "environments" / name
-    marker, wanted = folder / "pins.json", [f"torch=={TORCH}", *PINS[name]]
-    if not marker.exists() or json.loads(marker.read_text()) != wanted:
+    marker, pins = folder / "pins.json", [f"torch=={TORCH}", *PINS[name]]
+    borrowed = sysconfig.get_path("purelib") if name in BORROWING else None
+    made_of = [*pins, *([f"borrows {borrowed}"] if borrowed else [])]
+    if not marker.exists() or json.loads(marker.read_text()) != made_of:
         print(f"making the environment {name} in {folder}", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        _install_torch(folder)
-        _pip(folder, *wanted)
-        write_json(marker, wanted)
+        if borrowed:
+            _borrow(folder, borrowed)
+        else:
+            _install_torch(folder)
+        _pip(folder, *pins)
+        write_json(marker, made_of)
     return folder / "bin" / "python"
 
 
@@ -55,6 +75,12 @@ def versions(name: str) -> dict[str, str]:
         [str(python(name)), "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True
     )
     return {package["name"]: package["version"] for package in json.loads(listed.stdout)}
+
+
+def _borrow(folder: Path, packages: str) -> None:
+    """Let an environment see another's packages, after its own (editable ones, this project, stay hidden)."""
+    own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    (Path(own) / "borrowed.pth").write_text(packages + "\n")
 
 
 def _install_torch(folder: Path) -> None:
