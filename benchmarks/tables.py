@@ -1,4 +1,5 @@
-"""Write the README's figures and docs/result.svg from benchmarks/results/build.json, a build's report.
+"""Write the README's figures and docs/result.svg from benchmarks/results/build.json, a build's report, and
+docs/evidence.md with its pictures from the other results.
 
 python benchmarks/tables.py [--check]     with --check nothing is written: exit 1 if something is out of date
 """
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import evidence
 
 from minigpt_edge.card import markdown
 from minigpt_edge.report_plots import size_quality_svg, standalone
@@ -58,6 +61,7 @@ def outputs(root: Path) -> dict[Path, str]:
     return {
         root / "README.md": before + begin + section(report) + end + after,
         root / "docs" / "result.svg": standalone(picture),
+        **evidence.outputs(source.parent, root / "docs"),
     }
 
 

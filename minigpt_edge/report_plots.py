@@ -22,7 +22,7 @@ _COLOURS = {
     "#050505": ("dense", "#7a4fc4", "#b497f0"),
     "#060606": ("wash", "#b9d9cf", "#24584a"),
 }
-_INK, _QUIET, _LINE, _ACCENT, _DENSE, _WASH = _COLOURS
+INK, QUIET, _LINE, ACCENT, DENSE, _WASH = _COLOURS
 _FRAME = (485.0, 225.0)  # width and height of the first picture's frame in typographic points, about
 _LABEL = 27.0  # height of a label of two lines, likewise
 _Box = tuple[float, float, float, float]  # left, right, bottom, top
@@ -31,8 +31,8 @@ _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _QUIET,
+    "text.color": INK,
+    "axes.labelcolor": QUIET,
     "axes.edgecolor": _LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,8 +42,8 @@ _STYLE = {
     "axes.titlesize": 10,
     "grid.color": _LINE,
     "grid.linewidth": 0.6,
-    "xtick.color": _QUIET,
-    "ytick.color": _QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "figure.constrained_layout.use": True,
@@ -82,7 +82,7 @@ def size_quality_svg(report: Mapping[str, Any]) -> str | None:
             points, texts, _label_places(spots, texts), strict=True
         ):
             shipped = model.get("role") == "shipped"
-            colour = _ACCENT if shipped else _DENSE
+            colour = ACCENT if shipped else DENSE
             mark: Any = {"fmt": "o", "markersize": 9} if shipped else {"fmt": "s", "markersize": 7}
             axes.errorbar(size, bits, yerr=error or None, color=colour, elinewidth=1.2, capsize=3, **mark)
             place: Any = {"xytext": (dx, dy), "textcoords": "offset points", "ha": side, "va": "center"}
@@ -91,9 +91,9 @@ def size_quality_svg(report: Mapping[str, Any]) -> str | None:
         axes.set_ylim(low, high)
         axes.set_xlabel("file size in MB")
         axes.set_ylabel("bits per byte, held-out text")
-        axes.set_title("smaller and better is down and to the left", color=_QUIET)
+        axes.set_title("smaller and better is down and to the left", color=QUIET)
 
-    return _svg(draw, (7.6, 3.9), "size-quality")
+    return draw_svg(draw, (7.6, 3.9), "size-quality")
 
 
 def _label_places(spots: Sequence[tuple[float, float, float]], texts: Sequence[str]) -> list[_Place]:
@@ -150,14 +150,14 @@ def recovery_svg(report: Mapping[str, Any]) -> str | None:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         tokens, bits = [x / 1000 for x, _ in curve], [y for _, y in curve]
-        axes.plot(tokens, bits, color=_ACCENT, marker="o", markersize=4, linewidth=1.8)
+        axes.plot(tokens, bits, color=ACCENT, marker="o", markersize=4, linewidth=1.8)
         axes.annotate(
             f"after pruning {bits[0]:.3f}",
             (tokens[0], bits[0]),
             xytext=(9, 0),
             textcoords="offset points",
             va="center",
-            color=_ACCENT,
+            color=ACCENT,
         )
         axes.annotate(
             f"{bits[-1]:.3f}",
@@ -165,10 +165,10 @@ def recovery_svg(report: Mapping[str, Any]) -> str | None:
             xytext=(0, 8),
             textcoords="offset points",
             ha="right",
-            color=_ACCENT,
+            color=ACCENT,
         )
         if dense is not None:
-            axes.axhline(dense, color=_DENSE, linewidth=1.4, linestyle=(0, (5, 3)))
+            axes.axhline(dense, color=DENSE, linewidth=1.4, linestyle=(0, (5, 3)))
             axes.annotate(
                 f"dense model {dense:.3f}",
                 (1, dense),
@@ -176,13 +176,13 @@ def recovery_svg(report: Mapping[str, Any]) -> str | None:
                 xytext=(0, 5),
                 textcoords="offset points",
                 ha="right",
-                color=_DENSE,
+                color=DENSE,
             )
         axes.set_xlabel("thousand training tokens")
         axes.set_ylabel("bits per byte, validation")
         axes.margins(x=0.03, y=0.12)
 
-    return _svg(draw, (7.6, 3.3), "recovery")
+    return draw_svg(draw, (7.6, 3.3), "recovery")
 
 
 def widths_svg(report: Mapping[str, Any]) -> str | None:
@@ -203,14 +203,14 @@ def widths_svg(report: Mapping[str, Any]) -> str | None:
             _bars(axes, name, before, after)
         grid[-1, 0].set_xlabel("block")
 
-    return _svg(draw, (7.6, 3.6 if len(rows) > 1 else 2.6), "widths")
+    return draw_svg(draw, (7.6, 3.6 if len(rows) > 1 else 2.6), "widths")
 
 
 def _bars(axes: Axes, name: str, before: int, after: Sequence[int]) -> None:
     blocks = range(len(after))
     axes.bar(blocks, [before] * len(after), width=0.78, color=_WASH)
-    axes.bar(blocks, after, width=0.78, color=_ACCENT)
-    axes.set_title(f"{name}: kept of {before:,} in each block", color=_QUIET)
+    axes.bar(blocks, after, width=0.78, color=ACCENT)
+    axes.set_title(f"{name}: kept of {before:,} in each block", color=QUIET)
     axes.set_xlim(-0.7, len(after) - 0.3)
     axes.set_ylim(0, before * 1.02)
     axes.grid(axis="x", visible=False)
@@ -230,7 +230,7 @@ def page_colours() -> dict[str, dict[str, str]]:
     return {scheme: {c[0]: c[i] for c in _COLOURS.values()} for i, scheme in ((1, "light"), (2, "dark"))}
 
 
-def _svg(draw: Callable[[Figure], None], size: tuple[float, float], salt: str) -> str:
+def draw_svg(draw: Callable[[Figure], None], size: tuple[float, float], salt: str) -> str:
     """Draw on a new figure of `size` inches; the SVG element without prolog, dates or ids that clash."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from report_helpers import full_report
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tables.py"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_tables", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("tables")
 
 
 @pytest.fixture
@@ -50,3 +50,40 @@ def test_missing_results_are_said(script: ModuleType, root: Path) -> None:
     (root / "benchmarks" / "results" / "build.json").unlink()
     with pytest.raises(SystemExit, match="build.json does not exist"):
         script.main([], root)
+
+
+def _file(model: str, kind: str, size: float, bits: float) -> dict[str, Any]:
+    return {"model": model, "type": kind, "bytes": size * 1e6, "bits_per_byte": bits, "stderr": 0.01}
+
+
+def test_evidence_says_how_many_bytes_equal_quality_takes(script: ModuleType, root: Path) -> None:
+    rows = [
+        _file("dense", "f16", 200, 0.9),
+        _file("dense", "q4_0", 80, 0.95),
+        _file("dense", "q2_k", 90, 1.2),
+    ]
+    rows += [_file("ours", "f16", 100, 0.8), _file("ours", "q4_0", 25, 1.0)]
+    result = {"rows": rows, "threads": 2, "commit": "0123456789", "device": {"cpu": "a processor"}}
+    (root / "benchmarks" / "results" / "front.json").write_text(json.dumps(result))
+    assert script.main([], root) == 0
+    text = (root / "docs" / "evidence.md").read_text()
+    assert "| dense F16 | 200.0 MB | 0.9000 | 0.25 |" in text  # halfway in bits: 50 MB, the geometric mean
+    assert "| dense Q4_0 | 80.0 MB | 0.9500 | 0.44 |" in text  # 25 x 4 ** 0.25 = 35.4 MB
+    assert "dense Q2_K |" not in text  # larger and worse than Q4_0
+    assert "a processor" in text and "012345678." in text
+    assert (root / "docs" / "front.svg").read_text().startswith("<svg")
+    assert script.main(["--check"], root) == 0
+
+
+def test_evidence_draws_every_method(script: ModuleType, root: Path) -> None:
+    quality = {"bits_per_byte": 1.0, "perplexity_per_base_token": 20.0}
+    row = {"sparsity": 0.42, "asked": 0.42, "test": quality, "seconds": 9.0, "peak_rss_mb": 500.0}
+    rows = [{"method": name, **row} for name in ("least_squares", "wanda, published", "wanda, mask")]
+    rows.append({"method": "flap, published", "asked": 0.42, "failed": "too much"})
+    result = {"model": "m", "domain": "law", "dense": {**quality, "perplexity_per_base_token": 16.0}}
+    path = root / "benchmarks" / "results" / "methods-one-shot.json"
+    path.write_text(json.dumps({**result, "rows": rows}))
+    assert script.main([], root) == 0
+    assert "| wanda, mask | 1.25 |" in (root / "docs" / "evidence.md").read_text()
+    picture = (root / "docs" / "one-shot.svg").read_text()
+    assert "least_squares (ours)" in picture and "wanda" in picture and "mask" not in picture

@@ -1,0 +1,359 @@
+"""docs/evidence.md and its pictures, from the results of `make bench-methods`; used by benchmarks/tables.py.
+
+What has no result yet is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.card import markdown
+from minigpt_edge.report_plots import ACCENT, DENSE, INK, QUIET, draw_svg, standalone
+from minigpt_edge.report_tables import MISSING, Table, duration, megabytes, number, percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = list[dict[str, Any]]
+RIVALS = {"dense": "dense", "fine-tuned": "dense, fine-tuned"}
+_MARKS = "os^vDPX*<>"
+_HIGHEST = 30.0  # of the picture's axis, times the dense model's perplexity
+
+
+def outputs(results: Path, docs: Path) -> dict[Path, str]:
+    """Generated file -> text, for whatever results there are."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    parts = [text for name, make in _SECTIONS.items() if name in found for text in make(found[name])]
+    if not parts:
+        return {}
+    head = "# Evidence\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/*.json`.\n"
+    made = {docs / "evidence.md": head + "\n" + "\n\n".join(parts) + "\n"}
+    if "methods-one-shot" in found:
+        made[docs / "one-shot.svg"] = one_shot_picture(found["methods-one-shot"])
+    if "front" in found:
+        made[docs / "front.svg"] = front_picture(found["front"]["rows"])
+    return made
+
+
+def _origin(result: dict[str, Any]) -> str:
+    """What a result was measured on."""
+    machine = result.get("device") or {}
+    where = machine.get("cpu", "machine not recorded")
+    return (
+        f"{where}, {result.get('threads', '?')} threads, {result.get('date', '')}, commit "
+        f"{str(result.get('commit'))[:9]}."
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> str:
+    return f"## {title}\n\n{markdown(Table('', title, columns, list(rows), note))}"
+
+
+def _bits(quality: dict[str, Any] | None) -> str:
+    return number(quality and quality["bits_per_byte"], 4)
+
+
+def _one_shot(result: dict[str, Any]) -> list[str]:
+    """Perplexity by method and sparsity as a multiple of the dense model's, and what it cost."""
+    dense = result["dense"]["perplexity_per_base_token"]
+    asked = sorted({row["asked"] for row in result["rows"]})
+    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    cells, costs = [], []
+    for method in methods:
+        rows = {row["asked"]: row for row in result["rows"] if row["method"] == method}
+        ratios = [
+            number(rows[share]["test"]["perplexity_per_base_token"] / dense, 2)
+            if share in rows and "test" in rows[share]
+            else MISSING
+            for share in asked
+        ]
+        cells.append([method, *ratios])
+        last = next((rows[share] for share in (0.42, 0.5) if "test" in rows.get(share, {})), None)
+        if last:
+            peak = 1e6 * last["peak_rss_mb"]
+            costs.append([method, _bits(last["test"]), duration(last["seconds"]), megabytes(peak, 0)])
+    note = (
+        f'{result["model"]}, {result["domain"]}, test windows; the dense model has {dense:.2f}. "published": '
+        "whole vocabulary and no refit, as the method's paper has it; masks make no file smaller. "
+    )
+    title = "After pruning: perplexity per base-model token ÷ dense, by share of the parameters removed"
+    return [
+        _table(title, ["", *(f"{share:.0%}" for share in asked)], cells, note + _origin(result)),
+        _table(
+            "The same at 42 % (n:m masks at 50 %): quality and cost",
+            ["", "bits per byte", "pruning with calibration", "peak memory"],
+            costs,
+        ),
+    ]
+
+
+def _medicine(result: dict[str, Any]) -> list[str]:
+    dense, *rows = result["rows"]
+    base = dense["test"]["perplexity_per_base_token"]
+    cells = [
+        [row["method"], _bits(row["test"]), number(row["test"]["perplexity_per_base_token"] / base, 2)]
+        for row in [dense, *rows]
+        if "test" in row
+    ]
+    note = "Abstracts of medical papers, 42 % of the parameters removed, no recovery. "
+    columns = ["", "bits per byte", "perplexity ÷ dense"]
+    return [_table("A second domain", columns, cells, note + _origin(result))]
+
+
+def _recovery(result: dict[str, Any]) -> list[str]:
+    cells = [
+        [
+            row["method"],
+            row["recovery"],
+            percent(row["sparsity"]),
+            _bits(row["test"]),
+            number(row["test"]["perplexity_per_base_token"], 2),
+            duration(row["pruning_seconds"]),
+            duration(row["seconds"]),
+        ]
+        for row in result["rows"]
+    ]
+    columns = ["", "recovery", "removed", "bits per byte", "perplexity", "pruning", "recovery takes"]
+    note = f"Each on {result['rows'][0]['tokens']:,} tokens, the dense model as teacher; one run each. "
+    return [_table("After recovery", columns, cells, note + _origin(result))]
+
+
+def _front(result: dict[str, Any]) -> list[str]:
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    kinds = list(dict.fromkeys(row["type"] for row in result["rows"]))
+    held = {(row["model"], row["type"]): row for row in result["rows"]}
+
+    def cell(model: str, kind: str) -> str:
+        row = held.get((model, kind))
+        return f"{row['bytes'] / 1e6:.1f} · {row['bits_per_byte']:.4f}" if row else MISSING
+
+    cells = [[kind.upper(), *(cell(model, kind) for model in models)] for kind in kinds]
+    error = max(row["stderr"] for row in result["rows"])
+    note = f"Each cell: MB · bits per byte on test windows, one standard error at most {error:.3f}. "
+    parts = [_table("Size and quality, type by type", ["", *models], cells, note + _origin(result))]
+    rows = []
+    for name, rival in RIVALS.items():
+        for point in pareto(result["rows"], rival):
+            ours = bytes_at(pareto(result["rows"], "ours"), point["bits_per_byte"])
+            ratio = number(ours / point["bytes"], 2) if ours else "not reached"
+            rows.append([f"{name} {point['type'].upper()}", megabytes(point["bytes"]), _bits(point), ratio])
+    note = "Our size is read off the line between our own files, in the logarithm of bytes."
+    columns = ["best dense files", "size", "bits per byte", "our bytes ÷ theirs"]
+    return [*parts, _table("Bytes at equal bits per byte", columns, rows, note)]
+
+
+def pareto(rows: Rows, model: str) -> Rows:
+    """The files of a model that no other of its files beats in both size and quality, smallest first."""
+    best: Rows = []
+    for row in sorted((row for row in rows if row["model"] == model), key=lambda row: row["bytes"]):
+        if not best or row["bits_per_byte"] < best[-1]["bits_per_byte"]:
+            best.append(row)
+    return best
+
+
+def bytes_at(front: Rows, bits: float) -> float | None:
+    """Size of the smallest file of a front with so many bits per byte; None where none is so good."""
+    if not front or front[-1]["bits_per_byte"] > bits:
+        return None
+    if front[0]["bits_per_byte"] <= bits:
+        return float(front[0]["bytes"])
+    for worse, better in zip(front, front[1:], strict=False):
+        if better["bits_per_byte"] <= bits:
+            way = (worse["bits_per_byte"] - bits) / (worse["bits_per_byte"] - better["bits_per_byte"])
+            low, high = math.log(worse["bytes"]), math.log(better["bytes"])
+            return math.exp(low + way * (high - low))
+    return None
+
+
+def _peers(result: dict[str, Any]) -> list[str]:
+    cells = [["ours", "", percent(result["ours"]["sparsity"]), _bits(result["ours"]["test"]), MISSING]]
+    for row in result["rows"]:
+        if "failed" in row:
+            cells.append([row["peer"], row["variant"], f"failed: {row['failed']}", MISSING, MISSING])
+            continue
+        gone = percent(row["sparsity"]) if row["zeros"] < 0.01 else f"{row['zeros']:.0%} of weights are zero"
+        spent = duration(row.get("work_seconds"))
+        cells.append([row["peer"], row["variant"], gone, _bits(row["test"]), spent])
+    columns = ["", "variant", "removed", "bits per byte", "time"]
+    before = _table("Other pruning tools, before recovery", columns, cells, _origin(result))
+    rows = [[row["peer"], row.get("variant", ""), _bits(row["test"])] for row in result["recovered"]]
+    return [
+        before,
+        _table("Other pruning tools, after recovery on equal tokens", columns[:2] + columns[3:4], rows),
+    ]
+
+
+def _thresholds(result: dict[str, Any]) -> list[str]:
+    cells = []
+    for row in result["rows"]:
+        if "failed" in row:
+            cells.append([f"{row['threshold']:.0e}", f"failed: {row['failed']}", *[MISSING] * 5])
+            continue
+        before, after = row["before"], row["after"]
+        points = [point for point in after["curve"] if "training" in point]
+        cells.append(
+            [
+                f"{row['threshold']:.0e}",
+                f"{before['parameters'] / 1e6:.1f} M",
+                number(before["test"]["perplexity_per_base_token"], 2),
+                number(after["test"]["perplexity_per_base_token"], 2),
+                " ".join(number(point["training"], 3) for point in points),
+                " ".join(number(point["validation"], 3) for point in points),
+            ]
+        )
+    columns = ["ε", "parameters", "perplexity", "after training", "training loss", "held-out loss"]
+    note = (
+        "Losses in bits per byte, epoch by epoch over the same small text; where the first falls and the "
+        "second does not, the model overfits. "
+    )
+    return [_table("Mini-GPTs' thresholds", columns, cells, note + _origin(result))]
+
+
+def _calibration(result: dict[str, Any]) -> list[str]:
+    cells = [
+        [
+            row["method"],
+            number(row["calibration_tokens"]),
+            number(row["test"]["perplexity_per_base_token"], 2),
+            duration(row["seconds"]),
+        ]
+        for row in result["rows"]
+    ]
+    columns = ["", "tokens", "perplexity after pruning", "pruning"]
+    return [_table("How much text calibration needs", columns, cells, _origin(result))]
+
+
+def _training(result: dict[str, Any]) -> list[str]:
+    cells = [
+        [
+            number(row["distinct_tokens"]),
+            number(row["tokens"]),
+            _bits(row["test"]),
+            " ".join(number(point.get("training"), 3) for point in row["curve"][1:]),
+            " ".join(number(point["validation"], 3) for point in row["curve"][1:]),
+        ]
+        for row in result["rows"]
+    ]
+    columns = ["distinct tokens", "trained on", "test bits per byte", "training loss", "held-out loss"]
+    return [_table("How much text training needs", columns, cells, _origin(result))]
+
+
+def _terms(result: dict[str, Any]) -> list[str]:
+    cells = [
+        [
+            row["terms"],
+            when,
+            number(row[when]["vocabulary"]),
+            number(row[when]["nats_per_occurrence"], 3),
+            number(row[when]["other_bits_per_byte"], 4),
+        ]
+        for when in ("before", "after")
+        for row in result["rows"]
+    ]
+    first = result["rows"][0]
+    note = f"{first['count']:,} words, {first['before']['occurrences']} occurrences in the test windows. "
+    columns = [
+        "rare terms' tokens",
+        "training",
+        "vocabulary",
+        "nats per occurrence",
+        "bits per byte elsewhere",
+    ]
+    return [_table("Rare terms", columns, cells, note + _origin(result))]
+
+
+def _laser(result: dict[str, Any]) -> list[str]:
+    cells = []
+    for name, found in result["sets"].items():
+        for chosen, test in found["test"].items():
+            reductions = ", ".join(test.get("reductions", [])) or MISSING
+            cells.append(
+                [name, chosen, reductions, *(_with_error(test[key]) for key in ("accuracy", "log_loss"))]
+            )
+    columns = ["questions", "chosen by", "reductions", "accuracy", "nats per token of the answer"]
+    note = "Chosen on a fifth of the questions, told of the others; ± one standard error. "
+    return [_table("Rank reduction and facts (LASER)", columns, cells, note + _origin(result))]
+
+
+def _with_error(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f} ± {value['stderr']:.3f}"
+
+
+_SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "front": _front,
+    "methods-one-shot": _one_shot,
+    "methods-medicine": _medicine,
+    "methods-recovery": _recovery,
+    "pruning_peers": _peers,
+    "questions-thresholds": _thresholds,
+    "questions-calibration": _calibration,
+    "questions-training": _training,
+    "questions-terms": _terms,
+    "laser": _laser,
+}
+
+
+def one_shot_picture(result: dict[str, Any]) -> str:
+    """Perplexity ÷ dense over the share removed, a line per method that makes models smaller."""
+    dense = result["dense"]["perplexity_per_base_token"]
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in result["rows"]:
+        name, _, kind = row["method"].partition(", ")
+        if "test" in row and kind in ("", "published"):
+            ratio = row["test"]["perplexity_per_base_token"] / dense
+            lines.setdefault(name, []).append((100 * row["sparsity"], ratio))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for mark, (name, points) in zip(_MARKS, lines.items(), strict=False):
+            ours = name == "least_squares"
+            style: Any = {"color": ACCENT, "linewidth": 2.2, "zorder": 3} if ours else {"color": DENSE}
+            label = f"{name} (ours)" if ours else name
+            axes.plot(*zip(*points, strict=True), marker=mark, markersize=5, label=label, **style)
+        axes.set_yscale("log")
+        axes.set_ylim(0.9, _HIGHEST)
+        axes.set_yticks([1, 2, 3, 5, 10, 20], ["1", "2", "3", "5", "10", "20"])
+        axes.minorticks_off()
+        axes.set_xlabel("% of the parameters removed")
+        axes.set_ylabel("perplexity ÷ dense")
+        axes.set_title("before any fine-tuning; lower is better", color=QUIET)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return standalone(draw_svg(draw, (7.6, 3.9), "one-shot"))
+
+
+def front_picture(rows: Rows) -> str:
+    """File size against bits per byte, a line per model."""
+    styles = {"ours": (ACCENT, 2.2), "dense": (DENSE, 1.4), "dense, fine-tuned": (DENSE, 2.2)}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for mark, model in zip(_MARKS, dict.fromkeys(row["model"] for row in rows), strict=False):
+            points = sorted(
+                (row["bytes"] / 1e6, row["bits_per_byte"]) for row in rows if row["model"] == model
+            )
+            colour, width = styles.get(model, (QUIET if model != "blocks" else INK, 1.0))
+            label = {"blocks": "whole blocks removed, fine-tuned"}.get(model, model)
+            axes.plot(
+                *zip(*points, strict=True),
+                marker=mark,
+                markersize=5,
+                label=label,
+                color=colour,
+                linewidth=width,
+            )
+        axes.set_xscale("log")
+        axes.set_xticks([30, 40, 60, 80, 120, 160, 270], ["30", "40", "60", "80", "120", "160", "270"])
+        axes.minorticks_off()
+        best = min(row["bits_per_byte"] for row in rows)
+        axes.set_ylim(best - 0.03, best + 0.5)
+        axes.set_xlabel("file size in MB")
+        axes.set_ylabel("bits per byte, held-out text")
+        axes.set_title("smaller and better is down and to the left", color=QUIET)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return standalone(draw_svg(draw, (8.6, 3.9), "front"))
