@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
-from minigpt_edge_export.spec import FACTORS
+from minigpt_edge_export.weights import FACTORS
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, write_json
 

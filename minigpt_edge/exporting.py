@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 F16 = "model-f16.gguf"
 CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
 _VERIFY_CODE = (
-    *(f"minigpt_edge_export.{name}" for name in ("spec", "verify", "scripts")),
+    *(f"minigpt_edge_export.{name}" for name in ("families", "scripts", "spec", "verify", "weights")),
     *(f"minigpt_edge_runtime.{name}" for name in ("engine", "scoring")),
 )
 GGUF_CODE = (
-    *(f"minigpt_edge_export.{name}" for name in ("gguf", "pretokenizers", "tokenizer")),
+    *(f"minigpt_edge_export.{name}" for name in ("gguf", "gguf_layout", "pretokenizers", "tokenizer")),
     *_VERIFY_CODE,
     "minigpt_edge_runtime.gguf",
 )
@@ -35,7 +35,16 @@ _FAMILY_CODE = ("minigpt_edge.families", "minigpt_edge_export.mixed", *QUANTIZE_
 ONNX_CODE = (
     *(
         f"minigpt_edge_export.{name}"
-        for name in ("genai", "gptq", "onnx", "onnx_graph", "onnx_grams", "onnx_weights", "targets")
+        for name in (
+            "genai",
+            "gptq",
+            "onnx",
+            "onnx_graph",
+            "onnx_grams",
+            "onnx_positions",
+            "onnx_weights",
+            "targets",
+        )
     ),
     *_VERIFY_CODE,
     "minigpt_edge_runtime.onnx",
@@ -123,6 +132,7 @@ def model_path(target: Target, made: Stage) -> Path:
 def f16_stage(job: Export) -> Stage:
     """The F16 GGUF file, proven against the checkpoint: logits, token ids, round trip."""
     from minigpt_edge_export.gguf import write_gguf
+    from minigpt_edge_export.gguf_layout import layout_of
     from minigpt_edge_export.spec import read_checkpoint
 
     def make(out: Path) -> dict[str, Any]:
@@ -131,7 +141,7 @@ def f16_stage(job: Export) -> Stage:
         write_gguf(decoder, out / F16, metadata=job.metadata)
         job.talk.step("export: parity")
         return {
-            "architecture": "llama" if decoder.uniform else "deci",
+            "architecture": layout_of(decoder).architecture,
             "parameters": decoder.parameters,
             **job.check(out / F16, "f16", out, tokens=True),
         }

@@ -119,7 +119,7 @@ class SizeModel:
         return self._read(self._dense) / self.decode_bytes(vocab_size, blocks)
 
     def _read(self, decoder: Decoder) -> int:
-        from minigpt_edge_export.gguf import gguf_name, tensor_shapes
+        from minigpt_edge_export.gguf_layout import gguf_name, tensor_shapes
 
         shapes, sizes = tensor_shapes(decoder), self._sizes(decoder)
         looked_up = None if decoder.tied else gguf_name("embedding.weight")

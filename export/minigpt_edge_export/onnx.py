@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.genai import genai_config
-from minigpt_edge_export.gguf import gguf_name
+from minigpt_edge_export.gguf_layout import gguf_name
 from minigpt_edge_export.gptq import quantize_gptq
 from minigpt_edge_export.onnx_graph import Graph
+from minigpt_edge_export.onnx_positions import lengths, rotary
 from minigpt_edge_export.onnx_weights import Packed, Precision, quantize_matrix, smallest_block
 from minigpt_edge_export.spec import Block, Decoder
 from minigpt_edge_runtime.errors import EdgeError
@@ -58,10 +59,10 @@ def write_onnx(
     """
     if directory.exists():
         raise EdgeError(f"{directory} exists", "choose another directory, or delete it")
-    if decoder.head_dim % _HEAD_MULTIPLE:
+    if decoder.rope and (decoder.head_dim % _HEAD_MULTIPLE or decoder.rope.dims % _HEAD_MULTIPLE):
         raise EdgeError(
-            f"{decoder.directory} has heads of {decoder.head_dim} values, onnxruntime computes multiples of "
-            f"{_HEAD_MULTIPLE} only",
+            f"{decoder.directory} has heads of {decoder.head_dim} values and rotates {decoder.rope.dims} of "
+            f"them, onnxruntime computes multiples of {_HEAD_MULTIPLE} only",
             "export it as GGUF",
         )
     if not (decoder.directory / TOKENIZER_FILES[0]).is_file():
@@ -126,89 +127,107 @@ class _Writer:
         graph.input("input_ids", "int64", ["batch", "sequence"])
         graph.input("attention_mask", "int64", ["batch", "total"])
         graph.output("logits", "float32", ["batch", "rows", decoder.vocab_size])
-        lengths = self._lengths() + self._rotary()
+        known = lengths(graph)
+        if decoder.rope:
+            known += rotary(graph, decoder.rope, decoder.context_length)
         residual, skip = self._embedding(), ""
+        if decoder.style.learned_positions:
+            skip = self._positions()
         for index, block in enumerate(decoder.blocks):
-            residual, skip = self._block(index, block, residual, skip, lengths)
+            residual, skip = self._block(index, block, residual, skip, known)
         hidden, _ = self._norm("norm", residual, skip)
         self._head(self._wanted_rows(hidden))
 
-    def _lengths(self) -> list[str]:
-        """GroupQueryAttention's tokens before the newest one, int32 [batch], and tokens in all, int32 []."""
+    def _positions(self) -> str:
+        """Rows of the position table for the newest tokens, [1, sequence, hidden]."""
         node, number = self.graph.node, self.graph.integers
-        count = node("ReduceSum", ["attention_mask", number([1])], "mask.sum", keepdims=0)
-        before = node("Sub", [count, number([1])], "mask.before")
-        shape = node("Shape", ["attention_mask"], "mask.shape")
-        total = node("Gather", [shape, number(1)], "mask.total", axis=0)
-        return [node("Cast", [value], f"{value}.int32", to=6) for value in (before, total)]
+        shape = node("Shape", ["input_ids"], "input.shape")
+        count = node("Gather", [shape, number(1)], "input.count", axis=0)
+        first = node("Sub", ["mask.total", count], "positions.first")
+        rows = node("Range", [first, "mask.total", number(1)], "positions.rows")
+        table = self._stored("positions.weight", self.decoder.load("positions.weight"))
+        found = node("Gather", [table, rows], "positions.found", axis=0)
+        if self.precision.name == "fp16":
+            found = node("Cast", [found], "positions.float32", to=1)
+        return node("Unsqueeze", [found, number([0])], "positions")
 
-    def _rotary(self) -> list[str]:
-        """Cosines and sines, float32 [context, head_dim / 2].
-
-        From constants alone, so onnxruntime computes them once when it loads; stored they would be 2 MB.
-        Angles are brought within one turn in float64, since that of a late position has few digits left in
-        float32; cosines of float64 are missing in onnxruntime 1.23.
-        """
-        import numpy as np
-
-        decoder, node = self.decoder, self.graph.node
-        half = np.arange(0, decoder.head_dim, 2, dtype=np.float64)
-        inverse = decoder.rope.theta ** (-half / decoder.head_dim)
-        if decoder.rope.factors:
-            inverse /= np.asarray(decoder.rope.factors)
-        ends = [
-            self.graph.weight(f"rotary.{n}", np.array(v, np.float64))
-            for n, v in (("start", 0), ("end", decoder.context_length), ("step", 1))
-        ]
-        positions = node("Range", ends, "rotary.positions")
-        column = node("Unsqueeze", [positions, self.graph.integers([1])], "rotary.column")
-        angles = node(
-            "Mul", [column, self.graph.weight("rotary.frequencies", inverse[None])], "rotary.angles"
-        )
-        turn = self.graph.weight("rotary.turn", np.array(2 * np.pi))
-        angles = node("Mod", [angles, turn], "rotary.within", fmod=1)
-        angles = node("Cast", [angles], "rotary.float32", to=1)
-        return [node(kind, [angles], f"rotary.{kind.lower()}") for kind in ("Cos", "Sin")]
-
-    def _block(
-        self, index: int, block: Block, residual: str, skip: str, lengths: list[str]
-    ) -> tuple[str, str]:
+    def _block(self, index: int, block: Block, residual: str, skip: str, known: list[str]) -> tuple[str, str]:
         """One block; its residual stream before the MLP's output is added, and that output."""
-        graph, name = self.graph, f"blocks.{index}"
+        style, name = self.decoder.style, f"blocks.{index}"
         normed, residual = self._norm(f"{name}.attention_norm", residual, skip)
-        packed = self._linear(name, ("query", "key", "value"), normed)
+        attended = self._linear(name, ("attention_output",), self._attention(index, block, normed, known))
+        if not style.parallel:
+            normed, residual = self._norm(f"{name}.mlp_norm", residual, attended)
+            return residual, self._mlp(name, normed)
+        if style.mlp_norm:
+            normed, _ = self._norm(f"{name}.mlp_norm", residual, "")
+        return self.graph.node("Add", [residual, attended], f"{name}.attended"), self._mlp(name, normed)
+
+    def _attention(self, index: int, block: Block, normed: str, known: list[str]) -> str:
+        """The mixed values [batch, sequence, heads * head_dim]."""
+        graph, decoder, name = self.graph, self.decoder, f"blocks.{index}"
+        packed = [self._linear(name, ("query", "key", "value"), normed), "", ""]
+        if decoder.style.head_norms:
+            packed = self._head_norms(name, block, packed[0])
         cache = []
         for part in ("key", "value"):
-            shape: list[int | str] = ["batch", block.kv_heads, "past", self.decoder.head_dim]
+            shape: list[int | str] = ["batch", block.kv_heads, "past", decoder.head_dim]
             cache.append(graph.input(f"past_key_values.{index}.{part}", "float32", shape))
             graph.output(f"present.{index}.{part}", "float32", [*shape[:2], "total", shape[3]])
-        attended = graph.node(
+        return graph.node(
             "com.microsoft.GroupQueryAttention",
-            [packed, "", "", *cache, *lengths],
+            [*packed, *cache, *known],
             f"{name}.attention",
             f"present.{index}.key",
             f"present.{index}.value",
             num_heads=block.heads,
             kv_num_heads=block.kv_heads,
-            do_rotary=1,
+            do_rotary=int(decoder.rope is not None),
         )
-        skip = self._linear(name, ("attention_output",), attended)
-        normed, residual = self._norm(f"{name}.mlp_norm", residual, skip)
-        both = self._linear(name, ("gate", "up"), normed)
-        gate, up = graph.nodes("Split", [both], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2)
-        active = graph.node("com.microsoft.QuickGelu", [gate], f"{name}.silu", alpha=1.0)
-        return residual, self._linear(name, ("down",), graph.node("Mul", [active, up], f"{name}.gated"))
+
+    def _head_norms(self, name: str, block: Block, packed: str) -> list[str]:
+        """Query and key, normed head by head, and value."""
+        graph, dim = self.graph, self.decoder.head_dim
+        heads = (block.heads, block.kv_heads, block.kv_heads)
+        parts = [f"{name}.{part}.raw" for part in ("query", "key", "value")]
+        sizes = graph.integers([count * dim for count in heads])
+        graph.nodes("Split", [packed, sizes], parts, axis=-1)
+        normed = []
+        for raw, part, count in zip(parts, ("query", "key"), heads, strict=False):
+            each = graph.node("Reshape", [raw, graph.integers([0, 0, count, dim])], f"{name}.{part}.heads")
+            weight = graph.weight(
+                f"{name}.{part}_norm.weight", self.decoder.load(f"{name}.{part}_norm.weight")
+            )
+            each = graph.node(
+                "RMSNormalization", [each, weight], f"{name}.{part}.normed", axis=-1, epsilon=self.decoder.eps
+            )
+            flat = graph.integers([0, 0, count * dim])
+            normed.append(graph.node("Reshape", [each, flat], f"{name}.{part}.flat"))
+        return [*normed, parts[2]]
+
+    def _mlp(self, name: str, normed: str) -> str:
+        graph, style = self.graph, self.decoder.style
+        if style.gated:
+            both = self._linear(name, ("gate", "up"), normed)
+            gate, up = graph.nodes("Split", [both], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2)
+            active = graph.node("com.microsoft.QuickGelu", [gate], f"{name}.silu", alpha=1.0)
+            return self._linear(name, ("down",), graph.node("Mul", [active, up], f"{name}.gated"))
+        up = self._linear(name, ("up",), normed)
+        operator = {"relu": "Relu", "gelu": "com.microsoft.Gelu", "gelu_tanh": "com.microsoft.FastGelu"}
+        return self._linear(name, ("down",), graph.node(operator[style.activation], [up], f"{name}.active"))
 
     def _norm(self, name: str, residual: str, skip: str) -> tuple[str, str]:
-        """RMS norm of residual + skip, and that sum."""
-        weight = self.graph.weight(f"{name}.weight", self.decoder.load(f"{name}.weight"))
-        epsilon = self.decoder.norm.eps
+        """The norm of residual + skip, and that sum."""
+        graph, rms, epsilon = self.graph, self.decoder.style.norm == "rms", self.decoder.eps
+        kinds = ("weight",) if rms else ("weight", "bias")
+        weights = [graph.weight(f"{name}.{kind}", self.decoder.load(f"{name}.{kind}")) for kind in kinds]
         if not skip:
-            normed = self.graph.node("RMSNormalization", [residual, weight], name, axis=-1, epsilon=epsilon)
-            return normed, residual
-        normed, *_, total = self.graph.nodes(
-            "com.microsoft.SkipSimplifiedLayerNormalization",
-            [residual, skip, weight],
+            operator = "RMSNormalization" if rms else "LayerNormalization"
+            return graph.node(operator, [residual, *weights], name, axis=-1, epsilon=epsilon), residual
+        kind = "SkipSimplifiedLayerNormalization" if rms else "SkipLayerNormalization"
+        normed, *_, total = graph.nodes(
+            f"com.microsoft.{kind}",
+            [residual, skip, *weights],
             [name, "", "", f"{name}.residual"],
             epsilon=epsilon,
         )
@@ -304,21 +323,28 @@ class _Writer:
     def _head(self, hidden: str) -> None:
         decoder, precision, graph = self.decoder, self.precision, self.graph
         name = "embedding" if decoder.tied else "head"
+        output = "unbiased" if "head.bias" in decoder.shapes() else "logits"
         if precision.bits:
             if not decoder.tied:
                 self._pack_head(name, decoder.load("head.weight"))
             inputs = [f"{name}.codes", f"{name}.scales"] + [f"{name}.zero_points"] * (not precision.symmetric)
             shape = (decoder.vocab_size, decoder.hidden_size)
             self._matmul_nbits(
-                [hidden, *inputs], "logits", shape, precision.head_bits, precision.head_block_size
+                [hidden, *inputs], output, shape, precision.head_bits, precision.head_block_size
             )
-            return
+            return self._head_bias(output)
         if not decoder.tied:
             self._stored("head.weight", decoder.load("head.weight"))
         weight = f"{name}.weight"
         if precision.name == "fp16":
             weight = graph.node("Cast", [weight], f"{name}.widened", to=1)
-        graph.node("com.microsoft.FusedMatMul", [hidden, weight], "logits", transB=1)
+        graph.node("com.microsoft.FusedMatMul", [hidden, weight], output, transB=1)
+        return self._head_bias(output)
+
+    def _head_bias(self, output: str) -> None:
+        if output != "logits":
+            bias = self.graph.weight("head.bias", self.decoder.load("head.bias"))
+            self.graph.node("Add", [output, bias], "logits")
 
     def _pack_head(self, name: str, matrix: np.ndarray) -> Packed:
         """Quantize and store the embedding or the head."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.gguf import tensor_shapes, write_outline
+from minigpt_edge_export.gguf import write_outline
+from minigpt_edge_export.gguf_layout import fitted_imatrix, tensor_shapes
 from minigpt_edge_export.spec import Decoder
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
 from minigpt_edge_runtime import llama_log
@@ -268,7 +269,7 @@ def _checked_imatrix(
     """The entries under the names llama.cpp looks for; it silently ignores those it does not know."""
     import numpy as np
 
-    entries = dict(imatrix)
+    entries = fitted_imatrix(imatrix, {name: info.shape[::-1] for name, info in tensors.items()})
     head = entries.pop(_HEAD, None)
     if _HEAD in tensors:
         entries.pop(_EMBEDDING, None)  # rows of an untied embedding are looked up: they have no input

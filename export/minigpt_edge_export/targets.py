@@ -145,12 +145,12 @@ def _own_share(name: str, plan: Mapping[str, str], decoder: Decoder) -> float:
     """The share of the blocks' matrix weights that did not fall back from 256-blocks to smaller ones."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    from minigpt_edge_export.gguf import gguf_name
+    from minigpt_edge_export.gguf_layout import tensor_shapes
 
     own = total = 0
-    for weight, shape in decoder.shapes().items():
-        if weight.startswith("blocks.") and len(shape) > 1:
-            block_size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[plan[gguf_name(weight)]]]
+    for tensor, shape in tensor_shapes(decoder).items():
+        if tensor.startswith("blk.") and len(shape) > 1:
+            block_size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[plan[tensor]]]
             total += math.prod(shape)
             own += math.prod(shape) if block_size >= QUANTIZATIONS[name].multiple else 0
     return own / total

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.spec import FAMILIES
+from minigpt_edge_export.families import FAMILIES
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Reducer:
     def __init__(self, model: Any, arch: ModuleType) -> None:
         self.model, self.arch = model, arch
         self._blocks = arch.blocks(model)
-        self._names = FAMILIES[model.config.model_type]
+        self._names = FAMILIES[model.config.model_type].names
         self._dense: dict[str, _Dense] = {}
 
     @property

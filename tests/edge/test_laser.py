@@ -28,7 +28,7 @@ from minigpt_edge.prune.laser import (
     reduce_rank,
     search,
 )
-from minigpt_edge_export.spec import FACTORS
+from minigpt_edge_export.weights import FACTORS
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 ARCH = archs.load_arch("llama")

@@ -17,9 +17,10 @@ from minigpt_edge_export.gguf import write_gguf
 from minigpt_edge_export.onnx import write_onnx
 from minigpt_edge_export.onnx_grams import collect_grams
 from minigpt_edge_export.onnx_weights import quantize_matrix, smallest_block
-from minigpt_edge_export.spec import FACTORS, read_checkpoint
+from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_export.targets import PRECISIONS
 from minigpt_edge_export.verify import check, verify_logits
+from minigpt_edge_export.weights import FACTORS
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.onnx_header import read_onnx
 

@@ -17,7 +17,7 @@ from onnx_helpers import LLAMA3, empty_cache, plain_session, step, twin
 from safetensors.numpy import load_file, save_file
 from tiny_llama import EQUAL, UNEQUAL, Checkpoint, write_reference
 
-from minigpt_edge_export.gguf import gguf_name
+from minigpt_edge_export.gguf_layout import gguf_name
 from minigpt_edge_export.onnx import write_onnx
 from minigpt_edge_export.onnx_weights import Precision
 from minigpt_edge_export.spec import read_checkpoint

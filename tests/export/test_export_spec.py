@@ -93,7 +93,7 @@ def test_refuses_weights_that_are_not_numbers(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "opt"}, "architecture 'opt'"),
+        ({"model_type": "mamba"}, "architecture 'mamba'"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
         ({"intermediate_size": None}, "intermediate_size"),
