@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
+from minigpt_edge.archs.base import Arch
 from minigpt_edge.moments import bf16_products
 from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune.least_squares import DAMPING, factor, removal_costs
@@ -69,7 +69,7 @@ class _Probe:
 
 def measure_costs(
     model: Any,
-    arch: ModuleType,
+    arch: Arch,
     windows: Tensor,
     multiple: int,
     seed: int,
@@ -85,7 +85,7 @@ def measure_costs(
     try:
         for batch in windows.split(max(1, MICRO_BATCH_TOKENS // windows.shape[1])):
             with torch.autocast("cpu", torch.bfloat16):
-                hidden = arch.embed(model, batch).requires_grad_(True)
+                hidden = model.get_input_embeddings()(batch).requires_grad_(True)
                 logits = model(inputs_embeds=hidden, use_cache=False).logits.flatten(0, 1).float()
             labels = _sample(logits.detach(), generator)
             functional.cross_entropy(logits, labels, reduction="sum").backward()

@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
+from minigpt_edge.archs.base import Arch
 from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune import Method, UnitStatistics
@@ -67,20 +67,23 @@ class Stream:
     Attributes:
         pruned: of the model as it is so far.
         dense: of the dense model; None where nothing is refitted to it.
+        entered: both as they entered the block, where its MLP reads that.
     """
 
-    def __init__(self, arch: ModuleType, model: nn.Module, windows: Tensor, *, two: bool) -> None:
+    def __init__(self, arch: Arch, model: nn.Module, windows: Tensor, *, two: bool) -> None:
         self.arch = arch
         self.pruned = arch.embed(model, windows).detach().clone()
         self.dense = self.pruned.clone() if two else None
-        cos, sin = arch.positions(model, self.pruned)
-        self.position = (cos.bfloat16(), sin.bfloat16())
+        self.position = tuple(part.bfloat16() for part in arch.positions(model, self.pruned))
+        self.entered: tuple[Tensor, Tensor | None] | None = None
         self.held_out = max(1, int(len(windows) * VALIDATION_SHARE))
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
 
     def halves(self, block: Any) -> tuple[Half, Half]:
-        """The two halves of a block, in the order they are computed."""
+        """The two halves of a block that the streams enter now, in the order they are computed."""
         arch = self.arch
+        if arch.parallel(block):
+            self.entered = self.pruned.clone(), None if self.dense is None else self.dense.clone()
         return (
             Half(
                 "attention",
@@ -117,16 +120,19 @@ class Stream:
             units bfloat16 [windows, s, units], and moments, none without a dense stream.
         """
         units, hidden = half.out(fast).in_features, self.pruned.shape[-1]
+        pruned, dense = self.entered or (self.pruned, self.dense)
+        bias = half.out(block).bias
         values = torch.empty(*self.pruned.shape[:2], units, dtype=torch.bfloat16)
         moments = [Moments.zeros(units, hidden) for _ in range(2)] if self.dense is not None else []
         for rows, part in self.batches():
-            normalised = half.enter(block, self.pruned[rows])
+            normalised = half.enter(block, pruned[rows])
             read += normalised.square().sum((0, 1))
             values[rows] = half.values(fast, normalised.bfloat16())
-            if self.dense is not None:
-                taught = half.values(fast, half.enter(block, self.dense[rows]).bfloat16())
+            if self.dense is not None and dense is not None:
+                taught = half.values(fast, half.enter(block, dense[rows]).bfloat16())
                 self.dense[rows] += half.out(fast)(taught)
                 wanted = self.dense[rows] - self.pruned[rows]
+                wanted = wanted if bias is None else wanted - bias
                 moments[part].add(values[rows].flatten(0, 1), wanted.flatten(0, 1))
         return values, moments
 
@@ -143,7 +149,7 @@ class Stream:
 
 def shrink_blocks(
     model: nn.Module,
-    arch: ModuleType,
+    arch: Arch,
     windows: Tensor,
     wanted: Wanted,
     method: Method,
@@ -186,9 +192,7 @@ def shrink_blocks(
     return result
 
 
-def _walk(
-    model: nn.Module, arch: ModuleType, windows: Tensor
-) -> Iterator[tuple[int, Any, Half, Tensor, Tensor]]:
+def _walk(model: nn.Module, arch: Arch, windows: Tensor) -> Iterator[tuple[int, Any, Half, Tensor, Tensor]]:
     """Run a model as it is: (index, block, half, units [windows, s, units], summed squared inputs [hidden]).
 
     Last comes index -1 with the head's input.
@@ -208,7 +212,7 @@ def _walk(
 
 def score_blocks(
     model: nn.Module,
-    arch: ModuleType,
+    arch: Arch,
     windows: Tensor,
     scores: Callable[[UnitStatistics], Tensor],
     on_block: Callable[[int, int], None] = lambda done, total: None,
@@ -226,7 +230,7 @@ def score_blocks(
     return list(zip(found[::2], found[1::2], strict=True))
 
 
-def measure_importance(model: nn.Module, arch: ModuleType, windows: Tensor) -> dict[str, Tensor]:
+def measure_importance(model: nn.Module, arch: Arch, windows: Tensor) -> dict[str, Tensor]:
     """The importance matrix of a model as it is: GGUF name -> mean squared input, float32."""
     importance: dict[str, Tensor] = {}
     tokens = windows.numel()

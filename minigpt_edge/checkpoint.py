@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
+from minigpt_edge_export.families import BUFFERS, FAMILIES
 from minigpt_edge_export.weights import FACTORS
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, write_json
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from minigpt_edge.archs.base import Arch
+
 WEIGHTS = "model.safetensors"
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,11 +42,22 @@ TOKENIZER_FILES = (
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint whose architecture is known."""
+    """config.json of a checkpoint whose architecture is known, with LLaMA's names for its sizes added."""
     config = read_json(directory / "config.json")
     archs.check_known(str(config.get("model_type")))
-    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    return config
+    return standard_names(config)
+
+
+def standard_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with hidden_size, num_hidden_layers, … added where the family has others."""
+    family = FAMILIES[config["model_type"]]
+    named = {name: family.get(config, name) for name in _SIZES}
+    named["head_dim"] = config.get("head_dim") or named["hidden_size"] // named["num_attention_heads"]
+    if named["intermediate_size"] is None and family.widening:
+        named["intermediate_size"] = family.widening * named["hidden_size"]
+    named["num_key_value_heads"] = config.get("num_key_value_heads") or named["num_attention_heads"]
+    named["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", family.tied))
+    return {**config, **{name: value for name, value in named.items() if value is not None}}
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -68,25 +89,27 @@ def load_model(directory: Path) -> nn.Module:
     arch = archs.load_arch(config["model_type"])
     per_layer = config.pop("per_layer_config", None)
     extra = config.pop("minigpt_edge", None)
-    model = arch.build({**config, "dtype": "float32"})
+    model: Any = arch.build({**config, "dtype": "float32"})
     for index, block in enumerate(arch.blocks(model)):
         if per_layer:
             arch.resize(block, per_layer[str(index)])
     try:
-        missing, unexpected = model.load_state_dict(read_weights(directory), strict=False)
+        weights = arch.from_stored(read_weights(directory), config["head_dim"])
+        missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise EdgeError(f"the weights in {directory} do not fit its config.json ({error})") from error
     if config.get("tie_word_embeddings"):
-        missing = [name for name in missing if name != "lm_head.weight"]
+        missing = [name for name in missing if name != f"{arch.names['head']}.weight"]
         model.tie_weights()
-    unexpected = [name for name in unexpected if not name.endswith("rotary_emb.inv_freq")]
+    unexpected = [name for name in unexpected if not BUFFERS.search(name)]
     if missing or unexpected:
         raise EdgeError(
             f"the weights in {directory} do not fit its config.json: missing {missing}, "
             f"unexpected {unexpected}"
         )
     model.minigpt_edge = extra or {}
-    return model.eval()
+    evaluated: nn.Module = model.eval()
+    return evaluated
 
 
 def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Path | None = None) -> None:
@@ -101,23 +124,13 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
     from safetensors.torch import save_file
 
     config = read_config(source)
-    config.pop("per_layer_config", None)
     arch = archs.load_arch(config["model_type"])
-    per_block = [arch.sizes(block) for block in arch.blocks(model)]
-    if all(entry == per_block[0] for entry in per_block):
-        config.update(per_block[0])
-    else:
-        config["per_layer_config"] = {str(index): entry for index, entry in enumerate(per_block)}
-        for key in per_block[0]:  # the widest block: what a reader that knows one size must reserve
-            config[key] = max(entry[key] for entry in per_block)
-    config["num_hidden_layers"] = len(per_block)
-    state = model.state_dict()
+    _write_sizes(config, arch, [arch.sizes(block) for block in arch.blocks(model)])
+    state = arch.to_stored(dict(model.state_dict()), config["head_dim"])
     if config.get("tie_word_embeddings"):
-        state.pop("lm_head.weight", None)
-    config["vocab_size"] = next(
-        t.shape[0] for name, t in state.items() if name.endswith("embed_tokens.weight")
-    )
-    for key in ("attention_bias", "mlp_bias"):  # a method may have given the model biases
+        state.pop(f"{arch.family.names['head']}.weight", None)
+    config["vocab_size"] = state[f"{arch.family.names['embedding']}.weight"].shape[0]
+    for key in arch.bias_keys:  # a method may have given the model biases
         if getattr(model.config, key, False):  # type: ignore[union-attr]
             config[key] = True
     config["dtype"] = "float32"
@@ -129,6 +142,25 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
         origin = (tokenizer or source) / name
         if origin.exists() and origin.resolve() != (directory / name).resolve():
             shutil.copyfile(origin, directory / name)
+
+
+def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, int]]) -> None:
+    """Put the blocks' sizes into a config, under the family's own names too."""
+    config.pop("per_layer_config", None)
+    heads = config["hidden_size"] // config["head_dim"]
+    alike = all(entry == blocks[0] for entry in blocks)
+    if alike and not (arch.derived_heads and blocks[0]["num_attention_heads"] != heads):
+        config.update(blocks[0])
+    else:
+        config["per_layer_config"] = {str(index): entry for index, entry in enumerate(blocks)}
+        for key in blocks[0]:  # the widest block: what a reader that knows one size must reserve
+            config[key] = max(entry[key] for entry in blocks)
+        if arch.derived_heads:
+            config["num_attention_heads"] = config["num_key_value_heads"] = heads
+    config["num_hidden_layers"] = len(blocks)
+    for name, own in arch.family.keys.items():
+        if name in config:
+            config[own] = config[name]
 
 
 def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -58,4 +58,5 @@ def soft_labels(model: Any, ids: Tensor, parts: Parts | None, share: float) -> S
             hidden = perplexity.hidden_states(model, ids)
         else:
             hidden = fast_llama.hidden_states(model, ids, parts)
-    return SoftLabels(hidden.flatten(0, 1), model.get_output_embeddings().weight, share)
+        read, weight = perplexity.head_of(model, hidden.flatten(0, 1))
+    return SoftLabels(read, weight, share)

@@ -62,8 +62,8 @@ class RecoveryTrainer(Trainer):
         if self.session.teacher is not None:
             share = self.session.settings.teacher_share * (1 - self.state.global_step / self.state.max_steps)
             soft = soft_labels(self.session.teacher, known, self.teacher_parts, share)
-        weight = model.get_output_embeddings().weight
-        loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, ids[:, 1:].flatten(), soft)
+        read, weight = perplexity.head_of(model, hidden.flatten(0, 1))
+        loss = chunked_cross_entropy(read, weight, ids[:, 1:].flatten(), soft)
         if not math.isfinite(loss.item()):
             raise EdgeError(
                 f"recovery diverged at step {self.state.global_step + 1}: the loss is not a number",

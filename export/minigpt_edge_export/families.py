@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
 
+BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")  # no weights
 ATTENTION = ("query", "key", "value", "attention_output")
 MLP = ("gate", "up", "down")
 _ACTIVATIONS = {

@@ -6,13 +6,12 @@ It does not know GGUF or ONNX, and it does not know torch; the exporters do not 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.families import ATTENTION, FAMILIES, MLP, Family, Style, eps_of, style_of
+from minigpt_edge_export.families import ATTENTION, BUFFERS, FAMILIES, MLP, Family, Style, eps_of, style_of
 from minigpt_edge_export.weights import FACTORS, Weights, listed, weight_files
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _FACTOR_ERROR = 1e-4  # of the largest weight: what float32 products may differ by
-_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")  # no weights
 
 
 @dataclass(frozen=True)
@@ -333,7 +331,7 @@ def _check_tensors(decoder: Decoder) -> None:
             rank = (found.get(a) or (0,))[0]
             wanted |= {a: (rank, shape[1]), b: (shape[0], rank)}
     head = decoder.source_name("head.weight")
-    ignored = {name for name in found if _BUFFERS.search(name) or (decoder.tied and name == head)}
+    ignored = {name for name in found if BUFFERS.search(name) or (decoder.tied and name == head)}
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys() - ignored)]
     problems += [

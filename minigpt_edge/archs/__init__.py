@@ -1,24 +1,29 @@
 """The architectures that are known, by `config.model_type`: one explicit map, one small file each.
 
-An architecture's module says where the parts of a block are. It offers:
-    build(config) -> model            an uninitialised model, blocks of equal size
-    blocks(model) -> list             its transformer blocks
-    embed(model, ids), head(model, hidden), positions(model, hidden)
-    mix(block, hidden, positions)     the attention's mixed values, input of `attention_out(block)`
-    neurons(block, hidden)            the FFN's activated neurons, input of `ffn_out(block)`
-    attention_input, ffn_input        the normalised hidden states that enter each half
-    cut(block, sizes, kv_groups, neurons)   slice the tensors to what is kept
+What a module's `Arch` offers is in `base`; what its checkpoints call the parts of a block, and what can be
+exported, is in `minigpt_edge_export.families`.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from minigpt_edge_runtime.errors import EdgeError
 
-_MODULES = {"llama": "minigpt_edge.archs.llama"}
-KNOWN = tuple(_MODULES)
+if TYPE_CHECKING:
+    from minigpt_edge.archs.base import Arch
+
+_ARCHS = {
+    "llama": "llama.ARCH",
+    "qwen2": "qwen.QWEN2",
+    "qwen3": "qwen.QWEN3",
+    "phi": "phi.ARCH",
+    "gpt_neox": "gpt_neox.ARCH",
+    "gpt2": "gpt2.ARCH",
+    "opt": "opt.ARCH",
+}
+KNOWN = tuple(_ARCHS)
 
 
 def check_known(model_type: str) -> None:
@@ -29,7 +34,9 @@ def check_known(model_type: str) -> None:
         )
 
 
-def load_arch(model_type: str) -> ModuleType:
-    """The module of an architecture, imported on demand (it needs torch)."""
+def load_arch(model_type: str) -> Arch:
+    """An architecture, imported on demand (it needs torch)."""
     check_known(model_type)
-    return importlib.import_module(_MODULES[model_type])
+    module, _, name = _ARCHS[model_type].partition(".")
+    found: Arch = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return found

@@ -65,7 +65,7 @@ def sum_nll(model: nn.Module, sequences: list[list[int]]) -> float:
     """Summed negative log-likelihood in nats of all tokens but each sequence's first.
 
     Args:
-        model: a causal language model with `base_model` and output embeddings without bias.
+        model: a causal language model with `base_model` and output embeddings.
         sequences: token ids; each is scored on its own, under bf16 autocast where the processor has bf16.
     """
     import torch
@@ -75,7 +75,6 @@ def sum_nll(model: nn.Module, sequences: list[list[int]]) -> float:
     was_training = model.training
     model.eval()
     total = 0.0
-    weight = model.get_output_embeddings().weight  # type: ignore[operator]
     with torch.inference_mode():
         for batch in _batches(sequences):
             width = max(len(sequence) for sequence in batch)
@@ -84,8 +83,8 @@ def sum_nll(model: nn.Module, sequences: list[list[int]]) -> float:
             for row, sequence in enumerate(batch):  # padding on the right is invisible to a causal model
                 ids[row, : len(sequence)] = torch.tensor(sequence)
                 real[row, 1 : len(sequence)] = True
-            hidden = hidden_states(model, ids)[:, :-1]
-            total += float(chunked_nll(hidden[real[:, 1:]], weight, ids[real]).double().sum())
+            hidden, weight = head_of(model, hidden_states(model, ids)[:, :-1][real[:, 1:]])
+            total += float(chunked_nll(hidden, weight, ids[real]).double().sum())
     model.train(was_training)
     return total
 
@@ -100,6 +99,21 @@ def hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
         body: Any = model.base_model
         return body(input_ids=ids, use_cache=False).last_hidden_state.to(dtype)
+
+
+def head_of(model: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the head multiplies: hidden states [..., width] and its weight [vocabulary, width].
+
+    A bias becomes a column of the weight, and 1 a column of the hidden states.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is None:
+        return hidden, head.weight
+    ones = hidden.new_ones(*hidden.shape[:-1], 1)
+    bias = head.bias[:, None].to(head.weight.dtype)
+    return torch.cat((hidden, ones), -1), torch.cat((head.weight, bias), 1)
 
 
 def _batches(sequences: list[list[int]]) -> list[list[list[int]]]:

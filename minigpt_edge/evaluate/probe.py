@@ -8,15 +8,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch  # noqa: TID253
 from tokenizers import Tokenizer
 from torch import Tensor  # noqa: TID253
 
+from minigpt_edge.archs.base import Arch
 from minigpt_edge.chunked_loss import chunk_rows
-from minigpt_edge.evaluate.perplexity import BATCH_TOKENS
+from minigpt_edge.evaluate.perplexity import BATCH_TOKENS, head_of
 from minigpt_edge.fast_llama import compute_dtype
 
 KEPT_BYTES = 2**29  # of hidden states between blocks; with more of them, only every nth block's are kept
@@ -73,7 +73,7 @@ class Probe:
     def __init__(
         self,
         model: Any,
-        arch: ModuleType,
+        arch: Arch,
         sequences: Sequence[Sequence[int]],
         starts: Sequence[int],
         forms: Sequence[int] | None = None,
@@ -86,7 +86,7 @@ class Probe:
         with torch.inference_mode():
             hidden = [arch.embed(model, batch.ids).float() for batch in self.batches]
             turns = [arch.positions(model, x) for x in hidden]
-            self.positions = [(cos.to(self.dtype), sin.to(self.dtype)) for cos, sin in turns]
+            self.positions = [tuple(part.to(self.dtype) for part in turn) for turn in turns]
             blocks = arch.blocks(model)
             size = sum(x.nbytes for x in hidden) * (len(blocks) + 1)
             self.every = -(-size // KEPT_BYTES)
@@ -102,11 +102,11 @@ class Probe:
         tokens = torch.zeros(self.count, dtype=torch.int64)
         right = torch.zeros(self.count, dtype=torch.bool)
         with torch.inference_mode():
-            weight = model.get_output_embeddings().weight.to(self.dtype)
             for batch, hidden in zip(self.batches, self._final(model, first), strict=True):
-                read = self.arch.final_norm(model, hidden[:, :-1][batch.scored[:, 1:]]).to(self.dtype)
+                final = self.arch.final_norm(model, hidden[:, :-1][batch.scored[:, 1:]])
+                read, weight = head_of(model, final.to(self.dtype))
                 wanted = batch.ids[batch.scored]
-                losses, likeliest = _predict(read, weight, wanted)
+                losses, likeliest = _predict(read, weight.to(self.dtype), wanted)
                 if self.forms is not None:
                     likeliest, wanted = self.forms[likeliest], self.forms[wanted]
                 row = batch.rows[:, None].expand_as(batch.scored)[batch.scored]
@@ -139,8 +139,10 @@ class Probe:
         after = []
         for x, position in zip(hidden, self.positions, strict=True):
             mixed = arch.mix(fast, arch.attention_input(block, x).to(dtype), position)
-            x = x + arch.attention_out(fast)(mixed)
-            after.append(x + arch.ffn_out(fast)(arch.neurons(fast, arch.ffn_input(block, x).to(dtype))))
+            attended = x + arch.attention_out(fast)(mixed)
+            read = x if arch.parallel(block) else attended
+            active = arch.neurons(fast, arch.ffn_input(block, read).to(dtype))
+            after.append(attended + arch.ffn_out(fast)(active))
         return after
 
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch  # noqa: TID253 - imported on demand
 from torch import Tensor, nn  # noqa: TID253
 
+from minigpt_edge.archs.base import Arch
 from minigpt_edge.calibrate import MICRO_BATCH_TOKENS, VALIDATION_SHARE
 from minigpt_edge.chunked_loss import chunked_nll
+from minigpt_edge.evaluate.perplexity import head_of
 from minigpt_edge.moments import Moments
 from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
 from minigpt_edge_runtime.errors import EdgeError
@@ -47,7 +48,7 @@ class DropResult:
     loss: float
 
 
-def blocks_for(arch: ModuleType, config: dict[str, Any], parameters: int) -> int:
+def blocks_for(arch: Arch, config: dict[str, Any], parameters: int) -> int:
     """How many blocks of a config's size come closest to that many parameters; one always stays."""
     neuron, group, norms = arch.block_parameters(config)
     block = neuron * config["intermediate_size"] + group * config["num_key_value_heads"] + norms
@@ -57,13 +58,11 @@ def blocks_for(arch: ModuleType, config: dict[str, Any], parameters: int) -> int
 class _Forward:
     """The blocks in bfloat16 beside the float32 model; streams [windows, s, hidden] are float32."""
 
-    def __init__(self, model: Any, arch: ModuleType, windows: Tensor) -> None:
+    def __init__(self, model: Any, arch: Arch, windows: Tensor) -> None:
         self.model, self.arch, self.windows = model, arch, windows
         self.blocks: list[Any] = arch.blocks(model)
         self.fast: list[Any] = [copy.deepcopy(block).bfloat16() for block in self.blocks]
-        self.head = model.get_output_embeddings().weight.bfloat16()
-        cos, sin = arch.positions(model, self.embed(slice(1)))
-        self.position = (cos.bfloat16(), sin.bfloat16())
+        self.position = tuple(part.bfloat16() for part in arch.positions(model, self.embed(slice(1))))
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
 
     def embed(self, rows: slice) -> Tensor:
@@ -76,15 +75,16 @@ class _Forward:
         mixed = self.arch.mix(fast, self.arch.attention_input(block, x).bfloat16(), self.position)
         return x + self.arch.attention_out(fast)(mixed)
 
-    def neurons(self, index: int, after: Tensor) -> Tensor:
-        """A block's neurons, bfloat16, from the stream after its attention."""
+    def neurons(self, index: int, x: Tensor, after: Tensor) -> Tensor:
+        """A block's neurons, bfloat16, from the stream before its attention and after it."""
         block, fast = self.blocks[index], self.fast[index]
-        return self.arch.neurons(fast, self.arch.ffn_input(block, after).bfloat16())
+        read = x if self.arch.parallel(block) else after
+        return self.arch.neurons(fast, self.arch.ffn_input(block, read).bfloat16())
 
     def run(self, index: int, x: Tensor) -> Tensor:
         """x after a block."""
         after = self.attend(index, x)
-        return after + self.arch.ffn_out(self.fast[index])(self.neurons(index, after))
+        return after + self.arch.ffn_out(self.fast[index])(self.neurons(index, x, after))
 
     def batches(self, start: int, stop: int) -> Iterator[slice]:
         for first in range(start, stop, self.step):
@@ -97,13 +97,13 @@ class _Forward:
             stream = x[rows]
             for index in indices:
                 stream = self.run(index, stream)
-            hidden = self.arch.final_norm(self.model, stream)[:, :-1].bfloat16().flatten(0, 1)
-            nll = chunked_nll(hidden, self.head, windows[rows, 1:].flatten())
+            final = self.arch.final_norm(self.model, stream)[:, :-1].bfloat16().flatten(0, 1)
+            nll = chunked_nll(*head_of(self.model, final), windows[rows, 1:].flatten())
             total, count = total + float(nll.double().sum()), count + len(nll)
         return total / count
 
 
-def influence(model: Any, arch: ModuleType, windows: Tensor) -> Tensor:
+def influence(model: Any, arch: Arch, windows: Tensor) -> Tensor:
     """ShortGPT's Block Influence, float32 [blocks]: 1 - mean cosine of what enters and leaves a block."""
     with torch.inference_mode():
         forward = _Forward(model, arch, windows)
@@ -119,7 +119,7 @@ def influence(model: Any, arch: ModuleType, windows: Tensor) -> Tensor:
 
 def drop_blocks(
     model: Any,
-    arch: ModuleType,
+    arch: Arch,
     windows: Tensor,
     count: int,
     *,
@@ -221,11 +221,12 @@ def _replace(
             for rows in forward.batches(0, len(small)):
                 small[rows] = forward.run(index, small[rows])
             continue
+        block = _Entered(forward, index, small.clone())
         for rows in forward.batches(0, len(small)):
             small[rows] = forward.attend(index, small[rows])
         tried.append(index)
-        weight = _fit(forward, index, small, dense, held_out)
-        now = _loss_with(forward, index, small[:held_out], weight, left)
+        weight = _fit(block, small, dense, held_out)
+        now = _loss_with(block, small[:held_out], weight, left)
         if now < loss:
             loss = now
             refitted.append(index)
@@ -233,28 +234,49 @@ def _replace(
             forward.arch.ffn_out(forward.fast[index]).weight.data = weight.bfloat16()
         out = forward.arch.ffn_out(forward.fast[index])
         for rows in forward.batches(0, len(small)):
-            small[rows] += out(forward.neurons(index, small[rows]))
+            small[rows] += out(block.neurons(small, rows))
     return DropResult(result.removed, result.losses, refitted, tried, loss)
 
 
-def _fit(forward: _Forward, index: int, after: Tensor, wanted: Tensor, held_out: int) -> Tensor:
+@dataclass(frozen=True)
+class _Entered:
+    """A block whose attention is done, and the stream that entered it."""
+
+    forward: _Forward
+    index: int
+    entering: Tensor
+
+    def neurons(self, after: Tensor, rows: slice) -> Tensor:
+        """Its neurons, from the stream after its attention."""
+        return self.forward.neurons(self.index, self.entering[rows], after[rows])
+
+    def out(self) -> nn.Linear:
+        """The matrix that reads them."""
+        return self.forward.arch.ffn_out(self.forward.blocks[self.index])
+
+
+def _fit(block: _Entered, after: Tensor, wanted: Tensor, held_out: int) -> Tensor:
     """A block's FFN output matrix [hidden, width] that brings `after` closest to `wanted`."""
-    weight = forward.arch.ffn_out(forward.blocks[index]).weight.t()
+    weight, bias = block.out().weight.t(), block.out().bias
     moments = [Moments.zeros(*weight.shape) for _ in range(2)]
     for part, (start, stop) in enumerate(((held_out, len(after)), (0, held_out))):
-        for rows in forward.batches(start, stop):
-            x = forward.neurons(index, after[rows]).flatten(0, 1)
-            moments[part].add(x, (wanted[rows] - after[rows]).flatten(0, 1))
+        for rows in block.forward.batches(start, stop):
+            missing = wanted[rows] - after[rows]
+            missing = missing if bias is None else missing - bias
+            moments[part].add(block.neurons(after, rows).flatten(0, 1), missing.flatten(0, 1))
     gram, cross, _ = moments[0].mean()
     fits = [refit(gram, cross, weight, ridge) for ridge in RIDGES]
     held = moments[1].mean()
     return min(fits, key=lambda fit: output_error(*held, fit)).t().contiguous()
 
 
-def _loss_with(forward: _Forward, index: int, after: Tensor, weight: Tensor, left: list[int]) -> float:
+def _loss_with(block: _Entered, after: Tensor, weight: Tensor, left: list[int]) -> float:
     """Held-out loss of the smaller model if a block's FFN output matrix were `weight`."""
-    fast = weight.bfloat16()
+    forward, bias = block.forward, block.out().bias
+    fast, fast_bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
     stream = torch.empty_like(after)
     for rows in forward.batches(0, len(after)):
-        stream[rows] = after[rows] + nn.functional.linear(forward.neurons(index, after[rows]), fast)
-    return forward.loss(stream, [other for other in left if other > index], forward.windows[: len(after)])
+        made = nn.functional.linear(block.neurons(after, rows), fast, fast_bias)
+        stream[rows] = after[rows] + made
+    later = [other for other in left if other > block.index]
+    return forward.loss(stream, later, forward.windows[: len(after)])

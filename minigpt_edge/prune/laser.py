@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.families import FAMILIES
@@ -17,6 +16,8 @@ from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from minigpt_edge.archs.base import Arch
 
 # the paper's tau -> part of a block in `FAMILIES`; U_in of the paper is gate and up, U_out is down
 PARTS = {
@@ -145,7 +146,7 @@ class Reducer:
     A matrix is decomposed once, and it and its full factors are kept: two to three times its memory.
     """
 
-    def __init__(self, model: Any, arch: ModuleType) -> None:
+    def __init__(self, model: Any, arch: Arch) -> None:
         self.model, self.arch = model, arch
         self._blocks = arch.blocks(model)
         self._names = FAMILIES[model.config.model_type].names
@@ -191,7 +192,7 @@ class Reducer:
 
 
 def apply_reductions(
-    model: Any, arch: ModuleType, reductions: Iterable[Reduction], on_step: OnStep = lambda done, total: None
+    model: Any, arch: Arch, reductions: Iterable[Reduction], on_step: OnStep = lambda done, total: None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Reduce a model in place; what `checkpoint.save_factors` writes: module path -> (b, a).
 

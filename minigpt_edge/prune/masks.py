@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
+from minigpt_edge.archs.base import Arch
 from minigpt_edge.calibrate import MICRO_BATCH_TOKENS
 from minigpt_edge.moments import GRAM_COLUMNS, bf16_products
 from minigpt_edge.prune import UNSTRUCTURED, magnitude, sparsegpt, wanda
@@ -120,11 +120,10 @@ class _Read:
 class _Stream:
     """The hidden states [n, s, hidden], float32, that the blocks pruned so far make of the windows."""
 
-    def __init__(self, arch: ModuleType, model: nn.Module, windows: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, arch: Arch, model: nn.Module, windows: Tensor, dtype: torch.dtype) -> None:
         self.arch, self.dtype = arch, dtype
         self.hidden = arch.embed(model, windows).clone()
-        cos, sin = arch.positions(model, self.hidden)
-        self.position = (cos.to(dtype), sin.to(dtype))
+        self.position = tuple(part.to(dtype) for part in arch.positions(model, self.hidden))
         self.parts = self.hidden.split(max(1, MICRO_BATCH_TOKENS // windows.shape[1]))
 
     def gather(self, block: nn.Module, whole: bool, result: MaskResult) -> list[_Read]:
@@ -137,7 +136,8 @@ class _Stream:
             with result.timed("forward"):
                 entering = arch.attention_input(block, x).to(self.dtype)
                 mixed = arch.mix(fast, entering, self.position)
-                between = arch.ffn_input(block, x + arch.attention_out(fast)(mixed)).to(self.dtype)
+                read = x if arch.parallel(block) else x + arch.attention_out(fast)(mixed)
+                between = arch.ffn_input(block, read).to(self.dtype)
                 active = arch.neurons(fast, between)
             with result.timed("statistics"):
                 for read, values in zip(reads, (entering, mixed, between, active), strict=True):
@@ -148,13 +148,14 @@ class _Stream:
         """Put the hidden states through a block, in place."""
         arch, fast = self.arch, copy.deepcopy(block).to(self.dtype)
         for x in self.parts:
+            entering = x.clone() if arch.parallel(block) else x
             x += arch.attention_out(fast)(
                 arch.mix(fast, arch.attention_input(block, x).to(self.dtype), self.position)
             )
-            x += arch.ffn_out(fast)(arch.neurons(fast, arch.ffn_input(block, x).to(self.dtype)))
+            x += arch.ffn_out(fast)(arch.neurons(fast, arch.ffn_input(block, entering).to(self.dtype)))
 
 
-def _matrices(arch: ModuleType, block: nn.Module, index: int) -> list[dict[str, nn.Linear]]:
+def _matrices(arch: Arch, block: nn.Module, index: int) -> list[dict[str, nn.Linear]]:
     """GGUF name -> matrix of a block, those that share an input together, in the order of `gather`."""
     attention, ffn = arch.writers(block)
     shared = (
@@ -193,7 +194,7 @@ def _check(matrices: list[dict[str, nn.Linear]], method: str, pattern: Pattern, 
 
 def mask_blocks(
     model: nn.Module,
-    arch: ModuleType,
+    arch: Arch,
     windows: Tensor,
     method: str,
     pattern: Pattern,

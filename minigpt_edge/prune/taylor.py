@@ -10,21 +10,21 @@ KV group the query heads of other groups; here each group has its own. Biases do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any
 
 import torch  # noqa: TID253 - imported on demand
 from torch import Tensor, nn  # noqa: TID253
 
+from minigpt_edge.archs.base import Arch
 from minigpt_edge.chunked_loss import chunked_cross_entropy
-from minigpt_edge.evaluate.perplexity import hidden_states
+from minigpt_edge.evaluate.perplexity import head_of, hidden_states
 
 MICRO_BATCH_TOKENS = 2048
 
 
 def unit_scores(
     model: Any,
-    arch: ModuleType,
+    arch: Arch,
     windows: Tensor,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[Tensor, Tensor]]:
@@ -56,24 +56,23 @@ def unit_scores(
             parameter.grad = gradient
 
 
-def _matrices(arch: ModuleType, block: Any) -> Iterable[nn.Linear]:
+def _matrices(arch: Arch, block: Any) -> Iterable[nn.Linear]:
     attention, ffn = arch.writers(block)
     return *attention, arch.attention_out(block), *ffn, arch.ffn_out(block)
 
 
 def _backward(model: Any, windows: Tensor, on_batch: Callable[[int, int], None]) -> None:
     """Add the gradients of the mean loss over `windows` to the parameters' that want one."""
-    head = model.get_output_embeddings().weight
     done = 0
     for batch in windows.split(max(1, MICRO_BATCH_TOKENS // windows.shape[1])):
-        hidden = hidden_states(model, batch[:, :-1]).flatten(0, 1)
+        hidden, head = head_of(model, hidden_states(model, batch[:, :-1]).flatten(0, 1))
         loss = chunked_cross_entropy(hidden, head, batch[:, 1:].flatten())
         (loss * (len(batch) / len(windows))).backward()
         done += len(batch)
         on_batch(done, len(windows))
 
 
-def _block_scores(arch: ModuleType, block: Any) -> tuple[Tensor, Tensor]:
+def _block_scores(arch: Arch, block: Any) -> tuple[Tensor, Tensor]:
     attention, ffn = arch.writers(block)
     return (
         _units(attention, arch.attention_out(block), arch.kv_groups(block)),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
@@ -20,6 +19,7 @@ from minigpt_edge_runtime.files import read_json
 if TYPE_CHECKING:
     import torch
 
+    from minigpt_edge.archs.base import Arch
     from minigpt_edge.calibrate import Wanted
 
 WIDTH_MULTIPLE = 32  # the block of the 32-wide quantization types
@@ -157,7 +157,7 @@ class Decision:
 
 def decide(
     model: Any,
-    arch: ModuleType,
+    arch: Arch,
     config: dict[str, Any],
     windows: torch.Tensor,
     settings: ShrinkSettings,
@@ -194,7 +194,7 @@ def decide(
 
 def _by_threshold(
     model: Any,
-    arch: ModuleType,
+    arch: Arch,
     windows: torch.Tensor,
     settings: ShrinkSettings,
     full: tuple[list[int], list[int]],
@@ -210,7 +210,7 @@ def _by_threshold(
 
 def _chooser(
     model: Any,
-    arch: ModuleType,
+    arch: Arch,
     config: dict[str, Any],
     windows: torch.Tensor,
     settings: ShrinkSettings,

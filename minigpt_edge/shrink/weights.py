@@ -200,8 +200,7 @@ def _with_biases(ready: Ready, arch: Any) -> Ready:
     from minigpt_edge.checkpoint import count_parameters
 
     before = count_parameters(ready.model)
-    arch.give_output_biases(ready.model)
-    config = {**ready.config, "attention_bias": True, "mlp_bias": True}
+    config = {**ready.config, **arch.give_output_biases(ready.model)}
     remove = ready.remove + count_parameters(ready.model) - before
     return dataclasses.replace(ready, config=config, remove=remove)
 
