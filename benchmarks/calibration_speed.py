@@ -26,8 +26,8 @@ def main() -> None:
     from minigpt_edge.calibrate import MICRO_BATCH_TOKENS
     from minigpt_edge.checkpoint import load_model
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.pipeline import WINDOW
     from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+    from minigpt_edge.settings import WINDOW
     from minigpt_edge.shrink.decide import ShrinkSettings
     from minigpt_edge.shrink.prepare import calibration_windows
     from minigpt_edge.shrink.weights import shrink

@@ -20,9 +20,9 @@ def main() -> None:
     from minigpt_edge import corpus, domains, models
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.evaluate.perplexity import evaluate
-    from minigpt_edge.pipeline import WINDOW
     from minigpt_edge.prune import METHODS
     from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+    from minigpt_edge.settings import WINDOW
     from minigpt_edge.shrink.decide import ShrinkSettings
     from minigpt_edge.shrink.prepare import CHECKPOINT
     from minigpt_edge.shrink.weights import shrink

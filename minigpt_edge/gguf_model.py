@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.archs import check_known
 from minigpt_edge.gguf_tokenizer import build_tokenizer
 from minigpt_edge.safetensors_stream import Tensor, write_float32
 from minigpt_edge_export.pretokenizers import by_name
@@ -50,7 +49,12 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
             tensors that a LLaMA model has not.
     """
     fields, reader = _open(path)
-    check_known(str(fields.get("general.architecture")))
+    architecture = str(fields.get("general.architecture"))
+    if architecture != "llama":
+        raise EdgeError(
+            f"{path}: GGUF files of the architecture {architecture!r} can't be read",
+            "give a llama one, or the model's Hugging Face directory",
+        )
     config = _config(fields, path)
     _write_tokenizer(fields, config, target)
     tensors = _tensors(reader, config, path)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minigpt_edge.archs import check_known
+from minigpt_edge.checkpoint import standard_names
 from minigpt_edge.safetensors_stream import Tensor, read_header, read_tensors, write_float32
+from minigpt_edge_export.families import BUFFERS, FAMILIES, Family
 from minigpt_edge_export.pretokenizers import check_byte_level, name_of
+from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, write_json, write_text
 
@@ -21,26 +26,25 @@ SMALL_FILES = (
     "chat_template.jinja",
     "README.md",
 )
-_NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a directory: the index's shards, or model.safetensors.
+    """The files of a directory's weights: model.safetensors or its shards, else pytorch_model.bin or its.
 
     Raises:
-        EdgeError: there are none (pickled weights are not read), or a shard is missing.
+        EdgeError: there are none, or a shard is missing.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        mapped = read_json(index).get("weight_map", {})
-        files = [folder / name for name in sorted(set(mapped.values()))]
-    else:
-        files = [folder / "model.safetensors"]
-    missing = [path.name for path in files if not path.is_file()]
-    if not missing and files:
-        return files
-    if index.is_file():
-        raise EdgeError(f"{folder} lacks {', '.join(missing)}", "download or copy the directory again")
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{weights}.index.json"
+        files = [folder / weights]
+        if index.is_file():
+            mapped = read_json(index).get("weight_map", {})
+            files = [folder / name for name in sorted(set(mapped.values()))]
+        missing = [path.name for path in files if not path.is_file()]
+        if not missing and files:
+            return files
+        if index.is_file():
+            raise EdgeError(f"{folder} lacks {', '.join(missing)}", "download or copy the directory again")
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise EdgeError(
@@ -94,20 +98,64 @@ def convert_directory(source: Path, target: Path) -> None:
             "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), or use another model",
         )
     tokenizer = read_json(source / "tokenizer.json")
+    if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
+        # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
+        tokenizer["normalizer"] = None
     check_byte_level(tokenizer)
     # A config that names it is believed; the export compares token ids with llama.cpp in any case.
     tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
     config = _explicit_config(source)
     config["minigpt_edge"] = {"tokenizer_pre": tokenizer_pre}
-    _copy_tokenizer(source, target, config)
-    tensors = [
-        t for path in weight_files(source) for t in read_tensors(path) if not _NOT_WEIGHTS.search(t.name)
-    ]
-    if config["tie_word_embeddings"]:
-        tensors = [tensor for tensor in tensors if tensor.name != "lm_head.weight"]
-    _check_complete(tensors, config, source)
-    write_float32(target / "model.safetensors", tensors)
+    _copy_tokenizer(source, target, config, tokenizer)
+    family = FAMILIES[config["model_type"]]
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        files = [_safe(path, Path(folder)) for path in weight_files(source)]
+        tensors = [t for path in files for t in read_tensors(path) if not BUFFERS.search(t.name)]
+        tensors = _with_prefix(tensors, family)
+        if config["tie_word_embeddings"]:
+            tensors = [tensor for tensor in tensors if tensor.name != f"{family.names['head']}.weight"]
+        write_float32(target / "model.safetensors", tensors)
     write_json(target / "config.json", config)
+    try:
+        read_checkpoint(target)
+    except EdgeError as error:
+        message = error.message.replace(str(target), str(source))
+        raise EdgeError(message, "download or copy the directory again") from error
+
+
+def _with_prefix(tensors: list[Tensor], family: Family) -> list[Tensor]:
+    """Names as `ForCausalLM` models have them; old checkpoints of GPT-2 and OPT lack the first part."""
+    prefix = family.names["embedding"].partition(".")[0] + "."
+    if any(tensor.name.startswith(prefix) for tensor in tensors):
+        return tensors
+    head = family.names["head"]
+    return [
+        tensor if tensor.name.startswith(head) else replace(tensor, name=prefix + tensor.name)
+        for tensor in tensors
+    ]
+
+
+def _safe(path: Path, folder: Path) -> Path:
+    """The file itself, or a safetensors copy of an old pickled one, read by torch's loader for weights alone.
+
+    Raises:
+        EdgeError: it holds anything but tensors, or is damaged.
+    """
+    if path.suffix == ".safetensors":
+        return path
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {name: tensor.contiguous().clone() for name, tensor in held.items()}
+        save_file(weights, folder / f"{path.name}.safetensors")
+    except Exception as error:  # torch, zipfile and pickle raise many kinds
+        raise EdgeError(
+            f"{path} can't be read as weights alone ({str(error).splitlines()[0][:200]})",
+            "convert it to safetensors where you trust it",
+        ) from error
+    return folder / f"{path.name}.safetensors"
 
 
 def _explicit_config(source: Path) -> dict[str, Any]:
@@ -121,18 +169,16 @@ def _explicit_config(source: Path) -> dict[str, Any]:
     for noise in ("_name_or_path", "transformers_version", "torch_dtype", "auto_map"):
         config.pop(noise, None)
     config["dtype"] = "float32"
-    config["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    config["architectures"] = config.get("architectures") or ["LlamaForCausalLM"]
-    return config
+    return standard_names(config)
 
 
-def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any]) -> None:
+def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content: dict[str, Any]) -> None:
     """Tokenizer, generation config and chat template; ids that the config lacks are filled in."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-        write_text(target / "tokenizer.json", (source / "tokenizer.json").read_text(encoding="utf-8"))
+        write_text(target / "tokenizer.json", json.dumps(content, ensure_ascii=False))
     except OSError as error:
         raise os_error(error, source / "tokenizer.json") from error
     except Exception as error:  # tokenizers raises plain Exception
@@ -164,24 +210,3 @@ def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any]) -> None:
     if (source / "generation_config.json").is_file():
         generation |= read_json(source / "generation_config.json")
     write_json(target / "generation_config.json", generation)
-
-
-def _check_complete(tensors: list[Tensor], config: dict[str, Any], source: Path) -> None:
-    """Every weight that the config promises must be there (built on no device, so it costs no memory)."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = {key: value for key, value in config.items() if key not in ("model_type", "minigpt_edge")}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings))
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if config["tie_word_embeddings"]:
-        wanted.pop("lm_head.weight", None)
-    found = {tensor.name: tensor.shape for tensor in tensors}
-    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
-        name = wrong[0]
-        raise EdgeError(
-            f"the weights in {source} do not fit config.json: {name} should be {wanted.get(name, 'absent')} "
-            f"and is {found.get(name, 'absent')} ({len(wrong)} such tensors)",
-            "download or copy the directory again",
-        )

@@ -184,6 +184,8 @@ def _from_hub(name: str, revision: str | None, cache: Path, offline: bool) -> Ba
     try:
         read_config(get(["config.json"]))  # refuses a foreign architecture before gigabytes are fetched
         folder = get(_HUB_FILES)
+        if not any(folder.glob("*.safetensors")):  # an old repository
+            folder = get(["pytorch_model*.bin", "pytorch_model.bin.index.json", *SMALL_FILES])
     except GatedRepoError as error:
         raise EdgeError(
             f"{at} asks for consent first", f"accept its terms on {hub.endpoint()}/{name}, then log in"

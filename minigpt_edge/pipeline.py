@@ -7,26 +7,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge import corpus, domains, models
+from minigpt_edge import archs, corpus, domains, models
 from minigpt_edge.console import Talk
 from minigpt_edge.packages import cache_dir
 from minigpt_edge.prune import STRUCTURED, get_method
-from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+from minigpt_edge.recipe import Recipe
+from minigpt_edge.settings import fitted_settings, given_plan, keep_terms, shrink_settings
 from minigpt_edge.shipping import Shipment, ship
-from minigpt_edge.shrink.decide import Limit, ShrinkSettings
 from minigpt_edge.shrink.prepare import CHECKPOINT
-from minigpt_edge.shrink.terms import read_terms
 from minigpt_edge.shrink.weights import PLAN, preview, shrink
 from minigpt_edge.stage import Stage, locked, run_stage
 from minigpt_edge_export.targets import parse_target
-from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_file
-
-WINDOW = 512  # tokens of a calibration window
 
 _PRUNE_CODE = (
     "minigpt_edge.allocate",
-    "minigpt_edge.archs.llama",
+    "minigpt_edge.archs",
+    "minigpt_edge.archs.base",
     "minigpt_edge.attention",
     "minigpt_edge.calibrate",
     "minigpt_edge.checkpoint",
@@ -201,76 +199,31 @@ def _quality_text(quality: dict[str, Any]) -> str:
     )
 
 
-def shrink_settings(recipe: Recipe) -> ShrinkSettings:
-    """What a recipe says of pruning, the method's own choices filled in."""
-    method = get_method(recipe.method)
-    pattern = recipe.pattern or method.patterns[0]
-    sparsity = PAPER_SPARSITY if recipe.sparsity is None else recipe.sparsity
-    if ":" in pattern and recipe.sparsity is None:
-        n, m = pattern.split(":")
-        sparsity = int(n) / int(m)
-    target = next((name for name in recipe.targets if name.startswith("gguf")), recipe.targets[0])
-    limit = None
-    for kind, value in (
-        ("bytes", recipe.max_size),
-        ("parameters", recipe.max_params),
-        ("speedup", recipe.min_speedup),
-    ):
-        limit = Limit(kind, value, target) if value is not None else limit
-    compensation = {None: None, True: "least_squares", False: "none"}[recipe.refit]
-    return ShrinkSettings(
-        sparsity=sparsity,
-        method=recipe.method,
-        widths=recipe.widths or method.widths,
-        min_count=recipe.min_count,
-        calibration_tokens=recipe.calibration_tokens,
-        window=WINDOW,
-        seed=recipe.seed,
-        threads=recipe.threads,
-        pattern=pattern,
-        compensation=compensation,
-        limit=limit,
-        threshold=recipe.threshold,
-        reductions=recipe.reductions or "",
-        embedding_threshold=recipe.embedding_threshold,
-    )
-
-
 def plan_only(recipe: Recipe, talk: Talk) -> dict[str, Any]:
     """What a build would keep of each block and how large its files would be; see `weights.preview`."""
     sources, work = corpus_sources(recipe), recipe.work or cache_dir() / "work"
     gguf = [name for name in recipe.targets if parse_target(name).format == "gguf"]
-    settings = shrink_settings(recipe)
-    if settings.pattern != STRUCTURED:
+    if shrink_settings(recipe).pattern != STRUCTURED:
         raise UsageError("--dry-run is for methods that remove units", "leave it out")
     with locked(work):
         base = models.resolve_model(recipe.model, offline=recipe.offline)
         text = corpus_stage(work, recipe, base, sources, talk)
+        settings = fitted_settings(recipe, base, talk)
         return preview(
             base.path,
             base.fingerprint,
             corpus.read_split(text.path, "train"),
             settings,
             gguf,
-            plan=_given_plan(recipe),
-            terms=_terms(recipe),
+            plan=given_plan(recipe),
+            terms=keep_terms(recipe),
             on_progress=lambda what, done, total: talk.step(f"plan: {what}", done, total),
         )
 
 
-def _terms(recipe: Recipe) -> list[str]:
-    return read_terms(recipe.keep_tokens) if recipe.keep_tokens else []
-
-
-def _given_plan(recipe: Recipe) -> Path | None:
-    if recipe.plan and not recipe.plan.is_file():
-        raise EdgeError(f"there is no plan {recipe.plan}", "check --plan")
-    return recipe.plan
-
-
 def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage, talk: Talk) -> Stage:
     """The pruned checkpoint, its plan and the importance matrix."""
-    settings, terms, plan = shrink_settings(recipe), _terms(recipe), _given_plan(recipe)
+    settings, terms, plan = fitted_settings(recipe, base, talk), keep_terms(recipe), given_plan(recipe)
 
     def make(out: Path) -> dict[str, Any]:
         metrics = shrink(
@@ -296,7 +249,7 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
             "corpus": text.digest,
             **({"plan": sha256_file(plan)} if plan else {}),
         },
-        code=(*_PRUNE_CODE, get_method(recipe.method).module, *EVALUATE_CODE),
+        code=(*_PRUNE_CODE, *archs.code_of(base.path), get_method(recipe.method).module, *EVALUATE_CODE),
         make=make,
     )
     kept = stage.metrics["parameters"]

@@ -22,7 +22,7 @@ FORBIDDEN = {
     r"trust_remote_code\s*=\s*True": "a model's own code is never run",
     r"^\s*(import|from)\s+(pickle|dill|cloudpickle|joblib)\b": "a pickle runs code when it is read",
     r"\b(pickle|dill|joblib)\.loads?\(": "a pickle runs code when it is read",
-    r"\btorch\.load\(": "torch.load reads pickles; use safetensors",
+    r"\btorch\.load\((?!.*weights_only=True)": "torch.load reads pickles; use safetensors",
     r"allow_pickle\s*=\s*True": "a pickle runs code when it is read",
     r"\byaml\.(load|unsafe_load|full_load)\((?!.*Safe)": "use a safe YAML loader",
     r"(?<![\w.])(?<!def )(eval|exec)\(": "text is not code",

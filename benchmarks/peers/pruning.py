@@ -46,10 +46,11 @@ MODEL = "model"
 
 def windows(bench: methods.Bench) -> Any:
     """The calibration windows of methods that only score, int64 [64, 512], in the base model's tokens."""
-    from minigpt_edge import corpus, pipeline
+    from minigpt_edge import corpus
+    from minigpt_edge.settings import shrink_settings
     from minigpt_edge.shrink.prepare import calibration_windows
 
-    settings = pipeline.shrink_settings(bench.recipe)
+    settings = shrink_settings(bench.recipe)
     tokens = dataclasses.replace(settings, calibration_tokens=methods.PUBLISHED_TOKENS)
     documents = corpus.read_split(bench.text.path, "train")
     return calibration_windows(documents, bench.base.path, bench.base.document_start, tokens)

@@ -156,7 +156,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi": Family(
         {
-            **_LLAMA_NAMES,
+            **{part: name for part, name in _LLAMA_NAMES.items() if part != "gate"},
             "norm": "model.final_layernorm",
             "attention_output": "self_attn.dense",
             "up": "mlp.fc1",

@@ -91,7 +91,7 @@ def layout_of(decoder: Decoder) -> Layout:
         return Layout("llama" if kind == "llama" and decoder.uniform else "deci", paired=True)
     if kind == "qwen2":
         return Layout("qwen2")
-    if kind == "qwen3" and not decoder.uniform and decoder.tied and not style.biased:
+    if kind == "qwen3" and not decoder.uniform and takes_uneven(decoder):
         return Layout("openelm", joined=True)
     if len({(block.heads, block.kv_heads) for block in decoder.blocks}) > 1:
         raise EdgeError(
@@ -111,6 +111,14 @@ def layout_of(decoder: Decoder) -> Layout:
     if kind == "gpt_neox":
         return Layout("gptneox", joined=True, width=width, biased=biased, own_head=True)
     return Layout("gpt2", joined=True, width=width, biased=biased, relu=style.activation == "relu")
+
+
+def takes_uneven(decoder: Decoder) -> bool:
+    """Whether llama.cpp runs such a decoder with blocks that differ in width and lack KV groups."""
+    style = decoder.style
+    return decoder.model_type in ("llama", "qwen2") or (
+        decoder.model_type == "qwen3" and decoder.tied and not style.biased
+    )
 
 
 @dataclass(frozen=True)

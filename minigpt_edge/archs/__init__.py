@@ -7,9 +7,11 @@ exported, is in `minigpt_edge_export.families`.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json
 
 if TYPE_CHECKING:
     from minigpt_edge.archs.base import Arch
@@ -40,3 +42,13 @@ def load_arch(model_type: str) -> Arch:
     module, _, name = _ARCHS[model_type].partition(".")
     found: Arch = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return found
+
+
+def code_of(checkpoint: Path) -> tuple[str, ...]:
+    """The modules that only a checkpoint's architecture uses."""
+    from minigpt_edge_export.families import FAMILIES
+
+    model_type = read_json(checkpoint / "config.json")["model_type"]
+    check_known(model_type)
+    own = f"{__name__}.{_ARCHS[model_type].partition('.')[0]}"
+    return (own, f"{__name__}.joined") if FAMILIES[model_type].joined else (own,)

@@ -13,10 +13,6 @@ from minigpt_edge.archs.base import Arch
 class Phi(Arch):
     model_type, config_class, model_class = "phi", PhiConfig, PhiForCausalLM
 
-    def __init__(self) -> None:
-        super().__init__()
-        del self.names["gate"]
-
     def parallel(self, block: nn.Module) -> bool:
         return True
 

@@ -149,7 +149,7 @@ class Reducer:
     def __init__(self, model: Any, arch: Arch) -> None:
         self.model, self.arch = model, arch
         self._blocks = arch.blocks(model)
-        self._names = FAMILIES[model.config.model_type].names
+        self._names = FAMILIES[model.config.model_type].names  # as checkpoints have them, factors too
         self._dense: dict[str, _Dense] = {}
 
     @property
@@ -186,7 +186,12 @@ class Reducer:
             raise UsageError(
                 f"the model has no block {reduction.block}", f"its blocks are 0 to {self.blocks - 1}"
             )
-        paths = [self._names[PARTS[part]] for part in reduction.parts]
+        paths = [self._names[PARTS[part]] for part in reduction.parts if PARTS[part] in self._names]
+        if not paths:
+            raise UsageError(
+                f"{self.model.config.model_type} models have no matrix {reduction.matrix!r} of their own",
+                "name another one",
+            )
         block, prefix = self._blocks[reduction.block], self._names["block"].format(index=reduction.block)
         return [(prefix + path, block.get_submodule(path).weight) for path in paths]
 

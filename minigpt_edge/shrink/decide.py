@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
-from minigpt_edge.plan import Plan
+from minigpt_edge.plan import BlockPlan, Plan
 from minigpt_edge.prune import Method
 from minigpt_edge.shrink import vocabulary
 from minigpt_edge.shrink.trim import config_token_ids
@@ -55,6 +55,7 @@ class ShrinkSettings:
         widths: "free", "equal" or "global"; see `Method.widths`.
         min_count: tokens seen less often go; 0 keeps all.
         reductions: of the method laser, such as "26:up:0.1"; "" searches.
+        whole_attention: no KV group goes, since a target could not carry it.
         embedding_threshold: tokens whose share of the training tokens is not above it go; None for min_count.
     """
 
@@ -72,6 +73,7 @@ class ShrinkSettings:
     threshold: float | None = None
     reductions: str = ""
     embedding_threshold: float | None = None
+    whole_attention: bool = False
     width_multiple: int = WIDTH_MULTIPLE
 
     @property
@@ -111,7 +113,7 @@ def choose_vocabulary(
         )
     if settings.widths == "equal":
         left = remove - gone * row
-        taken = _taken(config, _equal(config, left, settings.width_multiple, up=True))
+        taken = _taken(config, _equal(config, left, settings, up=True))
         return tuple(choose(size=config["vocab_size"] - max(0, remove - taken) // row))
     return tuple(tokens)
 
@@ -121,17 +123,20 @@ def row_parameters(config: dict[str, Any]) -> int:
     return int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
 
 
-def _equal(config: dict[str, Any], remove: int, multiple: int, *, up: bool = False) -> tuple[int, int]:
+def _equal(
+    config: dict[str, Any], remove: int, settings: ShrinkSettings, *, up: bool = False
+) -> tuple[int, int]:
     """(width, KV groups) of all blocks that remove about, or with `up` at least, `remove` parameters.
 
     KV groups go by the share of the blocks' parameters that goes; FFN neurons give the rest.
     """
+    multiple = settings.width_multiple
     neuron, group, _ = archs.load_arch(config["model_type"]).block_parameters(config)
     width, groups, blocks = (
         config[key] for key in ("intermediate_size", "num_key_value_heads", "num_hidden_layers")
     )
     share = max(0.0, remove / (blocks * (width * neuron + groups * group)))
-    kept = max(1, groups - int(share * groups))
+    kept = groups if settings.whole_attention else max(1, groups - int(share * groups))
     steps = (remove / blocks - (groups - kept) * group) / (neuron * multiple)
     left = width - max(0, -int(-steps // 1) if up else round(steps)) * multiple
     if left < multiple:
@@ -182,6 +187,10 @@ def decide(
     full = [config["intermediate_size"]] * blocks, [config["num_key_value_heads"]] * blocks
     neuron, _, _ = arch.block_parameters(config)
     if plan:
+        if settings.whole_attention and any(len(b.kv_groups) < full[1][0] for b in plan.blocks):
+            raise EdgeError(
+                "the plan removes KV groups, which a target can't carry", "leave GGUF targets out"
+            )
         return Decision(Wanted(*full, exact=plan.blocks))
     if settings.threshold is not None:
         return Decision(_by_threshold(model, arch, windows, settings, full, on_progress))
@@ -205,7 +214,10 @@ def _by_threshold(
     from minigpt_edge.prune.contextual import mean_l1
 
     scores = score_blocks(model, arch, windows, mean_l1, partial(on_progress, "activations"))
-    return Wanted(*full, exact=threshold_plan(scores, settings.threshold or 0.0, settings.width_multiple))
+    exact = threshold_plan(scores, settings.threshold or 0.0, settings.width_multiple)
+    if settings.whole_attention:
+        exact = tuple(BlockPlan(tuple(range(full[1][0])), block.neurons) for block in exact)
+    return Wanted(*full, exact=exact)
 
 
 def _chooser(
@@ -245,7 +257,7 @@ def _chooser(
         if settings.widths == "free":
             widths, kept = allocate(costs, neuron, group, remove, min_width=4 * multiple, slack=slack)
         else:
-            width, groups = _equal(config, remove, multiple)
+            width, groups = _equal(config, remove, settings)
             widths, kept = [width] * blocks, [groups] * blocks
         exact = None
         if scores:

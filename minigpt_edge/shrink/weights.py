@@ -291,8 +291,9 @@ def _reduce_ranks(ready: Ready, arch: Any, settings: ShrinkSettings, on_progress
     wanted = laser.parse_reductions(settings.reductions) if settings.reductions else []
     if not wanted:
         texts = windows[: max(1, SENSITIVITY_TOKENS // windows.shape[1])].tolist()
+        matrices = [name for name in ("gate", "up", "down") if name in arch.names]
         probe, reducer = Probe(model, arch, texts, [1] * len(texts)), laser.Reducer(model, arch)
-        tried = laser.candidates(range(reducer.blocks // 2, reducer.blocks), ("gate", "up", "down"))
+        tried = laser.candidates(range(reducer.blocks // 2, reducer.blocks), matrices)
         trials = laser.search(reducer, probe.likelihood, tried, partial(on_progress, "single reductions"))
         matrix = trials[0].reduction.matrix
         found = laser.compose(reducer, probe.likelihood, matrix, on_step=partial(on_progress, "composition"))

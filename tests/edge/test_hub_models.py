@@ -143,7 +143,7 @@ def test_a_hub_model_is_fetched_and_serves_without_the_hub(
 def test_a_foreign_hub_model_is_refused_before_its_weights_come(
     serve: functools.partial[None], model_dir: Path, tmp_path: Path
 ) -> None:
-    serve(changed(model_dir, tmp_path / "phi", "config.json", {"model_type": "phi"}))
-    with pytest.raises(EdgeError, match="'phi' is not known"):
+    serve(changed(model_dir, tmp_path / "other", "config.json", {"model_type": "mamba"}))
+    with pytest.raises(EdgeError, match="'mamba' is not known"):
         resolve_model("org/tiny", cache=tmp_path)
     assert not list((tmp_path / "hub").rglob("model.safetensors"))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_foreign_files_and_names_are_refused(model_dir: Path, tmp_path: Path) ->
     cases: list[tuple[str, type[EdgeError], str]] = []
     (tmp_path / "notes.gguf").write_text("not a model")
     cases.append((str(tmp_path / "notes.gguf"), EdgeError, "not a GGUF"))
-    cases.append((str(tiny_gguf(tmp_path / "a.gguf", arch="qwen2")), EdgeError, "'qwen2' is not known"))
+    cases.append((str(tiny_gguf(tmp_path / "a.gguf", arch="qwen2")), EdgeError, "'qwen2' can't be read"))
     cases.append((str(tiny_gguf(tmp_path / "b.gguf", model="llama")), EdgeError, "SentencePiece"))
     cases.append((str(tiny_gguf(tmp_path / "c.gguf", pre="viking")), EdgeError, "'viking' is not known"))
     cases.append((str(tiny_gguf(tmp_path / "d.gguf", pre=None)), EdgeError, "does not name"))
@@ -186,15 +187,15 @@ def test_foreign_files_and_names_are_refused(model_dir: Path, tmp_path: Path) ->
 def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path: Path) -> None:
     sentencepiece = {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}
     cases = [
-        (changed(model_dir, tmp_path / "1", "config.json", {"model_type": "phi"}), "'phi' is not known"),
+        (changed(model_dir, tmp_path / "1", "config.json", {"model_type": "mamba"}), "'mamba' is not known"),
         (
             changed(model_dir, tmp_path / "2", "tokenizer.json", {"model": sentencepiece}),
             "not a plain byte-level BPE",
         ),
-        (changed(model_dir, tmp_path / "3", "tokenizer.json", {"normalizer": {"type": "NFC"}}), "NFC"),
+        (changed(model_dir, tmp_path / "3", "tokenizer.json", {"normalizer": {"type": "NFKC"}}), "NFKC"),
         (
             changed(model_dir, tmp_path / "4", "config.json", {"num_hidden_layers": 3}),
-            "do not fit config.json",
+            "do not fit its config.json",
         ),
         (
             changed(
@@ -205,7 +206,7 @@ def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path:
     ]
     pickled = shutil.copytree(model_dir, tmp_path / "6")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    cases.append((pickled, "pickle"))
+    cases.append((pickled, "can't be read as weights alone"))
     cut = shutil.copytree(model_dir, tmp_path / "7")
     (cut / "model.safetensors").write_bytes((model_dir / "model.safetensors").read_bytes()[:-10])
     cases.append((cut, "ends before its last tensor"))
@@ -214,6 +215,34 @@ def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path:
     for folder, message in cases:
         with pytest.raises(EdgeError, match=message):
             resolve_model(str(folder), cache=tmp_path / "cache")
+
+
+def test_old_pickled_weights_are_read_as_weights_alone(model_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
+
+    weights = load_torch(model_dir / "model.safetensors")
+    old = shutil.copytree(model_dir, tmp_path / "old")
+    (old / "model.safetensors").unlink()
+    torch.save(weights, old / "pytorch_model.bin")
+    made = resolve_model(str(old), cache=tmp_path / "cache")
+    found = load_torch(made.path / "model.safetensors")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name].float()) for name in weights)
+    torch.save({"a": Trap()}, old / "pytorch_model.bin")
+    with pytest.raises(EdgeError, match="can't be read as weights alone"):
+        resolve_model(str(old), cache=tmp_path / "cache")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_llama_cpp_does_not_do_to_text_is_left_out(model_dir: Path, tmp_path: Path) -> None:
+    folder = changed(model_dir, tmp_path / "nfc", "tokenizer.json", {"normalizer": {"type": "NFC"}})
+    made = resolve_model(str(folder), cache=tmp_path / "cache")
+    assert json.loads(made.tokenizer.read_text())["normalizer"] is None
 
 
 def test_the_default_comes_from_its_package(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 TEXT = (
     "the licensee shall not distribute copy modify or sublicense any part of the work without prior "
@@ -30,11 +31,16 @@ def write_corpus(folder: Path, documents: int = 60, words: int = 260) -> Path:
     return folder
 
 
-def write_model(folder: Path, corpus: Path, *, blocks: int = 4) -> Path:
-    """A random LLaMA with a byte-level BPE trained on the corpus, as a Hugging Face directory."""
+def write_model(folder: Path, corpus: Path, *, blocks: int = 4, config: Any = None) -> Path:
+    """A random model with a byte-level BPE trained on the corpus, as a Hugging Face directory.
+
+    Args:
+        config: transformers' configuration but for the vocabulary and its ids; by default a LLaMA's of so
+            many blocks.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,8 +55,7 @@ def write_model(folder: Path, corpus: Path, *, blocks: int = 4) -> Path:
     rare = ["a quick brown fox jumps over lazy dogs and zebras", "quantum chromodynamics of hadrons"] * 20
     tokenizer.train_from_iterator(texts + rare, trainer)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+    config = config or LlamaConfig(
         hidden_size=32,
         intermediate_size=1024,
         num_hidden_layers=blocks,
@@ -59,10 +64,10 @@ def write_model(folder: Path, corpus: Path, *, blocks: int = 4) -> Path:
         head_dim=16,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config.vocab_size = tokenizer.get_vocab_size()
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 2, None
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
