@@ -12,7 +12,7 @@ from minigpt_edge.archs import check_known
 from minigpt_edge.checkpoint import standard_names
 from minigpt_edge.safetensors_stream import Tensor, read_header, read_tensors, write_float32
 from minigpt_edge_export.families import BUFFERS, FAMILIES, Family
-from minigpt_edge_export.pretokenizers import check_byte_level, name_of
+from minigpt_edge_export.pretokenizers import check_tokenizer, name_of
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, write_json, write_text
@@ -94,14 +94,14 @@ def convert_directory(source: Path, target: Path) -> None:
     config = read_config(source)
     if not (source / "tokenizer.json").is_file():
         raise EdgeError(
-            f"{source} has no tokenizer.json, so its tokenizer is not a byte-level BPE that can be read",
+            f"{source} has no tokenizer.json, so its tokenizer can't be read",
             "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), or use another model",
         )
     tokenizer = read_json(source / "tokenizer.json")
     if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
         # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
         tokenizer["normalizer"] = None
-    check_byte_level(tokenizer)
+    check_tokenizer(tokenizer)
     # A config that names it is believed; the export compares token ids with llama.cpp in any case.
     tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
     config = _explicit_config(source)

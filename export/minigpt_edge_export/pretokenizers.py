@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt_edge_export.sentencepiece import check_sentencepiece, is_sentencepiece
 from minigpt_edge_runtime.errors import EdgeError
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -85,9 +86,12 @@ def name_of(tokenizer: dict[str, Any]) -> str:
     """The llama.cpp name for a `tokenizer.json` (as parsed JSON).
 
     Raises:
-        EdgeError: it is not a byte-level BPE, or splits text in a way that llama.cpp has no name for here.
+        EdgeError: it is neither a byte-level BPE nor a SentencePiece BPE, or splits text in a way that
+            llama.cpp has no name for here.
     """
-    check_byte_level(tokenizer)
+    check_tokenizer(tokenizer)
+    if is_sentencepiece(tokenizer):
+        return "default"
     for name, known in PRE_TOKENIZERS.items():
         if has_form(tokenizer, known):
             return name
@@ -105,8 +109,8 @@ def check_byte_level(tokenizer: dict[str, Any]) -> None:
     marks = [
         name for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(name)
     ]
-    if model.get("type") != "BPE" or model.get("byte_fallback") or last != "ByteLevel" or marks:
-        kind = "SentencePiece-style BPE" if model.get("byte_fallback") else model.get("type") or "unknown"
+    if model.get("type") != "BPE" or last != "ByteLevel" or marks:
+        kind = model.get("type") or "unknown"
         raise EdgeError(
             f"the tokenizer is not a plain byte-level BPE ({', '.join([kind, *marks])})",
             "use a model with a byte-level BPE tokenizer, such as SmolLM2 or Llama 3",
@@ -117,6 +121,14 @@ def check_byte_level(tokenizer: dict[str, Any]) -> None:
             f"the tokenizer first rewrites text ({normalizer.get('type')}), which GGUF can't express",
             "use a model whose tokenizer has no normalizer",
         )
+
+
+def check_tokenizer(tokenizer: dict[str, Any]) -> None:
+    """Raise EdgeError unless a `tokenizer.json` (parsed) is of a kind that llama.cpp reads the same way."""
+    if is_sentencepiece(tokenizer):
+        check_sentencepiece(tokenizer)
+    else:
+        check_byte_level(tokenizer)
 
 
 def _raw_steps(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A Hugging Face byte-level BPE tokenizer as the fields of a GGUF file.
+"""A Hugging Face tokenizer, byte-level BPE or SentencePiece BPE, as the fields of a GGUF file.
 
 The stock converter recognises a tokenizer by a hash of token ids, which a trimmed vocabulary changes. Here
 the way text is split is read from tokenizer.json, or from config.json (minigpt_edge.tokenizer_pre) and
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.pretokenizers import PRE_TOKENIZERS, check_byte_level, has_form, name_of
+from minigpt_edge_export.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
+from minigpt_edge_export.sentencepiece import BYTES, is_sentencepiece, scores
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
 
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
     from tokenizers import Tokenizer
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 _ROLES = ("bos", "eos", "unk", "pad")
 
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """A tokenizer as llama.cpp reads it: ids are the positions in `tokens`."""
+    """A tokenizer as llama.cpp reads it: ids are the positions in `tokens`.
+
+    `scores` are there for a SentencePiece BPE, which has no `merges` in a file.
+    """
 
     tokens: tuple[str, ...]
     types: tuple[int, ...]
@@ -36,19 +40,23 @@ class GgufTokenizer:
     adds_bos: bool
     adds_eos: bool
     chat_template: str | None
+    scores: tuple[float, ...] = ()
 
     def write(self, writer: GGUFWriter) -> None:
         """Add the fields to a GGUF file that is being written."""
-        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_model("llama" if self.scores else "gpt2")
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
+        if self.scores:
+            writer.add_token_scores(self.scores)
         writer.add_token_types(self.types)
-        writer.add_token_merges(self.merges)
+        if not self.scores:
+            writer.add_token_merges(self.merges)
         for role, index in self.special_ids.items():
             getattr(writer, f"add_{role}_token_id")(index)
         writer.add_add_bos_token(self.adds_bos)
         writer.add_add_eos_token(self.adds_eos)
-        writer.add_add_space_prefix(False)
+        writer.add_add_space_prefix(bool(self.scores))
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
 
@@ -62,16 +70,19 @@ def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
         vocab_size: rows of the embedding; rows without a token become unused "[PADn]" tokens.
 
     Raises:
-        EdgeError: a file is missing or damaged, the tokenizer is no byte-level BPE or splits text in an
+        EdgeError: a file is missing or damaged, the tokenizer is of an unknown kind or splits text in an
             unknown way, or there are more tokens than rows.
     """
     path = directory / "tokenizer.json"
     data = read_json(path)
     config = read_json(directory / "config.json")
     settings = _optional_json(directory / "tokenizer_config.json")
-    check_byte_level(data)
+    check_tokenizer(data)
+    pieces = is_sentencepiece(data)
     tokenizer = open_tokenizer(path)
     tokens, types = _vocabulary(tokenizer, vocab_size, path)
+    if pieces:
+        types = _piece_types(tokens, types, data["model"].get("unk_token"))
     special = _special_ids(
         tokens, settings, [_optional_json(directory / "generation_config.json"), config], path
     )
@@ -87,12 +98,13 @@ def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
     return GgufTokenizer(
         tokens=tuple(tokens),
         types=tuple(types),
-        merges=_merges(data["model"], path),
+        merges=() if pieces else _merges(data["model"], path),
         pre=_pre(data, config, path),
         special_ids={role: special[role] for role in _ROLES if role in special},
         adds_bos=bool(prefix),
         adds_eos=bool(suffix),
         chat_template=_chat_template(directory, settings),
+        scores=tuple(scores(data, tokens)) if pieces else (),
     )
 
 
@@ -103,7 +115,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 def _pre(data: dict[str, Any], config: dict[str, Any], path: Path) -> str:
     """llama.cpp's name for how text is split: the recorded one if it fits, else the recognised one."""
     recorded = (config.get("minigpt_edge") or {}).get("tokenizer_pre")
-    if recorded is None:
+    if recorded is None or is_sentencepiece(data):
         return name_of(data)
     known = PRE_TOKENIZERS.get(recorded)
     if known is not None and not has_form(data, known):
@@ -140,6 +152,12 @@ def _vocabulary(tokenizer: Tokenizer, vocab_size: int, path: Path) -> tuple[list
         tokens.append(text)
         types.append(kinds.get(index, NORMAL) if index in by_id else UNUSED)
     return tokens, types
+
+
+def _piece_types(tokens: list[str], types: list[int], unknown: str | None) -> list[int]:
+    """Types with those that only a SentencePiece vocabulary has."""
+    own: dict[str | None, int] = {**dict.fromkeys(BYTES, BYTE), unknown: UNKNOWN}
+    return [own.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
 
 
 def _merges(model: dict[str, Any], path: Path) -> tuple[str, ...]:

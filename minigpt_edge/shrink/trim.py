@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.shrink.vocabulary import open_tokenizer, read_merges, unreachable_tokens
+from minigpt_edge.shrink.vocabulary import alphabet, open_tokenizer, read_merges, unreachable_tokens
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, write_json
 
@@ -76,7 +76,7 @@ def trim_json(tokenizer_json: dict[str, Any], kept: Sequence[int]) -> tuple[dict
         the new tokenizer.json, and int64 [highest old id + 1] with -1 for dropped.
 
     Raises:
-        EdgeError: not a byte-level BPE; ids that are not ascending or do not exist; a byte symbol or an
+        EdgeError: no BPE that can be trimmed; ids that are not ascending or do not exist; a byte symbol or an
             added token is missing; or a kept token can't be built from the kept ones.
     """
     import numpy as np
@@ -105,8 +105,6 @@ def trim_json(tokenizer_json: dict[str, Any], kept: Sequence[int]) -> tuple[dict
 
 def _check_ids(tokenizer_json: dict[str, Any], ids: dict[str, int], kept: Sequence[int]) -> None:
     """EdgeError unless the kept ids are ascending ids of tokens, with all byte symbols and added tokens."""
-    from tokenizers import pre_tokenizers
-
     present, chosen = set(ids.values()), set(kept)
     if sorted(chosen) != list(kept) or not chosen <= present:
         wrong = sorted(chosen - present)[:5]
@@ -115,7 +113,7 @@ def _check_ids(tokenizer_json: dict[str, Any], ids: dict[str, int], kept: Sequen
             "use the plan that was made for this model",
         )
     must = {token["content"] for token in tokenizer_json["added_tokens"]}
-    must |= set(pre_tokenizers.ByteLevel.alphabet())
+    must |= set(alphabet(tokenizer_json))
     must |= {tokenizer_json["model"].get("unk_token")}
     lost = sorted(text for text in must & ids.keys() if ids[text] not in chosen)
     if lost:

@@ -1,4 +1,4 @@
-"""Trims a byte-level BPE vocabulary: chooses which tokens stay, and rewrites tokenizer.json with new ids.
+"""Trims a BPE vocabulary, byte-level or SentencePiece: chooses which tokens stay.
 
 A token can only be made if every token on the way to it is there too. So what is kept is always closed:
 a token stays as long as one that stays is built from it. Bytes never go, so no text is ever lost.
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.pretokenizers import check_byte_level
+from minigpt_edge_export.pretokenizers import check_tokenizer
+from minigpt_edge_export.sentencepiece import BYTES, SPACE, is_sentencepiece
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -27,14 +28,16 @@ BATCH = 64  # documents encoded at once
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How the tokens of a byte-level BPE are built. Ids are those the `tokenizers` library gives.
+    """How the tokens of a BPE are built. Ids are those the `tokenizers` library gives.
 
     Attributes:
         ids: text of every token, added ones too, to its id.
-        byte_symbols: ids of the byte symbols there are (some models lack bytes that UTF-8 hardly uses).
+        byte_symbols: ids of the byte symbols there are (some models lack bytes that UTF-8 hardly uses), or
+            of SentencePiece's byte tokens and its space.
         added: ids of special and other added tokens, and of the unknown token if there is one.
         parts: token -> the two tokens of the last merge that BPE does to build it.
-        pieces: token -> what its text becomes without it: its parts, or what BPE makes of it otherwise.
+        pieces: token -> what its text becomes without it: its parts, what BPE makes of it otherwise, or its
+            bytes.
         rank: token -> rank of its last merge.
     """
 
@@ -55,11 +58,11 @@ def open_tokenizer(tokenizer_json: dict[str, Any]) -> Tokenizer:
     """A parsed tokenizer.json as a tokenizer that neither cuts nor pads.
 
     Raises:
-        EdgeError: it is damaged, or not a byte-level BPE (SentencePiece, WordPiece, Unigram ...).
+        EdgeError: it is damaged, or no BPE that llama.cpp reads the same way (WordPiece, Unigram ...).
     """
     from tokenizers import Tokenizer
 
-    check_byte_level(tokenizer_json)
+    check_tokenizer(tokenizer_json)
     try:
         tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json, ensure_ascii=False))
     except Exception as error:  # tokenizers raises plain Exception
@@ -99,8 +102,6 @@ def read_vocabulary(tokenizer_json: dict[str, Any]) -> Vocabulary:
     Raises:
         EdgeError: it is damaged, not a byte-level BPE, or gives two tokens one id.
     """
-    from tokenizers import pre_tokenizers
-
     tokenizer, model = open_tokenizer(tokenizer_json), tokenizer_json["model"]
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if len(set(ids.values())) != len(ids):
@@ -116,9 +117,20 @@ def read_vocabulary(tokenizer_json: dict[str, Any]) -> Vocabulary:
         if len(made) == 1 and last is not None:
             parts[ids[text]] = pieces[ids[text]] = (ids[last[0]], ids[last[1]])
             rank[ids[text]] = ranks[last]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    symbols = frozenset(ids[symbol] for symbol in alphabet if symbol in model["vocab"])
+    for text in model["vocab"] if is_sentencepiece(tokenizer_json) else ():
+        if len(text) == 1:
+            pieces[ids[text]] = tuple(ids[BYTES[byte]] for byte in text.encode())
+    symbols = frozenset(ids[symbol] for symbol in alphabet(tokenizer_json) if symbol in model["vocab"])
     return Vocabulary(ids, symbols, frozenset(added), parts, pieces, rank)
+
+
+def alphabet(tokenizer_json: dict[str, Any]) -> list[str]:
+    """The tokens that spell any text: they never go."""
+    from tokenizers import pre_tokenizers
+
+    if is_sentencepiece(tokenizer_json):
+        return [*BYTES, SPACE]
+    return list(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _merge(text: str, ranks: dict[tuple[str, str], int]) -> tuple[list[str], tuple[str, str] | None]:
@@ -294,6 +306,8 @@ def describe_trim(
 def missing_bytes(tokenizer: Tokenizer) -> list[str]:
     """Byte values, as hex, that have no symbol in the vocabulary: text with them is lost, trimmed or not."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    if BYTES[0] in vocabulary:
+        return []
     return [f"{byte:02x}" for byte, symbol in enumerate(_byte_symbols()) if symbol not in vocabulary]
 
 

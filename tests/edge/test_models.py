@@ -186,12 +186,14 @@ def test_foreign_files_and_names_are_refused(model_dir: Path, tmp_path: Path) ->
 
 def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path: Path) -> None:
     sentencepiece = {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}
+    unigram = {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}
     cases = [
         (changed(model_dir, tmp_path / "1", "config.json", {"model_type": "mamba"}), "'mamba' is not known"),
         (
-            changed(model_dir, tmp_path / "2", "tokenizer.json", {"model": sentencepiece}),
+            changed(model_dir, tmp_path / "2", "tokenizer.json", {"model": unigram}),
             "not a plain byte-level BPE",
         ),
+        (changed(model_dir, tmp_path / "9", "tokenizer.json", {"model": sentencepiece}), "lacks <0x00>"),
         (changed(model_dir, tmp_path / "3", "tokenizer.json", {"normalizer": {"type": "NFKC"}}), "NFKC"),
         (
             changed(model_dir, tmp_path / "4", "config.json", {"num_hidden_layers": 3}),

@@ -130,7 +130,6 @@ def test_a_broken_choice_is_refused(data: dict[str, Any]) -> None:
     "change",
     [
         {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}},
-        {"model": {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0}, "merges": []}},
         {
             "pre_tokenizer": {
                 "type": "Metaspace",
