@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.documents import PACKAGE_READERS, READERS, read_files, read_hub_dataset
 from minigpt_edge.packages import cache_dir, package_files
-from minigpt_edge.windows import MIN_WINDOWS, choose_windows
+from minigpt_edge.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, sha256_file, write_json, write_text
 
@@ -79,6 +79,7 @@ def build_corpus(
     needed_train_tokens: int = 0,
     validation_tokens: int = 24_000,
     test_tokens: int = 28_000,
+    window_tokens: int = MAX_TOKENS,
 ) -> dict[str, Any]:
     """Read, clean, deduplicate and split text, and write the corpus stage directory.
 
@@ -94,6 +95,7 @@ def build_corpus(
         offline: never touch the network.
         needed_train_tokens: base tokens that the training split must have.
         validation_tokens, test_tokens: base tokens after which no more windows are added.
+        window_tokens: base tokens that a window has at most.
 
     Returns:
         What corpus.json holds.
@@ -112,7 +114,7 @@ def build_corpus(
     splits = split_documents(kept)
     counts = {name: _counts(documents, tokenizer) for name, documents in splits.items()}
     windows = {
-        name: choose_windows(splits[name], tokenizer, budget)
+        name: choose_windows(splits[name], tokenizer, budget, window_tokens)
         for name, budget in (("validation", validation_tokens), ("test", test_tokens))
     }
     _check_enough(counts, windows, needed_train_tokens)

@@ -106,6 +106,7 @@ class Export:
 
 def calibration_sequences(checkpoint: Path, corpus: Path) -> list[list[int]]:
     """CALIBRATION_TOKENS of a corpus stage's training text as token ids, a stretch a document."""
+    from minigpt_edge.checkpoint import read_config
     from minigpt_edge.corpus import read_split
     from minigpt_edge.evaluate.perplexity import encode, read_texts, read_tokenizer
 
@@ -114,10 +115,11 @@ def calibration_sequences(checkpoint: Path, corpus: Path) -> list[list[int]]:
     documents = read_split(corpus, "train")
     rng.shuffle(documents)
     tokenizer, sequences, left = read_tokenizer(checkpoint), list[list[int]](), CALIBRATION_TOKENS
+    window = min(CALIBRATION_WINDOW, read_config(checkpoint)["max_position_embeddings"])
     for document in documents:
         first, *ids = encode(tokenizer, start, [document])[0]
-        at = rng.randrange(max(1, len(ids) - CALIBRATION_WINDOW + 2))
-        sequences.append([first, *ids[at : at + CALIBRATION_WINDOW - 1]])
+        at = rng.randrange(max(1, len(ids) - window + 2))
+        sequences.append([first, *ids[at : at + window - 1]])
         left -= len(sequences[-1])
         if left <= 0:
             break

@@ -61,6 +61,11 @@ class BaseModel:
         return self.path / "tokenizer.json"
 
     @property
+    def context(self) -> int:
+        """Tokens that it reads at most."""
+        return int(read_config(self.path)["max_position_embeddings"])
+
+    @property
     def document_start(self) -> str:
         """The token that every text is trained and scored from."""
         return str(read_json(self.path / "config.json")["minigpt_edge"]["document_start"])

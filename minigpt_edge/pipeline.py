@@ -12,11 +12,12 @@ from minigpt_edge.console import Talk
 from minigpt_edge.packages import cache_dir
 from minigpt_edge.prune import STRUCTURED, get_method
 from minigpt_edge.recipe import Recipe
-from minigpt_edge.settings import fitted_settings, given_plan, keep_terms, shrink_settings
+from minigpt_edge.settings import WINDOW, fitted_settings, given_plan, keep_terms, shrink_settings
 from minigpt_edge.shipping import Shipment, ship
 from minigpt_edge.shrink.prepare import CHECKPOINT
 from minigpt_edge.shrink.weights import PLAN, preview, shrink
 from minigpt_edge.stage import Stage, locked, run_stage
+from minigpt_edge.windows import MAX_TOKENS
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_file
@@ -117,12 +118,14 @@ def corpus_stage(
 ) -> Stage:
     """train, validation and test documents, and the evaluation windows."""
     talk.step("corpus")
+    longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
         work,
         "corpus",
         settings={
             "sources": [{"kind": type(source).__name__, **_jsonable(asdict(source))} for source in sources],
             "calibration_tokens": recipe.calibration_tokens,
+            "window_tokens": longest,
         },
         inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
         code=_CORPUS_CODE,
@@ -133,6 +136,7 @@ def corpus_stage(
             document_start=base.document_start,
             offline=recipe.offline,
             needed_train_tokens=recipe.calibration_tokens,
+            window_tokens=longest,
         ),
     )
     train = stage.metrics["splits"]["train"]
@@ -318,6 +322,7 @@ def recover_stage(
             train=text.path / "train.jsonl",
             validation=text.path / "validation.texts.json",
             tokens=recipe.recover_tokens,
+            sequence_length=min(WINDOW, base.context),
             teacher=teacher,
             lora_rank=recipe.lora_rank,
             seed=recipe.seed,

@@ -14,7 +14,7 @@ from minigpt_edge.shrink.terms import read_terms
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime.errors import EdgeError
 
-WINDOW = 512  # tokens of a calibration window
+WINDOW = 512  # tokens of a window or sequence that calibration and training read, if the context has so many
 
 
 def shrink_settings(recipe: Recipe) -> ShrinkSettings:
@@ -57,7 +57,7 @@ def fitted_settings(recipe: Recipe, base: models.BaseModel, talk: Talk) -> Shrin
     from minigpt_edge_export.gguf_layout import layout_of, takes_uneven
     from minigpt_edge_export.spec import read_checkpoint
 
-    settings = shrink_settings(recipe)
+    settings = replace(shrink_settings(recipe), window=min(WINDOW, base.context))
     gguf = any(parse_target(name).format == "gguf" for name in recipe.targets)
     if settings.pattern != STRUCTURED or not gguf or takes_uneven(decoder := read_checkpoint(base.path)):
         return settings

@@ -17,12 +17,12 @@ MIN_WINDOWS = 4  # in a split; fewer say too little about a domain
 
 
 def choose_windows(
-    documents: Iterable[dict[str, str]], tokenizer: Tokenizer, tokens: int
+    documents: Iterable[dict[str, str]], tokenizer: Tokenizer, tokens: int, longest: int = MAX_TOKENS
 ) -> list[dict[str, Any]]:
     """At least four windows with at least `tokens` base tokens in all, or all there are if they hold fewer.
 
-    Each has at most 4,000 bytes and 1,000 tokens of `tokenizer` and ends at a line end where there is one;
-    at most two come from one document. Content hashes decide which ones, so that only the texts matter.
+    Each has at most 4,000 bytes and `longest` tokens of `tokenizer`, and ends at a line end where there is
+    one; at most two come from one document. Content hashes decide which ones, so that only the texts matter.
 
     Args:
         documents: {"text", "id"}; the ids decide which windows of a document count.
@@ -41,7 +41,7 @@ def choose_windows(
     for _, piece in sorted(candidates):
         if total >= tokens and len(windows) >= MIN_WINDOWS:
             break
-        text, count = _fitted(piece, tokenizer)
+        text, count = _fitted(piece, tokenizer, longest)
         windows.append({"text": text, "bytes": len(text.encode()), "base_tokens": count})
         total += count
     return windows
@@ -70,11 +70,11 @@ def cut(text: str, limit: int = MAX_BYTES) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-def _fitted(piece: str, tokenizer: Tokenizer) -> tuple[str, int]:
-    """The beginning of a piece, up to a line end or space, that has at most `MAX_TOKENS` tokens."""
+def _fitted(piece: str, tokenizer: Tokenizer, longest: int) -> tuple[str, int]:
+    """The beginning of a piece, up to a line end or space, that has at most `longest` tokens."""
     encoding = tokenizer.encode(piece, add_special_tokens=False)
-    while len(encoding.ids) > MAX_TOKENS:
-        fitting = piece[: encoding.offsets[MAX_TOKENS - 1][1]]
+    while len(encoding.ids) > longest:
+        fitting = piece[: encoding.offsets[longest - 1][1]]
         shorter = cut(fitting, max(4, len(fitting.encode()) - 1))[0]
         piece = shorter if len(shorter) < len(piece) else piece[: len(piece) // 2]
         encoding = tokenizer.encode(piece, add_special_tokens=False)
