@@ -148,6 +148,7 @@ def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, 
     """Put the blocks' sizes into a config, under the family's own names too."""
     config.pop("per_layer_config", None)
     heads = config["hidden_size"] // config["head_dim"]
+    repeats = config["num_attention_heads"] // config["num_key_value_heads"]
     alike = all(entry == blocks[0] for entry in blocks)
     if alike and not (arch.derived_heads and blocks[0]["num_attention_heads"] != heads):
         config.update(blocks[0])
@@ -156,7 +157,7 @@ def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, 
         for key in blocks[0]:  # the widest block: what a reader that knows one size must reserve
             config[key] = max(entry[key] for entry in blocks)
         if arch.derived_heads:
-            config["num_attention_heads"] = config["num_key_value_heads"] = heads
+            config |= {"num_attention_heads": heads, "num_key_value_heads": heads // repeats}
     config["num_hidden_layers"] = len(blocks)
     for name, own in arch.family.keys.items():
         if name in config:

@@ -131,6 +131,14 @@ def _opt(config: Mapping[str, Any]) -> Style:
     return Style(norm="layer", gated=False, learned_positions=True, biased=biased)
 
 
+def _stablelm(config: Mapping[str, Any]) -> Style:
+    if config.get("qk_layernorm"):
+        raise ValueError("norms of query and key (qk_layernorm)")
+    parallel = bool(config.get("use_parallel_residual"))
+    biased = frozenset(ATTENTION[:3] if config.get("use_qkv_bias") else ())
+    return Style(norm="layer", parallel=parallel, mlp_norm=not parallel, biased=biased)
+
+
 _LLAMA_NAMES = {
     "embedding": "model.embed_tokens",
     "norm": "model.norm",
@@ -234,6 +242,7 @@ FAMILIES: dict[str, Family] = {
         unused_positions=2,
         tied=True,
     ),
+    "stablelm": Family(_LLAMA_NAMES, _stablelm, {"eps": "layer_norm_eps"}, rotary_share=0.25),
 }
 _EPS = {"opt": 1e-5}  # transformers builds OPT's norms without a setting
 _ACTIVATION = {"opt": "relu", "gpt2": "gelu_new", "phi": "gelu_new", "gpt_neox": "gelu"}

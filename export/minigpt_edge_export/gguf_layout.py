@@ -105,6 +105,8 @@ def layout_of(decoder: Decoder) -> Layout:
             f"{decoder.directory}: llama.cpp can't run a {kind} model that lacks heads",
             "export it as ONNX, or prune with a GGUF target given, which keeps all heads",
         )
+    if kind == "stablelm":
+        return Layout("stablelm", width=width, own_head=True)
     biased = frozenset((*ATTENTION, "up", "down"))
     if kind == "phi":
         return Layout("phi2", width=width, biased=biased | {"head"}, own_head=True)

@@ -24,6 +24,7 @@ _ARCHS = {
     "gpt_neox": "gpt_neox.ARCH",
     "gpt2": "gpt2.ARCH",
     "opt": "opt.ARCH",
+    "stablelm": "stablelm.ARCH",
 }
 KNOWN = tuple(_ARCHS)
 

@@ -15,6 +15,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb 
 
 from minigpt_edge.attention import causal_attention
 from minigpt_edge_export.families import FAMILIES, style_of
+from minigpt_edge_runtime.errors import EdgeError
 
 Position = tuple[Tensor, ...]  # rotary cos and sin [1, s, rotated values]; nothing where a table is added
 
@@ -28,6 +29,7 @@ class Arch:
         derived_heads: stock transformers takes a head's size from hidden size ÷ heads, so a model that lacks
             heads needs `per_layer_config` even if all blocks are alike.
         bias_keys: settings of the config that give matrices biases.
+        biasless: the matrices that read units can't have one.
     """
 
     model_type: str
@@ -37,6 +39,7 @@ class Arch:
     rotary = "model.rotary_emb"
     derived_heads = False
     bias_keys: tuple[str, ...] = ()
+    biasless = False
     # GGUF names of the matrices that read the same input, for the importance matrix
     ATTENTION_READERS = ("attn_q", "attn_k", "attn_v")
     ATTENTION_OUT = "attn_output"
@@ -174,8 +177,9 @@ class Arch:
                 _slice(linear, rows)
             _slice(self.attention_out(block), columns=mixed)
             module: Any = block.get_submodule(self.attention)
-            if hasattr(module, "num_heads"):
-                module.num_heads = len(mixed) // dim
+            for name, count in (("num_heads", len(mixed) // dim), ("num_key_value_heads", len(groups))):
+                if hasattr(module, name):
+                    setattr(module, name, count)
         if kept_neurons is not None:
             for linear in ffn:
                 _slice(linear, kept_neurons)
@@ -227,6 +231,11 @@ class Arch:
         Raises:
             EdgeError: the architecture has none.
         """
+        if self.biasless:
+            raise EdgeError(
+                f"{self.model_type} models have no biases that could stand for what goes",
+                "use a method without bias compensation, or --refit",
+            )
         changes = dict.fromkeys(self.bias_keys, True)
         for name in changes:
             setattr(model.config, name, True)

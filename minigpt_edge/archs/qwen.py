@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn  # noqa: TID253 - only load_arch imports this file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch, norm
-from minigpt_edge_runtime.errors import EdgeError
 
 
-class _Qwen(Arch):
-    def give_output_biases(self, model: Any) -> dict[str, Any]:
-        raise EdgeError(
-            f"{self.model_type} models have no biases that could stand for what goes",
-            "use a method without bias compensation, or --refit",
-        )
-
-
-class Qwen2(_Qwen):
+class Qwen2(Arch):
     model_type, config_class, model_class = "qwen2", Qwen2Config, Qwen2ForCausalLM
+    biasless = True
 
 
-class Qwen3(_Qwen):
+class Qwen3(Arch):
     model_type, config_class, model_class = "qwen3", Qwen3Config, Qwen3ForCausalLM
+    biasless = True
 
     def normed_heads(self, block: nn.Module, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return norm(self.part(block, "query_norm"), q), norm(self.part(block, "key_norm"), k)

@@ -90,7 +90,7 @@ def test_what_is_cut_equals_what_is_zero(
     assert read_checkpoint(tmp_path / "saved").blocks == read_checkpoint(masked.path).blocks
 
 
-@pytest.mark.parametrize("name", ["phi", "gpt_neox", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["phi", "gpt_neox", "gpt2", "opt", "stablelm"])
 def test_a_model_without_heads_is_read_again(
     family: Callable[[str], Checkpoint], tmp_path: Path, name: str
 ) -> None:
@@ -113,7 +113,7 @@ def test_calibration_prunes_every_architecture(
     model: Any = load_model(family(name).path)
     arch = load_arch(model.config.model_type)
     before = sum_nll(model, ROWS.tolist())
-    if method == "flap" and name.startswith("qwen"):
+    if method == "flap" and name.startswith(("qwen", "stablelm")):
         with pytest.raises(EdgeError, match="no biases"):
             shrink_blocks(model, arch, ROWS, Wanted([64, 96], [2, 1]), get_method(method))
         return

@@ -39,8 +39,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 96}),
     "opt": ("OPT", {**_SIZES, "ffn_dim": 96, "word_embed_proj_dim": 64}),
     "opt, untied": ("OPT", {**_SIZES, "ffn_dim": 96, "tie_word_embeddings": False}),
+    "stablelm": (
+        "StableLm",
+        {
+            **_GATED,
+            "head_dim": None,
+            "num_key_value_heads": 4,
+            "use_qkv_bias": True,
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "stablelm, parallel": (
+        "StableLm",
+        {
+            **_SIZES,
+            "num_key_value_heads": 2,
+            "intermediate_size": 96,
+            "use_parallel_residual": True,
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0},
+        },
+    ),
 }
-HEAD_DIM_32 = {"phi", "gpt_neox"}  # half of a head is rotated, and onnxruntime wants multiples of 16
+HEAD_DIM_32 = {
+    "phi",
+    "gpt_neox",
+    "stablelm",
+}  # half of a head is rotated, and onnxruntime wants multiples of 16
 
 
 def write_family(folder: Path, name: str, tokenizer: dict[str, Any]) -> Checkpoint:
@@ -51,6 +75,8 @@ def write_family(folder: Path, name: str, tokenizer: dict[str, Any]) -> Checkpoi
     kind, settings = FAMILIES[name]
     if name in HEAD_DIM_32:
         settings = {**settings, "num_attention_heads": 2}
+        if "num_key_value_heads" in settings:
+            settings["num_key_value_heads"] = 2
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**_SHARED, **settings)
