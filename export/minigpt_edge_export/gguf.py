@@ -137,6 +137,8 @@ def _header(decoder: Decoder, layout: Layout, file_type: str, metadata: Mapping[
 
 def _add_sizes(writer: GGUFWriter, decoder: Decoder, layout: Layout) -> None:
     """Sizes of the blocks, positions and norms."""
+    from gguf import RopeScalingType
+
     blocks = decoder.blocks
     for add, own in (
         (writer.add_feed_forward_length, [layout.width or block.intermediate_size for block in blocks]),
@@ -150,6 +152,9 @@ def _add_sizes(writer: GGUFWriter, decoder: Decoder, layout: Layout) -> None:
     if decoder.rope:
         writer.add_rope_dimension_count(decoder.rope.dims)
         writer.add_rope_freq_base(decoder.rope.theta)
+        if decoder.rope.scale != 1.0:
+            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(decoder.rope.scale)
     if decoder.style.norm == "rms":
         writer.add_layer_norm_rms_eps(decoder.eps)
     else:  # of a stream that is RELU_SCALE times as large the mean square is its square times as large

@@ -27,7 +27,7 @@ def rotary(graph: Graph, rope: Rope, context: int) -> list[str]:
 
     node = graph.node
     half = np.arange(0, rope.dims, 2, dtype=np.float64)
-    inverse = rope.theta ** (-half / rope.dims)
+    inverse = rope.theta ** (-half / rope.dims) / rope.scale
     if rope.factors:
         inverse /= np.asarray(rope.factors)
     ends = [

@@ -36,12 +36,14 @@ class Block:
 class Rope:
     """Rotary positions of the first `dims` values of each head.
 
-    `theta` is the base; `factors` is what each of the dims/2 frequencies is divided by, if anything.
+    `theta` is the base; `factors` is what each of the dims/2 frequencies is divided by, if anything, and
+    `scale` what all are divided by (linear scaling).
     """
 
     theta: float
     dims: int
     factors: tuple[float, ...] | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -301,13 +303,14 @@ def _rope(config: dict[str, Any], head_dim: int, share: float, path: Path) -> Ro
     for key in ("rotary_pct", "partial_rotary_factor"):
         share = config.get(key) or share
     dims = int(head_dim * given.get("partial_rotary_factor", share))
-    if kind not in ("default", "llama3") or dims % 2:
+    if kind not in ("default", "llama3", "linear") or dims % 2:
         raise EdgeError(
             f"{path}: rotary positions of type {kind!r} on {dims} of {head_dim} values of a head can't be "
             "exported",
-            "known types: default, llama3, on an even number of values",
+            "known types: default, linear, llama3, on an even number of values",
         )
-    return Rope(theta, dims, _llama3_factors(theta, dims, given) if kind == "llama3" else None)
+    factors = _llama3_factors(theta, dims, given) if kind == "llama3" else None
+    return Rope(theta, dims, factors, float(given["factor"]) if kind == "linear" else 1.0)
 
 
 def _llama3_factors(theta: float, dims: int, given: Mapping[str, Any]) -> tuple[float, ...]:

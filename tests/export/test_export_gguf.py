@@ -21,6 +21,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
 ROWS = np.random.default_rng(1).integers(0, 399, (3, 48)).tolist()
 
 
@@ -35,6 +36,8 @@ ROWS = np.random.default_rng(1).integers(0, 399, (3, 48)).tolist()
         (EQUAL, {"attention_bias": True, "mlp_bias": True}, "llama"),
         (UNEQUAL, {"attention_bias": True, "mlp_bias": True}, "deci"),
         (UNEQUAL, {"rope_parameters": LLAMA3}, "deci"),
+        (EQUAL, {"rope_parameters": LINEAR}, "llama"),
+        (UNEQUAL, {"rope_parameters": LINEAR}, "deci"),
     ],
 )
 def test_logits_are_those_of_torch(

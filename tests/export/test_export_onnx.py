@@ -36,6 +36,7 @@ FORMS: list[tuple[Any, dict[str, Any]]] = [
     ([(96, 2, 1), (96, 2, 1)], {}),  # heads x head_dim is not hidden_size
     (UNEQUAL, {"attention_bias": True, "mlp_bias": True}),
     (UNEQUAL, {"rope_parameters": LLAMA3}),
+    (EQUAL, {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}),
     ([(100, 4, 4), (36, 6, 2)], {"hidden_size": 72, "tie_word_embeddings": False}),  # no multiples of 32
     ([(100, 4, 4), (36, 6, 2)], {"hidden_size": 72, "mlp_bias": True}),
 ]
