@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 SOURCES := minigpt_edge export runtime tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods clean
+.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv and install everything, pinned (about 4 minutes the first time)
 
@@ -35,16 +35,22 @@ fmt: $(READY) ## put style and formatting right where that can be done automatic
 
 check: lint type test ## everything a change has to pass
 
-bench-methods: $(READY) ## every pruning method at every size, before and after recovery (hours; resumes)
-	$(BIN)/python benchmarks/methods.py
+bench: $(READY) ## take the speed figures again (a quiet machine, about an hour)
+	$(BIN)/python benchmarks/calibration_speed.py
+	$(BIN)/python benchmarks/finetune_speed.py
+	$(BIN)/python benchmarks/scores.py
+	$(BIN)/python benchmarks/tables.py
+
+bench-methods: $(READY) ## the tables of docs/evidence.md: methods, sizes, peers, questions (hours; resumes)
 	$(BIN)/python benchmarks/front.py
+	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/questions.py
 	$(BIN)/python benchmarks/peers/pruning.py
 	$(BIN)/python benchmarks/laser.py
+	$(BIN)/python benchmarks/tables.py
 
-bench: $(READY) ## take the benchmark figures again (a quiet machine, about an hour)
-	for script in $(filter-out benchmarks/tables.py benchmarks/methods.py benchmarks/front.py benchmarks/laser.py,$(wildcard benchmarks/*.py)); do \
-	  $(BIN)/python "$$script" || exit 1; \
-	done
+bench-families: $(READY) ## every architecture, trained small, through the whole build (about an hour)
+	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## remove .venv and the tools' caches (built models stay)

