@@ -38,7 +38,7 @@ def prune_layers(source: Path, destination: Path, kind: str, layers: list[int], 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     parameters.nthread = threads
-    parameters.prune_layers = ctypes.cast(ctypes.pointer(vector), ctypes.c_void_p)
+    parameters.prune_layers = ctypes.cast(ctypes.pointer(vector), type(parameters.prune_layers))
     code = llama_cpp.llama_model_quantize(
         str(source).encode(), str(destination).encode(), ctypes.byref(parameters)
     )

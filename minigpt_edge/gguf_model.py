@@ -1,4 +1,4 @@
-"""A GGUF file of the LLaMA family as a Hugging Face directory with float32 weights. No torch."""
+"""A GGUF file of LLaMA or Qwen as a Hugging Face directory with float32 weights. No torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.gguf_tokenizer import build_tokenizer
+from minigpt_edge.gguf_tokenizer import build_sentencepiece, build_tokenizer
 from minigpt_edge.safetensors_stream import Tensor, write_float32
+from minigpt_edge_export.families import FAMILIES
+from minigpt_edge_export.gguf_layout import NAMES
 from minigpt_edge_export.pretokenizers import by_name
+from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, write_json, write_text
 
@@ -18,18 +21,13 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 _CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+# architecture -> model_type, transformers' class, whether rows of query and key are paired for rotation
+_ARCHITECTURES = {
+    "llama": ("llama", "LlamaForCausalLM", True),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM", False),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", False),
 }
-_GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_PARTS = {name: part for part, name in NAMES.items()}
 
 
 def is_gguf(path: Path) -> bool:
@@ -45,22 +43,28 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
         {"name", "licence"} as the file states them (either may be None).
 
     Raises:
-        EdgeError: the file is truncated or no GGUF, its architecture or tokenizer is not known, or it holds
-            tensors that a LLaMA model has not.
+        EdgeError: the file is truncated or no GGUF, its architecture or tokenizer is not known, or it lacks
+            tensors or holds others than its architecture has.
     """
     fields, reader = _open(path)
     architecture = str(fields.get("general.architecture"))
-    if architecture != "llama":
+    if architecture not in _ARCHITECTURES:
         raise EdgeError(
             f"{path}: GGUF files of the architecture {architecture!r} can't be read",
-            "give a llama one, or the model's Hugging Face directory",
+            f"known: {', '.join(_ARCHITECTURES)}; or give the model's Hugging Face directory",
         )
-    config = _config(fields, path)
+    config = _config(fields, architecture, path)
     _write_tokenizer(fields, config, target)
-    tensors = _tensors(reader, config, path)
+    tensors = _tensors(reader, config, _ARCHITECTURES[architecture][2], path)
     config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
     write_float32(target / "model.safetensors", tensors)
     write_json(target / "config.json", config)
+    try:
+        read_checkpoint(target)
+    except EdgeError as error:
+        raise EdgeError(
+            error.message.replace(str(target), str(path)), "give the model as a Hugging Face directory"
+        ) from error
     return {"name": fields.get("general.name"), "licence": fields.get("general.license")}
 
 
@@ -103,13 +107,16 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _config(fields: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`config.json` from the `llama.*` metadata."""
+def _config(fields: dict[str, Any], architecture: str, path: Path) -> dict[str, Any]:
+    """`config.json` from the architecture's metadata."""
+    model_type, class_name, _ = _ARCHITECTURES[architecture]
 
     def get(key: str, default: Any = None) -> Any:
-        value = fields.get(f"llama.{key}", default)
+        value = fields.get(f"{architecture}.{key}", default)
         if value is None:
-            raise EdgeError(f"{path} lacks llama.{key} in its metadata", "download or convert the file again")
+            raise EdgeError(
+                f"{path} lacks {architecture}.{key} in its metadata", "download or convert the file again"
+            )
         return value
 
     heads, hidden = get("attention.head_count"), get("embedding_length")
@@ -130,8 +137,8 @@ def _config(fields: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     pre = fields.get("tokenizer.ggml.pre")
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [class_name],
+        "model_type": model_type,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
@@ -159,13 +166,14 @@ def _config(fields: dict[str, Any], path: Path) -> dict[str, Any]:
 def _write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path) -> None:
     """tokenizer.json, tokenizer_config.json, generation_config.json and the chat template."""
     kind = fields.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        known = {"llama": "SentencePiece", "bert": "WordPiece", "t5": "Unigram"}.get(str(kind), kind)
+    if kind not in ("gpt2", "llama"):
+        known = {"bert": "WordPiece", "t5": "Unigram"}.get(str(kind), kind)
         raise EdgeError(
-            f"the tokenizer is not a byte-level BPE ({known})",
-            "use a model with a byte-level BPE tokenizer, such as SmolLM2 or Llama 3",
+            f"the tokenizer is neither a byte-level nor a SentencePiece BPE ({known})",
+            "use a model with another tokenizer, such as SmolLM2 or Llama 3",
         )
-    pre = by_name(fields.get("tokenizer.ggml.pre"))
+    pieces = kind == "llama"
+    pre = None if pieces else by_name(fields.get("tokenizer.ggml.pre"))
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
 
@@ -175,15 +183,17 @@ def _write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Pat
 
     names = {"bos_token": token("bos"), "eos_token": token("eos"), "pad_token": token("padding")}
     names["unk_token"] = token("unknown")
-    adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre.adds_bos)
-    tokenizer = build_tokenizer(
-        tokens,
-        fields.get("tokenizer.ggml.merges") or [],
-        [text for text, type_ in zip(tokens, types, strict=True) if type_ == _CONTROL],
-        [text for text, type_ in zip(tokens, types, strict=True) if type_ == _USER_DEFINED],
-        pre,
-        names["bos_token"] if adds_bos else None,
-    )
+    adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre is None or pre.adds_bos)
+    special = [text for text, type_ in zip(tokens, types, strict=True) if type_ == _CONTROL]
+    whole = [text for text, type_ in zip(tokens, types, strict=True) if type_ == _USER_DEFINED]
+    bos = names["bos_token"] if adds_bos else None
+    if pre is None:
+        scores = fields.get("tokenizer.ggml.scores") or []
+        tokenizer = build_sentencepiece(tokens, scores, special, whole, names["unk_token"], bos)
+        config["minigpt_edge"]["tokenizer_pre"] = "default"
+    else:
+        merges = fields.get("tokenizer.ggml.merges") or []
+        tokenizer = build_tokenizer(tokens, merges, special, whole, pre, bos)
     write_text(target / "tokenizer.json", tokenizer.to_str())
     write_json(
         target / "tokenizer_config.json",
@@ -202,38 +212,29 @@ def _write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Pat
         write_text(target / "chat_template.jinja", template)
 
 
-def _tensors(reader: GGUFReader, config: dict[str, Any], path: Path) -> list[Tensor]:
-    """All weights under their Hugging Face names; exactly those that a LLaMA model has."""
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    found, foreign = {}, []
+def _tensors(reader: GGUFReader, config: dict[str, Any], paired: bool, path: Path) -> list[Tensor]:
+    """All weights under their Hugging Face names."""
+    names = FAMILIES[config["model_type"]].names
+    heads = {"query": config["num_attention_heads"], "key": config["num_key_value_heads"]}
+    found, foreign = [], []
     for tensor in reader.tensors:
-        parts = tensor.name.split(".")
-        if parts[0] == "blk" and len(parts) == 4 and parts[2] in _BLOCK and parts[3] == "weight":
-            name = f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.weight"
-        elif len(parts) == 2 and parts[0] in _GLOBAL and parts[1] == "weight":
-            name = f"{_GLOBAL[parts[0]]}.weight"
-        else:
+        *block, name, kind = tensor.name.split(".")
+        part = _PARTS.get(name, "")
+        if part not in names or block[:1] not in ([], ["blk"]) or len(block) > 2:
             foreign.append(tensor.name)
             continue
+        source = f"{names[part]}.{kind}"
+        if block:
+            source = names["block"].format(index=block[1]) + source
         shape = tuple(int(size) for size in reversed(tensor.shape))
-        found[name] = Tensor(
-            name, shape, _dequantized(tensor, heads.get(parts[2]) if len(parts) == 4 else None)
-        )
-    layers = range(config["num_hidden_layers"])
-    wanted = {f"model.layers.{i}.{part}.weight" for i in layers for part in _BLOCK.values()}
-    missing = sorted((wanted | {"model.embed_tokens.weight", "model.norm.weight"}) - found.keys())
-    if foreign or missing:
-        what = f"holds {foreign[0]}" if foreign else f"lacks {missing[0]}"
+        found.append(Tensor(source, shape, _dequantized(tensor, heads.get(part) if paired else None)))
+    if foreign:
         raise EdgeError(
-            f"{path} is not a plain LLaMA model: it {what} "
-            f"({len(foreign)} foreign, {len(missing)} missing tensors)",
+            f"{path} is not a plain {config['model_type']} model: it holds {foreign[0]} ({len(foreign)} "
+            "foreign tensors)",
             "give the model as a Hugging Face directory",
         )
-    if found["model.embed_tokens.weight"].shape != (config["vocab_size"], config["hidden_size"]):
-        raise EdgeError(
-            f"{path}: the embedding does not fit the vocabulary", "download or convert the file again"
-        )
-    return list(found.values())
+    return found
 
 
 def _dequantized(tensor: Any, heads: int | None) -> Callable[[], np.ndarray]:
@@ -251,7 +252,7 @@ def _dequantized(tensor: Any, heads: int | None) -> Callable[[], np.ndarray]:
             ) from error
         if heads is None:
             return weights
-        rows = weights.reshape(heads, weights.shape[0] // heads // 2, 2, weights.shape[1])
+        rows = weights.reshape(heads, weights.shape[0] // heads // 2, 2, *weights.shape[1:])
         return rows.swapaxes(1, 2).reshape(weights.shape)
 
     return load

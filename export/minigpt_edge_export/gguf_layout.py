@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROPE_FACTORS = "rope_freqs.weight"
 RELU_SCALE = 64.0  # k: a power of two, so that scaling changes no digit of a weight
-_NAMES = {
+NAMES = {
     "embedding": "token_embd",
     "positions": "position_embd",
     "norm": "output_norm",
@@ -134,7 +134,7 @@ class Tensor:
 def gguf_name(name: str) -> str:
     """llama.cpp's name of a canonical weight: "blocks.3.query.weight" -> "blk.3.attn_q.weight"."""
     *block, part, kind = name.split(".")
-    return (f"blk.{block[1]}." if block else "") + f"{_NAMES[part]}.{kind}"
+    return (f"blk.{block[1]}." if block else "") + f"{NAMES[part]}.{kind}"
 
 
 def tensors_of(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:

@@ -168,8 +168,8 @@ def test_foreign_files_and_names_are_refused(model_dir: Path, tmp_path: Path) ->
     cases: list[tuple[str, type[EdgeError], str]] = []
     (tmp_path / "notes.gguf").write_text("not a model")
     cases.append((str(tmp_path / "notes.gguf"), EdgeError, "not a GGUF"))
-    cases.append((str(tiny_gguf(tmp_path / "a.gguf", arch="qwen2")), EdgeError, "'qwen2' can't be read"))
-    cases.append((str(tiny_gguf(tmp_path / "b.gguf", model="llama")), EdgeError, "SentencePiece"))
+    cases.append((str(tiny_gguf(tmp_path / "a.gguf", arch="mamba")), EdgeError, "'mamba' can't be read"))
+    cases.append((str(tiny_gguf(tmp_path / "b.gguf", model="llama")), EdgeError, "lack scores"))
     cases.append((str(tiny_gguf(tmp_path / "c.gguf", pre="viking")), EdgeError, "'viking' is not known"))
     cases.append((str(tiny_gguf(tmp_path / "d.gguf", pre=None)), EdgeError, "does not name"))
     cases.append(("smollm3", UsageError, "no model 'smollm3'"))

@@ -67,7 +67,7 @@ HEAD_DIM_32 = {
 }  # half of a head is rotated, and onnxruntime wants multiples of 16
 
 
-def write_family(folder: Path, name: str, tokenizer: dict[str, Any]) -> Checkpoint:
+def write_family(folder: Path, name: str, tokenizer: dict[str, Any], rows: int = 400) -> Checkpoint:
     """A random model with clear favourites, as a checkpoint directory."""
     import torch
     import transformers
@@ -79,12 +79,12 @@ def write_family(folder: Path, name: str, tokenizer: dict[str, Any]) -> Checkpoi
             settings["num_key_value_heads"] = 2
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**_SHARED, **settings)
+    config = getattr(transformers, f"{kind}Config")(**{**_SHARED, "vocab_size": rows}, **settings)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for parameter, weight in model.named_parameters():
             norm = weight.dim() == 1 and parameter.endswith(".weight")
-            spread = 0.3 if weight.dim() == 1 else 0.35 if weight.shape[0] >= 400 else 0.15
+            spread = 0.3 if weight.dim() == 1 else 0.35 if weight.shape[0] >= rows else 0.15
             weight.normal_(1.0 if norm else 0.0, spread)
     model.save_pretrained(folder)
     data = json.loads((folder / "config.json").read_text())
