@@ -22,23 +22,15 @@ RESULT = methods.RESULTS / "front.json"
 TYPES = ("q8_0", "q6_k", "q5_0", "q4_k_m", "iq4_nl", "q4_0", "q3_k_m", "iq3_xs", "q2_k")
 
 
-class _IntVector(ctypes.Structure):
-    """std::vector<int> of libstdc++ and libc++, which llama.cpp's C interface takes for prune_layers."""
-
-    _fields_ = [("begin", ctypes.c_void_p), ("end", ctypes.c_void_p), ("capacity", ctypes.c_void_p)]
-
-
 def prune_layers(source: Path, destination: Path, kind: str, layers: list[int], threads: int) -> None:
     """Quantize a GGUF file without some blocks, with llama.cpp's own option; SystemExit if it fails."""
     import llama_cpp
 
-    numbers = (ctypes.c_int * len(layers))(*sorted(layers))
-    start = ctypes.addressof(numbers)
-    vector = _IntVector(start, start + ctypes.sizeof(numbers), start + ctypes.sizeof(numbers))
+    numbers = (ctypes.c_int32 * (len(layers) + 1))(*sorted(layers), -1)  # a list that ends with -1
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     parameters.nthread = threads
-    parameters.prune_layers = ctypes.cast(ctypes.pointer(vector), type(parameters.prune_layers))
+    parameters.prune_layers = ctypes.cast(numbers, type(parameters.prune_layers))
     code = llama_cpp.llama_model_quantize(
         str(source).encode(), str(destination).encode(), ctypes.byref(parameters)
     )
