@@ -43,9 +43,10 @@ def _origin(result: dict[str, Any]) -> str:
     """What a result was measured on."""
     machine = result.get("device") or {}
     where = machine.get("cpu", "machine not recorded")
+    missing = f" Incomplete: {result['incomplete']}." if result.get("incomplete") else ""
     return (
         f"{where}, {result.get('threads', '?')} threads, {result.get('date', '')}, commit "
-        f"{str(result.get('commit'))[:9]}."
+        f"{str(result.get('commit'))[:9]}.{missing}"
     )
 
 
