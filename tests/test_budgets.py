@@ -85,6 +85,7 @@ def test_nothing_runs_code_that_came_as_data() -> None:
         ("AutoModel.from_pretrained(path, trust_remote_code=True)", True),
         ("AutoModel.from_pretrained(path, trust_remote_code=False)", False),
         ("weights = torch.load(path)", True),
+        ("weights = torch.load(path, weights_only=True)", False),
         ("import pickle", True),
         ("yaml.load(text)", True),
         ("yaml.load(text, Loader=yaml.CSafeLoader)", False),

@@ -9,7 +9,6 @@ import torch  # noqa: TID253 - only load_arch imports this file
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 from transformers import PreTrainedConfig, PreTrainedModel  # noqa: TID253
-from transformers.activations import ACT2FN  # noqa: TID253
 from transformers.initialization import no_init_weights  # noqa: TID253
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb  # noqa: TID253
 
@@ -263,11 +262,6 @@ def norm(module: Any, hidden: Tensor) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(hidden, hidden.shape[-1:], module.weight, module.bias, module.eps)
     return functional.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
-
-
-def activation_of(name: str) -> Any:
-    """An activation function by the name that configs have for it."""
-    return ACT2FN[name]
 
 
 def _slice(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
