@@ -14,17 +14,17 @@ from typing import Any
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
-from torch.nn import functional  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
+from minigpt_edge.backward import backward
 from minigpt_edge.moments import bf16_products
 from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune.least_squares import DAMPING, factor, removal_costs
+from minigpt_edge.resident import put_by
 from minigpt_edge_runtime.errors import EdgeError
 
 GROUP_RISK = 2.0  # removing KV groups costs more than estimated: measured, see docs/decisions.md
 WIDTHS_PER_STEP = 6  # widths removed between two refits of the removal path
-MICRO_BATCH_TOKENS = 2048
 
 
 @dataclass
@@ -34,13 +34,13 @@ class Costs:
     Attributes:
         widths: descending widths; ffn[i] is the cost of keeping widths[i] neurons.
         attention: attention[k] is the cost of removing k KV groups.
-        metrics: Fisher information of the outputs of attention and FFN, float32 [hidden, hidden].
+        metrics: gives the Fisher information of the outputs of attention and FFN, float32 [hidden, hidden].
     """
 
     widths: list[int]
     ffn: list[float]
     attention: list[float]
-    metrics: tuple[Tensor, Tensor]
+    metrics: Callable[[], list[Tensor]]
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -57,7 +57,11 @@ class _Probe:
         self.linear = linear
         self.gram: Tensor | float = 0.0
         self.fisher: Tensor | float = 0.0
-        self.handle = linear.register_forward_hook(self._forward)
+        self._handle = linear.register_forward_hook(self._forward)
+
+    def remove(self) -> None:
+        """Stop watching."""
+        self._handle.remove()
 
     def _forward(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.gram = self.gram + _gram(inputs[0].bfloat16())
@@ -75,32 +79,23 @@ def measure_costs(
     seed: int,
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Costs]:
-    """Costs of every block of a dense model; one forward and backward pass over `windows` [n, s]."""
-    blocks = arch.blocks(model)
-    probes = [(_Probe(arch.attention_out(block)), _Probe(arch.ffn_out(block))) for block in blocks]
+    """Costs of every block of a dense model; two forward passes and a backward one over `windows` [n, s]."""
     generator = torch.Generator().manual_seed(seed)
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        for batch in windows.split(max(1, MICRO_BATCH_TOKENS // windows.shape[1])):
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = model.get_input_embeddings()(batch).requires_grad_(True)
-                logits = model(inputs_embeds=hidden, use_cache=False).logits.flatten(0, 1).float()
-            labels = _sample(logits.detach(), generator)
-            functional.cross_entropy(logits, labels, reduction="sum").backward()
-    finally:
-        for pair in probes:
-            for probe in pair:
-                probe.handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-    costs = []
-    with torch.inference_mode():
-        for index, (block, pair) in enumerate(zip(blocks, probes, strict=True)):
-            costs.append(_block_costs(arch.group_size(block), pair, windows.numel(), multiple))
-            on_block(index + 1, len(blocks))
-    return costs
+    total, costs = len(arch.blocks(model)), list[Costs]()
+
+    def label(logits: Tensor, _: Tensor) -> Tensor:
+        return _sample(logits, generator)
+
+    def watch(block: Any) -> tuple[_Probe, _Probe]:
+        return _Probe(arch.attention_out(block)), _Probe(arch.ffn_out(block))
+
+    for index, block, probes in backward(model, arch, windows, label, watch):
+        for probe in probes:
+            probe.remove()
+        with torch.inference_mode():
+            costs.append(_block_costs(block, arch.group_size(block), probes, windows.numel(), multiple))
+        on_block(total - index, total)
+    return costs[::-1]
 
 
 def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -110,7 +105,7 @@ def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative, drawn)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def _block_costs(group: int, probes: tuple[_Probe, _Probe], tokens: int, multiple: int) -> Costs:
+def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: int, multiple: int) -> Costs:
     attention, ffn = probes
     gram = torch.as_tensor(attention.gram) / tokens
     fisher = torch.as_tensor(attention.fisher) / tokens
@@ -119,7 +114,7 @@ def _block_costs(group: int, probes: tuple[_Probe, _Probe], tokens: int, multipl
     widths, path = _removal_path(
         torch.as_tensor(ffn.gram) / tokens, ffn.linear.weight.t(), ffn_fisher, multiple
     )
-    return Costs(widths, path, groups, (fisher, ffn_fisher))
+    return Costs(widths, path, groups, put_by(block, [fisher, ffn_fisher]))
 
 
 def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> list[float]:

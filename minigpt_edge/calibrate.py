@@ -9,7 +9,7 @@ Methods without a refit need the pruned stream alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune import Method, UnitStatistics
 from minigpt_edge.prune.flap import bias as mean_bias
 from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
+from minigpt_edge.resident import keep as keep_block
+from minigpt_edge.resident import resident
 
 MICRO_BATCH_TOKENS = 4096
 HEADS = ("token_embd.weight", "output.weight")  # the same matrix where they are tied
@@ -153,7 +155,7 @@ def shrink_blocks(
     windows: Tensor,
     wanted: Wanted,
     method: Method,
-    metrics: list[tuple[Tensor, Tensor]] | None = None,
+    metrics: Sequence[Callable[[], list[Tensor]]] | None = None,
     *,
     seed: int = 0,
     on_block: Callable[[int, int], None] = lambda done, total: None,
@@ -165,7 +167,7 @@ def shrink_blocks(
         windows: token ids, int64 [windows >= 2, s], each starting with the document-start token.
         wanted: how much to keep per block, or exactly what.
         method: how units are scored, and what becomes of the weights that read them.
-        metrics: per block, Fisher information of the outputs of attention and FFN.
+        metrics: per block, what gives the Fisher information of the outputs of attention and FFN.
         seed: for a method that draws.
         on_block: called with (blocks done, blocks).
     """
@@ -182,9 +184,12 @@ def shrink_blocks(
             if exact:
                 keep = (exact.kv_groups, exact.neurons)
             kept = []
-            for part, half in enumerate(stream.halves(block)):
-                choice = Choice(method, metrics[index][part] if metrics else None, 2 * index + part, seed)
-                kept.append(_shrink_half(stream, half, block, choice, keep[part], result))
+            metric = metrics[index]() if metrics else [None, None]
+            with resident(block):
+                for part, half in enumerate(stream.halves(block)):
+                    choice = Choice(method, metric[part], 2 * index + part, seed)
+                    kept.append(_shrink_half(stream, half, block, choice, keep[part], result))
+                keep_block(block)
             result.blocks.append(BlockPlan(*(tuple(units.tolist()) for units in kept)))
             on_block(index + 1, len(blocks))
         final = arch.final_norm(model, stream.pruned)
@@ -199,13 +204,14 @@ def _walk(model: nn.Module, arch: Arch, windows: Tensor) -> Iterator[tuple[int, 
     """
     stream = Stream(arch, model, windows, two=False)
     for index, block in enumerate(arch.blocks(model)):
-        fast = copy.deepcopy(block).bfloat16()
-        for half in stream.halves(block):
-            read = torch.zeros(stream.pruned.shape[-1])
-            values, _ = stream.gather(half, block, fast, read)
-            linear = half.out(block)
-            yield index, block, half, values, read
-            stream.advance(values, torch.arange(linear.in_features), linear.weight.t(), linear.bias)
+        with resident(block):
+            fast = copy.deepcopy(block).bfloat16()
+            for half in stream.halves(block):
+                read = torch.zeros(stream.pruned.shape[-1])
+                values, _ = stream.gather(half, block, fast, read)
+                linear = half.out(block)
+                yield index, block, half, values, read
+                stream.advance(values, torch.arange(linear.in_features), linear.weight.t(), linear.bias)
     final = arch.final_norm(model, stream.pruned)
     yield -1, None, stream.halves(arch.blocks(model)[0])[0], final, final.square().sum((0, 1))
 

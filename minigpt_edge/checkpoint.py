@@ -6,7 +6,7 @@ until transformers builds models from `per_layer_config` itself.
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import archs
 from minigpt_edge_export.families import BUFFERS, FAMILIES
-from minigpt_edge_export.weights import FACTORS
+from minigpt_edge_export.weights import FACTORS, Weights, weight_files
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, write_json
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from minigpt_edge.archs.base import Arch
 
 WEIGHTS = "model.safetensors"
+LARGE_BYTES = 2**31
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -60,48 +61,40 @@ def standard_names(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **{name: value for name, value in named.items() if value is not None}}
 
 
-def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint as float32; EdgeError for a damaged file."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    index = directory / f"{WEIGHTS}.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [WEIGHTS]
-    weights: dict[str, torch.Tensor] = {}
-    for name in names:
-        try:
-            weights.update(load_file(directory / name))
-        except (OSError, SafetensorError) as error:
-            raise EdgeError(
-                f"{directory / name} can't be read ({error})", "fetch or make the model again"
-            ) from error
-    return {name: tensor.to(torch.float32) for name, tensor in weights.items()}
-
-
-def load_model(directory: Path) -> nn.Module:
+def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = None) -> nn.Module:
     """The model of a checkpoint directory in float32, in evaluation mode, blocks sized as the config says.
+
+    Args:
+        lazy: the blocks' weights are read when they are needed, see `resident`.
+        changed: folder for blocks of a lazy model that are changed; without it they can only be read.
 
     Raises:
         EdgeError: unknown architecture, damaged weights, or weights that do not fit the config.
     """
+    import torch
+
+    from minigpt_edge import resident
+
     config = read_config(directory)
     arch = archs.load_arch(config["model_type"])
-    per_layer = config.pop("per_layer_config", None)
-    extra = config.pop("minigpt_edge", None)
-    model: Any = arch.build({**config, "dtype": "float32"})
-    for index, block in enumerate(arch.blocks(model)):
-        if per_layer:
-            arch.resize(block, per_layer[str(index)])
+    extra = config.get("minigpt_edge")
+    model: Any = _empty(config, arch)
+    weights = Weights([path for path in weight_files(directory) if path.name != FACTORS])
+    names = [name for name in weights.shapes if not BUFFERS.search(name)]
+    if lazy:
+        resident.leave_on_disk(model, arch, config["head_dim"], weights, changed)
+        names = [name for name in names if not name.startswith(f"{arch.blocks_path}.")]
     try:
-        weights = arch.from_stored(read_weights(directory), config["head_dim"])
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        held = {name: torch.from_numpy(weights.load(name)) for name in names}
+        found = arch.from_stored(held, config["head_dim"])
+        missing, unexpected = model.load_state_dict(found, strict=False, assign=True)
     except RuntimeError as error:
         raise EdgeError(f"the weights in {directory} do not fit its config.json ({error})") from error
-    if config.get("tie_word_embeddings"):
+    if config["tie_word_embeddings"]:
         missing = [name for name in missing if name != f"{arch.names['head']}.weight"]
         model.tie_weights()
-    unexpected = [name for name in unexpected if not BUFFERS.search(name)]
+    if lazy:
+        missing = [name for name in missing if not name.startswith(f"{arch.blocks_path}.")]
     if missing or unexpected:
         raise EdgeError(
             f"the weights in {directory} do not fit its config.json: missing {missing}, "
@@ -112,21 +105,49 @@ def load_model(directory: Path) -> nn.Module:
     return evaluated
 
 
+def _empty(config: dict[str, Any], arch: Arch) -> Any:
+    """A model whose parameters are on the meta device: shapes without memory."""
+    import torch
+
+    per_layer = config.get("per_layer_config")
+    plain = {key: value for key, value in config.items() if key not in ("per_layer_config", "minigpt_edge")}
+    with torch.device("meta"):
+        model: Any = arch.build({**plain, "dtype": "float32"})
+    for index, block in enumerate(arch.blocks(model)):
+        if per_layer:
+            arch.resize(block, per_layer[str(index)])
+    for path, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # rotary frequencies
+            model.set_submodule(path, type(module)(model.config))
+    return model
+
+
+def is_large(directory: Path) -> bool:
+    """Whether a checkpoint is better left on disk where that is possible: over LARGE_BYTES in float32."""
+    return 4 * dense_parameters(directory) > LARGE_BYTES
+
+
 def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Path | None = None) -> None:
     """Write a model as a checkpoint directory: config and sizes, float32 weights, tokenizer files.
 
     Args:
-        model: its blocks may have unequal sizes; `per_layer_config` is written only then.
+        model: its blocks may have unequal sizes; `per_layer_config` is written only then. If they are on
+            disk, the directory gets shards.
         source: the checkpoint it came from; its config is the base of the new one.
         directory: where to write; existing files of the same names are replaced.
         tokenizer: where the tokenizer files are, if not in `source`.
     """
     from safetensors.torch import save_file
 
+    from minigpt_edge import resident
+
     config = read_config(source)
     arch = archs.load_arch(config["model_type"])
     _write_sizes(config, arch, [arch.sizes(block) for block in arch.blocks(model)])
-    state = arch.to_stored(dict(model.state_dict()), config["head_dim"])
+    lazy = resident.is_on_disk(model, arch)
+    blocks = f"{arch.blocks_path}." if lazy else "no prefix"
+    held = {n: t.detach() for n, t in model.state_dict().items() if not n.startswith(blocks)}
+    state = arch.to_stored(held, config["head_dim"])
     if config.get("tie_word_embeddings"):
         state.pop(f"{arch.family.names['head']}.weight", None)
     config["vocab_size"] = state[f"{arch.family.names['embedding']}.weight"].shape[0]
@@ -136,7 +157,12 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
     config["dtype"] = "float32"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FACTORS).unlink(missing_ok=True)  # of the weights that were there before
-    save_file({n: t.detach().contiguous() for n, t in state.items()}, directory / WEIGHTS, {"format": "pt"})
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    if lazy:
+        resident.publish(model, arch, state, directory)
+    else:
+        (directory / resident.INDEX).unlink(missing_ok=True)
+        save_file(state, directory / WEIGHTS, {"format": "pt"})
     write_json(directory / "config.json", config)
     for name in TOKENIZER_FILES:
         origin = (tokenizer or source) / name
@@ -223,16 +249,5 @@ def count_parameters(model: nn.Module) -> int:
 
 def dense_parameters(directory: Path) -> int:
     """Parameters of a checkpoint read from its safetensors headers (tied embeddings stored once)."""
-    from safetensors import safe_open
-
-    index = directory / f"{WEIGHTS}.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-    total = 0
-    for name in names:
-        with safe_open(directory / name, framework="np") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open has no iterator
-                size = 1
-                for extent in file.get_slice(key).get_shape():
-                    size *= extent
-                total += size
-    return total
+    weights = Weights([path for path in weight_files(directory) if path.name != FACTORS])
+    return sum(math.prod(shape) for shape in weights.shapes.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.gguf_tokenizer import build_sentencepiece, build_tokenizer
-from minigpt_edge.safetensors_stream import Tensor, write_float32
+from minigpt_edge.safetensors_stream import Tensor, write_tensors
 from minigpt_edge_export.families import FAMILIES
 from minigpt_edge_export.gguf_layout import NAMES
 from minigpt_edge_export.pretokenizers import by_name
@@ -57,7 +57,7 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
     _write_tokenizer(fields, config, target)
     tensors = _tensors(reader, config, _ARCHITECTURES[architecture][2], path)
     config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
-    write_float32(target / "model.safetensors", tensors)
+    write_tensors(target / "model.safetensors", tensors)
     write_json(target / "config.json", config)
     try:
         read_checkpoint(target)

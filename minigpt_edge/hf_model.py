@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt_edge.archs import check_known
 from minigpt_edge.checkpoint import standard_names
-from minigpt_edge.safetensors_stream import Tensor, read_header, read_tensors, write_float32
+from minigpt_edge.safetensors_stream import STORED, Tensor, read_header, read_tensors, write_tensors
 from minigpt_edge_export.families import BUFFERS, FAMILIES, Family
 from minigpt_edge_export.pretokenizers import check_tokenizer, name_of
 from minigpt_edge_export.spec import read_checkpoint
@@ -81,12 +81,12 @@ def is_ready(folder: Path) -> bool:
     return (
         [path.name for path in files] == ["model.safetensors"]
         and (folder / "tokenizer.json").is_file()
-        and all(entry["dtype"] == "F32" for entry in read_header(files[0]).values())
+        and all(entry["dtype"] in STORED for entry in read_header(files[0]).values())
     )
 
 
 def convert_directory(source: Path, target: Path) -> None:
-    """Write `source` into the folder `target` with one float32 weights file and an explicit config.
+    """Write `source` into the folder `target` with one weights file and an explicit config.
 
     Raises:
         EdgeError: unknown architecture or tokenizer, pickled, quantized, damaged or incomplete weights.
@@ -114,7 +114,7 @@ def convert_directory(source: Path, target: Path) -> None:
         tensors = _with_prefix(tensors, family)
         if config["tie_word_embeddings"]:
             tensors = [tensor for tensor in tensors if tensor.name != f"{family.names['head']}.weight"]
-        write_float32(target / "model.safetensors", tensors)
+        write_tensors(target / "model.safetensors", tensors)
     write_json(target / "config.json", config)
     try:
         read_checkpoint(target)

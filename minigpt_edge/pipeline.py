@@ -27,12 +27,14 @@ _PRUNE_CODE = (
     "minigpt_edge.archs",
     "minigpt_edge.archs.base",
     "minigpt_edge.attention",
+    "minigpt_edge.backward",
     "minigpt_edge.calibrate",
     "minigpt_edge.checkpoint",
     "minigpt_edge.evaluate.probe",
     "minigpt_edge.moments",
     "minigpt_edge.prune.least_squares",  # the ridges serve every refit
     "minigpt_edge.prune.masks",
+    "minigpt_edge.resident",
     "minigpt_edge.shrink.decide",
     "minigpt_edge.shrink.prepare",
     "minigpt_edge.shrink.trim",
@@ -48,11 +50,14 @@ RECOVER_CODE = (
     "minigpt_edge.finetune",
     "minigpt_edge.lora",
     "minigpt_edge.packing",
+    "minigpt_edge.resident",
     "minigpt_edge.teacher",
     "minigpt_edge.trainer",
     "minigpt_edge.training_checkpoint",
 )
-EVALUATE_CODE = ("minigpt_edge.attention", "minigpt_edge.checkpoint", "minigpt_edge.evaluate.perplexity")
+EVALUATE_CODE = (
+    *(f"minigpt_edge.{name}" for name in ("attention", "checkpoint", "evaluate.perplexity", "resident")),
+)
 _CORPUS_CODE = ("minigpt_edge.corpus", "minigpt_edge.documents", "minigpt_edge.windows")
 
 

@@ -30,7 +30,7 @@ def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, tal
             **checkpoint_hashes(checkpoint),
             "validation": text.manifest["outputs"]["validation.texts.json"],
         },
-        code=("minigpt_edge.reference", "minigpt_edge.checkpoint"),
+        code=("minigpt_edge.reference", "minigpt_edge.checkpoint", "minigpt_edge.resident"),
         make=make,
     )
 
@@ -43,6 +43,7 @@ def checkpoint_hashes(checkpoint: Path) -> dict[str, str]:
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        "model.safetensors.index.json",
     )
     files = [checkpoint / name for name in names] + sorted(checkpoint.glob("*.safetensors"))
     return {path.name: sha256_file(path) for path in files if path.exists()}
@@ -62,7 +63,7 @@ def _write(checkpoint: Path, texts: Path, path: Path, threads: int) -> dict[str,
     import torch
     from safetensors.torch import save_file
 
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.checkpoint import is_large, load_model
     from minigpt_edge.evaluate.perplexity import encode, read_texts, read_tokenizer
 
     torch.set_num_threads(threads)
@@ -71,6 +72,6 @@ def _write(checkpoint: Path, texts: Path, path: Path, threads: int) -> dict[str,
     rows = [row for row in ids if len(row) >= TOKENS][:WINDOWS] or [min(ids, key=len)]
     tokens = torch.tensor([row[:TOKENS] for row in rows])
     with torch.inference_mode():
-        logits = load_model(checkpoint)(tokens, use_cache=False).logits
+        logits = load_model(checkpoint, lazy=is_large(checkpoint))(tokens, use_cache=False).logits
     save_file({"tokens": tokens.int(), "logits": logits.float().contiguous()}, path)
     return {"tokens": tokens.numel()}

@@ -1,4 +1,4 @@
-"""Safetensors one tensor at a time, as float32: memory holds one tensor, not the model. No torch."""
+"""Safetensors one tensor at a time: memory holds one tensor, not the model. No torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 _WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16: its bits
+STORED = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read when it is needed: `load` returns it as contiguous float32 of `shape`."""
+    """A tensor that is read when it is needed.
+
+    Attributes:
+        load: returns it, contiguous and of `shape`.
+        dtype: "F32", "F16" or "BF16", which `load` returns as float32, float16, or bits in uint16.
+    """
 
     name: str
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
+    dtype: str = "F32"
 
     @property
     def parameters(self) -> int:
@@ -33,27 +42,31 @@ class Tensor:
         return math.prod(self.shape)
 
 
-def write_float32(path: Path, tensors: Iterable[Tensor]) -> int:
-    """Write the tensors, sorted by name, as float32; returns the number of parameters."""
+def write_tensors(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Write the tensors, sorted by name, each in its own type."""
     import numpy as np
 
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in ordered:
-        start, end = end, end + 4 * tensor.parameters
-        header[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start, end = end, end + _WIDTH[tensor.dtype] * tensor.parameters
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    need_space(path.parent, end + len(encoded) + 8, "the model as float32")
+    need_space(path.parent, end + len(encoded) + 8, "the model")
     try:
         with open(path, "wb") as out:
             out.write(struct.pack("<Q", len(encoded)) + encoded)
             for tensor in ordered:
-                out.write(np.ascontiguousarray(tensor.load(), dtype="<f4").reshape(tensor.shape).data)
+                array = np.ascontiguousarray(tensor.load(), dtype=_NUMPY[tensor.dtype])
+                out.write(array.reshape(tensor.shape).data)
     except OSError as error:
         raise os_error(error, path) from error
-    return end // 4
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
@@ -83,7 +96,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_tensors(path: Path) -> list[Tensor]:
-    """The tensors of a safetensors file, to be read as float32.
+    """The tensors of a safetensors file; float64 becomes float32, other types stay.
 
     Raises:
         EdgeError: the file is damaged, or holds integers or other types that are no plain weights.
@@ -98,21 +111,15 @@ def read_tensors(path: Path) -> list[Tensor]:
             )
         if end - start != math.prod(shape) * _WIDTH[dtype]:
             raise _damaged(path, f"{name} has a wrong size")
-        tensors.append(Tensor(name, shape, _loader(path, dtype, shape, start)))
+        stored = dtype if dtype in STORED else "F32"
+        tensors.append(Tensor(name, shape, partial(_load, path, dtype, shape, start), stored))
     return tensors
 
 
-def _loader(path: Path, dtype: str, shape: tuple[int, ...], start: int) -> Callable[[], np.ndarray]:
-    def load() -> np.ndarray:
-        import numpy as np
+def _load(path: Path, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray:
+    import numpy as np
 
-        raw = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype]
-        data = np.fromfile(path, dtype=raw, count=math.prod(shape), offset=start).reshape(shape)
-        if dtype == "BF16":  # the upper half of a float32
-            return (data.astype("<u4") << 16).view("<f4")
-        return data.astype("<f4", copy=False)
-
-    return load
+    return np.fromfile(path, dtype=_NUMPY[dtype], count=math.prod(shape), offset=start).reshape(shape)
 
 
 def _damaged(path: Path, how: str) -> EdgeError:

@@ -121,6 +121,15 @@ class Arch:
             activation(self.part(block, "gate")(normalised)) * up if "gate" in self.names else activation(up)
         )
 
+    def forward(self, block: Any, hidden: Tensor, position: Position) -> Tensor:
+        """Hidden states [batch, s, hidden] after a block; products in the dtype of its matrices."""
+        dtype = self.attention_out(block).weight.dtype
+        mixed = self.mix(block, self.attention_input(block, hidden).to(dtype), position)
+        attended = hidden + self.attention_out(block)(mixed)
+        read = hidden if self.parallel(block) else attended
+        active = self.neurons(block, self.ffn_input(block, read).to(dtype))
+        return attended + self.ffn_out(block)(active)  # type: ignore[no-any-return]
+
     def activation(self, block: Any) -> Any:
         """The MLP's activation function."""
         return block.mlp.act_fn

@@ -145,11 +145,11 @@ def evaluate(checkpoint: Path, texts: Path) -> dict[str, float]:
         EdgeError: either is damaged, or a window is longer than the model's context.
     """
     from minigpt_edge import attention
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.checkpoint import is_large, load_model
 
     start, windows = read_texts(texts)
     sequences = encode(read_tokenizer(checkpoint), start, [w["text"] for w in windows])
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, lazy=is_large(checkpoint))
     attention.use_in(model)
     check_context(model, sequences)
     return summary(sum_nll(model, sequences), windows)

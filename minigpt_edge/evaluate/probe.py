@@ -134,16 +134,9 @@ class Probe:
         return hidden
 
     def _advance(self, block: Any, hidden: list[Tensor]) -> list[Tensor]:
-        arch, dtype = self.arch, self.dtype
-        fast = block if dtype is torch.float32 else copy.deepcopy(block).to(dtype)
-        after = []
-        for x, position in zip(hidden, self.positions, strict=True):
-            mixed = arch.mix(fast, arch.attention_input(block, x).to(dtype), position)
-            attended = x + arch.attention_out(fast)(mixed)
-            read = x if arch.parallel(block) else attended
-            active = arch.neurons(fast, arch.ffn_input(block, read).to(dtype))
-            after.append(attended + arch.ffn_out(fast)(active))
-        return after
+        fast = block if self.dtype is torch.float32 else copy.deepcopy(block).to(self.dtype)
+        pairs = zip(hidden, self.positions, strict=True)
+        return [self.arch.forward(fast, x, position) for x, position in pairs]
 
 
 def token_forms(tokenizer: Tokenizer) -> list[int]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
@@ -21,6 +22,7 @@ from minigpt_edge.archs.base import Arch
 from minigpt_edge.calibrate import MICRO_BATCH_TOKENS
 from minigpt_edge.moments import GRAM_COLUMNS, bf16_products
 from minigpt_edge.prune import UNSTRUCTURED, magnitude, sparsegpt, wanda
+from minigpt_edge.resident import keep, resident
 from minigpt_edge_runtime.errors import UsageError
 
 MASK_METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -222,25 +224,42 @@ def mask_blocks(
     with torch.inference_mode():
         stream = None if method == "magnitude" else _Stream(arch, model, windows, dtype)
         for index, block in enumerate(blocks):
-            reads = stream.gather(block, method == "sparsegpt", result) if stream else [None] * 4
-            for shared, read in zip(matrices[index], reads, strict=True):
-                if read:
-                    mean = read.squares() / windows.numel()
-                    result.importance |= {name: mean.clone() for name in shared}
-                with result.timed("solve"):
-                    _prune(shared, read, method, pattern, sparsity, result)
-            if stream:
-                with result.timed("forward"):
-                    stream.advance(block)
+            with resident(block):
+                _mask_block(arch, stream, block, index, (method, pattern, sparsity), result)
+                keep(block)
             on_block(index + 1, len(blocks))
         if stream:
             final = arch.final_norm(model, stream.hidden).square().mean((0, 1))
             result.importance |= {"token_embd.weight": final, "output.weight": final}
-    weights = {name: m.weight for block in matrices for shared in block for name, m in shared.items()}
-    zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
-    result.zeros = {name: count / weights[name].numel() for name, count in zeros.items()}
-    result.sparsity = sum(zeros.values()) / sum(weight.numel() for weight in weights.values())
+    total = sum(linear.weight.numel() for block in matrices for shared in block for linear in shared.values())
+    result.sparsity = sum(result.zeros.values()) / total
+    sizes = {name: m.weight.numel() for block in matrices for shared in block for name, m in shared.items()}
+    result.zeros = {name: count / sizes[name] for name, count in result.zeros.items()}
     return result
+
+
+def _mask_block(
+    arch: Arch,
+    stream: _Stream | None,
+    block: Any,
+    index: int,
+    wanted: tuple[str, Pattern, float],
+    result: MaskResult,
+) -> None:
+    """Measure, mask and leave one block behind."""
+    method, pattern, sparsity = wanted
+    matrices = _matrices(arch, block, index)
+    reads = stream.gather(block, method == "sparsegpt", result) if stream else [None] * 4
+    for shared, read in zip(matrices, reads, strict=True):
+        if read and stream:
+            mean = read.squares() / stream.hidden[..., 0].numel()
+            result.importance |= {name: mean.clone() for name in shared}
+        with result.timed("solve"):
+            _prune(shared, read, method, pattern, sparsity, result)
+        result.zeros |= {name: int((linear.weight == 0).sum()) for name, linear in shared.items()}
+    if stream:
+        with result.timed("forward"):
+            stream.advance(block)
 
 
 def _prune(

@@ -16,60 +16,51 @@ import torch  # noqa: TID253 - imported on demand
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
-from minigpt_edge.chunked_loss import chunked_cross_entropy
-from minigpt_edge.evaluate.perplexity import head_of, hidden_states
-
-MICRO_BATCH_TOKENS = 2048
+from minigpt_edge.backward import backward
 
 
 def unit_scores(
     model: Any,
     arch: Arch,
     windows: Tensor,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
+    on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Taylor importance of every block's KV groups and FFN neurons, the higher the more worth keeping.
 
-    One backward pass of the mean loss over all next tokens of `windows`, in micro-batches. Memory: the
-    gradients of all the blocks' matrices, float32, and the activations of MICRO_BATCH_TOKENS tokens.
+    From the gradient of the mean loss over all next tokens of `windows`. Memory: what enters each block, and
+    one block with its gradients.
 
     Args:
         model: float32; unchanged afterwards, its gradients too.
         windows: token ids, int64 [n, s]; a few are enough (the authors take 10 of 64 tokens).
-        on_batch: called with (windows done, windows).
+        on_block: called with (blocks done, blocks).
 
     Returns:
         Per block (float32 [KV groups], float32 [neurons]).
     """
-    blocks = arch.blocks(model)
-    wanted = {id(linear.weight) for block in blocks for linear in _matrices(arch, block)}
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    try:
-        for parameter, _, _ in before:
+    total, found = len(arch.blocks(model)), list[tuple[Tensor, Tensor]]()
+    predicted = len(windows) * (windows.shape[1] - 1)
+
+    def ask(block: Any) -> list[tuple[Tensor, Tensor | None]]:
+        before = [(linear.weight, linear.weight.grad) for linear in _matrices(arch, block)]
+        for parameter, _ in before:
             parameter.grad = None
-            parameter.requires_grad_(id(parameter) in wanted)
-        _backward(model, windows, on_batch)
-        return [_block_scores(arch, block) for block in blocks]
-    finally:
-        for parameter, trainable, gradient in before:
-            parameter.requires_grad_(trainable)
+            parameter.requires_grad_(True)
+        return before
+
+    for index, block, before in backward(model, arch, windows, lambda _, labels: labels, ask):
+        groups, neurons = _block_scores(arch, block)
+        found.append((groups / predicted, neurons / predicted))
+        for parameter, gradient in before:
+            parameter.requires_grad_(False)
             parameter.grad = gradient
+        on_block(total - index, total)
+    return found[::-1]
 
 
 def _matrices(arch: Arch, block: Any) -> Iterable[nn.Linear]:
     attention, ffn = arch.writers(block)
     return *attention, arch.attention_out(block), *ffn, arch.ffn_out(block)
-
-
-def _backward(model: Any, windows: Tensor, on_batch: Callable[[int, int], None]) -> None:
-    """Add the gradients of the mean loss over `windows` to the parameters' that want one."""
-    done = 0
-    for batch in windows.split(max(1, MICRO_BATCH_TOKENS // windows.shape[1])):
-        hidden, head = head_of(model, hidden_states(model, batch[:, :-1]).flatten(0, 1))
-        loss = chunked_cross_entropy(hidden, head, batch[:, 1:].flatten())
-        (loss * (len(batch) / len(windows))).backward()
-        done += len(batch)
-        on_batch(done, len(windows))
 
 
 def _block_scores(arch: Arch, block: Any) -> tuple[Tensor, Tensor]:

@@ -154,10 +154,10 @@ def _taken(config: dict[str, Any], sizes: tuple[int, int]) -> int:
 
 @dataclass(frozen=True)
 class Decision:
-    """What every block keeps, and the Fisher information of its outputs where that was measured."""
+    """What every block keeps, and what gives its outputs' Fisher information where that was measured."""
 
     wanted: Wanted
-    metrics: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    metrics: list[Callable[[], list[torch.Tensor]]] | None = None
 
 
 def decide(
@@ -228,7 +228,7 @@ def _chooser(
     settings: ShrinkSettings,
     method: Method,
     on_progress: Progress,
-) -> tuple[Callable[[int], Wanted], list[tuple[torch.Tensor, torch.Tensor]] | None]:
+) -> tuple[Callable[[int], Wanted], list[Callable[[], list[torch.Tensor]]] | None]:
     """A function from parameters to remove to what stays; what it needs is measured here, once."""
     from minigpt_edge.allocate import allocate, best_units, global_plan, measure_costs
     from minigpt_edge.calibrate import Wanted, score_blocks

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.plan import Plan, check_plan, read_plan
-from minigpt_edge.prune import BLOCKS, STRUCTURED
+from minigpt_edge.prune import BLOCKS, RANK, STRUCTURED
 from minigpt_edge.shrink.decide import Progress, ShrinkSettings, choose_vocabulary
 from minigpt_edge.shrink.trim import remap_config, trim_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
@@ -53,7 +53,7 @@ def prepare(
     import torch
 
     from minigpt_edge import attention
-    from minigpt_edge.checkpoint import count_parameters, load_model, read_config, trim_embeddings
+    from minigpt_edge.checkpoint import count_parameters, is_large, load_model, read_config, trim_embeddings
 
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
@@ -62,7 +62,9 @@ def prepare(
     given = read_plan(plan) if plan else None
     if given and plan:
         check_plan(given, config, fingerprint, plan)
-    model: Any = load_model(base)
+    # what drops blocks or reduces ranks tries the whole model again and again
+    lazy = settings.pattern not in (BLOCKS, RANK) and is_large(base)
+    model: Any = load_model(base, lazy=lazy, changed=out / "blocks")
     attention.use_in(model)
     dense = count_parameters(model)
     shrinks = settings.pattern in (STRUCTURED, BLOCKS)

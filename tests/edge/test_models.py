@@ -86,17 +86,18 @@ def test_every_known_splitting_is_recognised_in_hugging_face_form() -> None:
         assert by_name(name_of({"model": model, "pre_tokenizer": to_hugging_face(pre)})) == pre
 
 
-def test_a_directory_becomes_float32_with_an_explicit_config(model_dir: Path, tmp_path: Path) -> None:
+def test_a_directory_keeps_its_weights_and_gets_an_explicit_config(model_dir: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file as load_tensors
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     before = sorted(path.name for path in model_dir.iterdir())
     model = resolve_model(str(model_dir), cache=tmp_path)
     assert sorted(path.name for path in model_dir.iterdir()) == before
-    original = AutoModelForCausalLM.from_pretrained(model_dir, dtype="float32").state_dict()
-    ours = load_file(model.path / "model.safetensors")
+    original = AutoModelForCausalLM.from_pretrained(model_dir).state_dict()
+    ours = load_tensors(model.path / "model.safetensors")
     assert "lm_head.weight" not in ours
-    assert all(weights.dtype == np.float32 for weights in ours.values())
-    assert all(np.array_equal(weights, original[name].numpy()) for name, weights in ours.items())
+    assert {str(weights.dtype) for weights in ours.values()} == {"torch.bfloat16"}
+    assert all(weights.equal(original[name]) for name, weights in ours.items())
     config = json.loads((model.path / "config.json").read_text())
     assert config["minigpt_edge"] == {"tokenizer_pre": "smollm", "document_start": "<|endoftext|>"}
     assert (config["head_dim"], config["bos_token_id"], config["eos_token_id"]) == (16, 1, 2)
@@ -150,7 +151,7 @@ def test_a_failed_conversion_leaves_nothing(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gguf_model, "write_float32", fail)
+    monkeypatch.setattr(gguf_model, "write_tensors", fail)
     with pytest.raises(OSError):
         resolve_model(str(gguf_file), cache=tmp_path)
     assert not [path for path in (tmp_path / "models").iterdir() if not path.name.endswith(".lock")]

@@ -10,7 +10,7 @@ import torch  # noqa: TID253
 from finetune_helpers import make_checkpoint
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge import fast_llama
+from minigpt_edge import backward
 from minigpt_edge.archs import load_arch
 from minigpt_edge.checkpoint import load_model
 from minigpt_edge.prune import taylor
@@ -20,7 +20,7 @@ HEADS_PER_GROUP, HEAD_DIM = 2, 8  # of make_checkpoint's model
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(fast_llama, "compute_dtype", lambda: torch.float32)  # exact, to compare
+    monkeypatch.setattr(backward, "compute_dtype", lambda: torch.float32)  # exact, to compare
     return load_model(make_checkpoint(tmp_path, unequal=True))
 
 
@@ -61,12 +61,12 @@ def by_loops(block: dict[str, list[list[float]]]) -> tuple[list[float], list[flo
 
 
 def test_scores_are_the_sums_over_all_coupled_weights(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(taylor, "MICRO_BATCH_TOKENS", 2 * 24)  # two micro-batches, the second one short
+    monkeypatch.setattr(backward, "MICRO_BATCH_TOKENS", 2 * 24)  # two micro-batches, the second one short
     ids = window_ids()
     expected = [by_loops(block) for block in products(model, ids)]
     seen: list[tuple[int, int]] = []
     found = taylor.unit_scores(model, load_arch("llama"), ids, lambda *progress: seen.append(progress))
-    assert seen == [(2, 3), (3, 3)]
+    assert seen == [(1, 2), (2, 2)]
     assert [(len(groups), len(neurons)) for groups, neurons in found] == [(2, 48), (1, 32)]
     for scores, wanted in zip(found, expected, strict=True):
         for actual, plain in zip(scores, wanted, strict=True):
