@@ -23,7 +23,6 @@ def main() -> None:
     import torch
 
     from minigpt_edge import corpus, domains, models
-    from minigpt_edge.calibrate import MICRO_BATCH_TOKENS
     from minigpt_edge.checkpoint import load_model
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
@@ -31,6 +30,7 @@ def main() -> None:
     from minigpt_edge.shrink.decide import ShrinkSettings
     from minigpt_edge.shrink.prepare import calibration_windows
     from minigpt_edge.shrink.weights import shrink
+    from minigpt_edge.streams import MICRO_BATCH_TOKENS
     from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser()

@@ -24,10 +24,9 @@ from minigpt_edge.prune.flap import bias as mean_bias
 from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
 from minigpt_edge.resident import keep as keep_block
 from minigpt_edge.resident import resident
+from minigpt_edge.streams import Half, Stream, Units
 
-MICRO_BATCH_TOKENS = 4096
 HEADS = ("token_embd.weight", "output.weight")  # the same matrix where they are tied
-VALIDATION_SHARE = 0.15  # of the calibration windows: chooses the ridge, then joins the fit
 
 
 @dataclass(frozen=True)
@@ -46,107 +45,6 @@ class Result:
     blocks: list[BlockPlan] = field(default_factory=list)
     importance: dict[str, Tensor] = field(default_factory=dict)  # GGUF name -> mean squared input
     errors: list[dict[str, float]] = field(default_factory=list)  # per block, on held-out windows
-
-
-@dataclass(frozen=True)
-class Half:
-    """Attention or FFN of a block: how its units are computed, and which matrix reads them.
-
-    `gguf` are the GGUF names of the matrices that read the input, and of the one that reads the units.
-    """
-
-    name: str
-    enter: Callable[[Any, Tensor], Tensor]
-    values: Callable[[Any, Tensor], Tensor]
-    out: Callable[[Any], nn.Linear]
-    gguf: tuple[tuple[str, ...], str]
-    group: int
-
-
-class Stream:
-    """Hidden states [windows, s, hidden], float32, on their way through the blocks.
-
-    Attributes:
-        pruned: of the model as it is so far.
-        dense: of the dense model; None where nothing is refitted to it.
-        entered: both as they entered the block, where its MLP reads that.
-    """
-
-    def __init__(self, arch: Arch, model: nn.Module, windows: Tensor, *, two: bool) -> None:
-        self.arch = arch
-        self.pruned = arch.embed(model, windows).detach().clone()
-        self.dense = self.pruned.clone() if two else None
-        self.position = tuple(part.bfloat16() for part in arch.positions(model, self.pruned))
-        self.entered: tuple[Tensor, Tensor | None] | None = None
-        self.held_out = max(1, int(len(windows) * VALIDATION_SHARE))
-        self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
-
-    def halves(self, block: Any) -> tuple[Half, Half]:
-        """The two halves of a block that the streams enter now, in the order they are computed."""
-        arch = self.arch
-        if arch.parallel(block):
-            self.entered = self.pruned.clone(), None if self.dense is None else self.dense.clone()
-        return (
-            Half(
-                "attention",
-                arch.attention_input,
-                lambda part, x: arch.mix(part, x, self.position),
-                arch.attention_out,
-                (arch.ATTENTION_READERS, arch.ATTENTION_OUT),
-                arch.group_size(block),
-            ),
-            Half(
-                "ffn",
-                arch.ffn_input,
-                arch.neurons,
-                arch.ffn_out,
-                (arch.FFN_READERS, arch.FFN_OUT),
-                1,
-            ),
-        )
-
-    def batches(self) -> Iterator[tuple[slice, int]]:
-        """Micro-batches of windows and the set they belong to: 1 held out, 0 fitted."""
-        for start, stop, part in ((0, self.held_out, 1), (self.held_out, len(self.pruned), 0)):
-            for first in range(start, stop, self.step):
-                yield slice(first, min(first + self.step, stop)), part
-
-    def gather(self, half: Half, block: Any, fast: Any, read: Tensor) -> tuple[Tensor, list[Moments]]:
-        """Advance the dense stream by a half; the pruned stream's units and [fitted, held-out] moments.
-
-        Args:
-            block: float32, for its norms; fast: its bfloat16 copy.
-            read: float32 [hidden], collects squared inputs.
-
-        Returns:
-            units bfloat16 [windows, s, units], and moments, none without a dense stream.
-        """
-        units, hidden = half.out(fast).in_features, self.pruned.shape[-1]
-        pruned, dense = self.entered or (self.pruned, self.dense)
-        bias = half.out(block).bias
-        values = torch.empty(*self.pruned.shape[:2], units, dtype=torch.bfloat16)
-        moments = [Moments.zeros(units, hidden) for _ in range(2)] if self.dense is not None else []
-        for rows, part in self.batches():
-            normalised = half.enter(block, pruned[rows])
-            read += normalised.square().sum((0, 1))
-            values[rows] = half.values(fast, normalised.bfloat16())
-            if self.dense is not None and dense is not None:
-                taught = half.values(fast, half.enter(block, dense[rows]).bfloat16())
-                self.dense[rows] += half.out(fast)(taught)
-                wanted = self.dense[rows] - self.pruned[rows]
-                wanted = wanted if bias is None else wanted - bias
-                moments[part].add(values[rows].flatten(0, 1), wanted.flatten(0, 1))
-        return values, moments
-
-    def advance(self, values: Tensor, units: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """Add values[..., units] @ weight [kept, hidden] + bias to the pruned stream."""
-        # zero rows for what goes: multiplying all of it is faster than gathering what stays
-        full = torch.zeros(values.shape[-1], weight.shape[1], dtype=torch.bfloat16)
-        full[units] = weight.bfloat16()
-        for rows, _ in self.batches():
-            self.pruned[rows] += values[rows] @ full
-        if bias is not None:
-            self.pruned += bias
 
 
 def shrink_blocks(
@@ -192,17 +90,19 @@ def shrink_blocks(
                 keep_block(block)
             result.blocks.append(BlockPlan(*(tuple(units.tolist()) for units in kept)))
             on_block(index + 1, len(blocks))
-        final = arch.final_norm(model, stream.pruned)
-        result.importance |= dict.fromkeys(HEADS, final.square().mean((0, 1)))
+        result.importance |= dict.fromkeys(HEADS, _final_squares(stream, model) / windows.numel())
     return result
 
 
-def _walk(model: nn.Module, arch: Arch, windows: Tensor) -> Iterator[tuple[int, Any, Half, Tensor, Tensor]]:
-    """Run a model as it is: (index, block, half, units [windows, s, units], summed squared inputs [hidden]).
+def _final_squares(stream: Stream, model: nn.Module) -> Tensor:
+    """Summed squares of what the head reads, float32 [hidden]."""
+    finals = (stream.arch.final_norm(model, stream.pruned[rows]) for rows, _ in stream.batches())
+    return torch.stack([final.square().sum((0, 1)) for final in finals]).sum(0)
 
-    Last comes index -1 with the head's input.
-    """
-    stream = Stream(arch, model, windows, two=False)
+
+def _walk(stream: Stream, model: nn.Module) -> Iterator[tuple[int, Any, Half, Units, Tensor]]:
+    """Run a model as it is: (index, block, half, units, summed squared inputs [hidden])."""
+    arch = stream.arch
     for index, block in enumerate(arch.blocks(model)):
         with resident(block):
             fast = copy.deepcopy(block).bfloat16()
@@ -212,8 +112,6 @@ def _walk(model: nn.Module, arch: Arch, windows: Tensor) -> Iterator[tuple[int, 
                 linear = half.out(block)
                 yield index, block, half, values, read
                 stream.advance(values, torch.arange(linear.in_features), linear.weight.t(), linear.bias)
-    final = arch.final_norm(model, stream.pruned)
-    yield -1, None, stream.halves(arch.blocks(model)[0])[0], final, final.square().sum((0, 1))
 
 
 def score_blocks(
@@ -226,9 +124,7 @@ def score_blocks(
     """Scores of every block's (KV groups, neurons) on the dense model, for one cut over all blocks."""
     total, found = len(arch.blocks(model)), []
     with torch.inference_mode():
-        for index, block, half, values, _ in _walk(model, arch, windows):
-            if index < 0:
-                break
+        for index, block, half, values, _ in _walk(Stream(arch, model, windows, two=False), model):
             means, weight = Means.of(values), half.out(block).weight.t()
             known = UnitStatistics(weight, means.energy, means.mean, means.mean_abs, group=half.group)
             found.append(scores(known))
@@ -241,13 +137,12 @@ def measure_importance(model: nn.Module, arch: Arch, windows: Tensor) -> dict[st
     importance: dict[str, Tensor] = {}
     tokens = windows.numel()
     with torch.inference_mode():
-        for index, _, half, values, read in _walk(model, arch, windows):
-            if index < 0:
-                importance |= {name: read / tokens for name in HEADS}
-                break
+        stream = Stream(arch, model, windows, two=False)
+        for index, _, half, values, read in _walk(stream, model):
             readers, reader = half.gguf
             importance |= {f"blk.{index}.{name}.weight": read / tokens for name in readers}
             importance[f"blk.{index}.{reader}.weight"] = Means.of(values).energy
+        importance |= dict.fromkeys(HEADS, _final_squares(stream, model) / tokens)
     return importance
 
 
@@ -260,8 +155,8 @@ class Choice:
     index: int
     seed: int
 
-    def statistics(self, values: Tensor, moments: list[Moments], weight: Tensor, group: int) -> Any:
-        """What is known of the units [tokens, units] that `weight` [units, outputs] reads."""
+    def statistics(self, values: Units, moments: list[Moments], weight: Tensor, group: int) -> Any:
+        """What is known of the units that `weight` [units, outputs] reads."""
         gram = cross = None
         if moments:
             gram, cross, _ = moments[0].merge(moments[1]).mean()

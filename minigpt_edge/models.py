@@ -40,7 +40,8 @@ class BaseModel:
     """A model that the stages can read.
 
     Attributes:
-        path: directory with model.safetensors in float32, float16 or bfloat16, config.json with "minigpt_edge", tokenizer.json.
+        path: directory with model.safetensors (float32, float16 or bfloat16), tokenizer.json, and config.json
+            with "minigpt_edge".
         name: what to call it.
         source: where it came from, in words.
         licence: as its publisher states it, or None where nothing is stated.

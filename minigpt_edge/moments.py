@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,11 +82,13 @@ class Means:
     mean_abs: Tensor
 
     @classmethod
-    def of(cls, values: Tensor) -> Means:
-        """From bfloat16 values [..., units]."""
-        flat = values.flatten(0, -2)
-        sums = torch.zeros(3, flat.shape[1])
-        for part in flat.split(CHUNK_TOKENS):
-            wide = part.float()
-            sums += torch.stack((wide.square().sum(0), wide.sum(0), wide.abs().sum(0)))
-        return cls(*(sums / len(flat)))
+    def of(cls, values: Iterable[Tensor]) -> Means:
+        """From bfloat16 values [..., units], in parts."""
+        sums: Tensor | float = 0.0
+        tokens = 0
+        for some in values:
+            for part in some.flatten(0, -2).split(CHUNK_TOKENS):
+                wide = part.float()
+                sums = sums + torch.stack((wide.square().sum(0), wide.sum(0), wide.abs().sum(0)))
+                tokens += len(part)
+        return cls(*(torch.as_tensor(sums) / tokens))

@@ -41,6 +41,7 @@ _PRUNE_CODE = (
     "minigpt_edge.shrink.vocabulary",
     "minigpt_edge.shrink.weights",
     "minigpt_edge.sizing",
+    "minigpt_edge.streams",
 )
 RECOVER_CODE = (
     "minigpt_edge.attention",

@@ -18,11 +18,11 @@ import torch  # noqa: TID253 - imported on demand
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
-from minigpt_edge.calibrate import MICRO_BATCH_TOKENS, VALIDATION_SHARE
 from minigpt_edge.chunked_loss import chunked_nll
 from minigpt_edge.evaluate.perplexity import head_of
 from minigpt_edge.moments import Moments
 from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
+from minigpt_edge.streams import MICRO_BATCH_TOKENS, VALIDATION_SHARE
 from minigpt_edge_runtime.errors import EdgeError
 
 HELD_OUT_TOKENS = 4096  # at most: every trial of a removal runs over them

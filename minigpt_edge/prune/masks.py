@@ -19,10 +19,10 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
-from minigpt_edge.calibrate import MICRO_BATCH_TOKENS
 from minigpt_edge.moments import GRAM_COLUMNS, bf16_products
 from minigpt_edge.prune import UNSTRUCTURED, magnitude, sparsegpt, wanda
 from minigpt_edge.resident import keep, resident
+from minigpt_edge.streams import MICRO_BATCH_TOKENS
 from minigpt_edge_runtime.errors import UsageError
 
 MASK_METHODS = ("magnitude", "wanda", "sparsegpt")

@@ -137,7 +137,7 @@ def test_moments_are_the_sums() -> None:
     assert torch.allclose(gram.double(), wide.t() @ wide / 700, atol=1e-4)
     assert torch.allclose(cross.double(), wide.t() @ y.double() / 700, atol=1e-2)  # y is rounded to bfloat16
     assert energy == pytest.approx(float(y.square().sum()) / 700, rel=1e-4)
-    means = Means.of(x.view(7, 100, 600))
+    means = Means.of(x.view(7, 100, 600).split(3))
     assert torch.allclose(means.energy.double(), wide.square().mean(0), atol=1e-5)
     assert torch.allclose(means.mean.double(), wide.mean(0), atol=1e-5)
     assert torch.allclose(means.mean_abs.double(), wide.abs().mean(0), atol=1e-5)

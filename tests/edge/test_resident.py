@@ -12,7 +12,7 @@ from finetune_helpers import make_checkpoint
 from tiny_families import FAMILIES, write_family
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
-from minigpt_edge import checkpoint
+from minigpt_edge import checkpoint, streams
 from minigpt_edge.allocate import measure_costs
 from minigpt_edge.archs import load_arch
 from minigpt_edge.calibrate import Wanted, measure_importance, score_blocks, shrink_blocks
@@ -100,6 +100,24 @@ def test_pruning_gives_the_same_model_in_shards(family: Path, tmp_path: Path, me
         *(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)),
         "model.safetensors.index.json",
     ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_units_that_are_computed_again_are_the_same(
+    family: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    found = []
+    for kept in (2**30, 0):
+        monkeypatch.setattr(streams, "KEPT_BYTES", kept)
+        model: Any = load_model(family)
+        arch = load_arch(model.config.model_type)
+        if method == "flap" and arch.biasless:
+            return
+        groups = [arch.kv_groups(block) for block in arch.blocks(model)]
+        shrink_blocks(model, arch, ROWS, Wanted([32] * len(groups), groups), get_method(method))
+        found.append((logits(model), measure_importance(model, arch, ROWS)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(found[0][1][name], inputs) for name, inputs in found[1][1].items())
 
 
 def test_masks_too(family: Path, tmp_path: Path) -> None:
