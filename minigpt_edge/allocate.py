@@ -124,7 +124,7 @@ def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> lis
     costs = [0.0]
     while len(units) > 1:
         left = units.flatten()
-        rise = removal_costs(gram[left][:, left], cross[left], fisher, group) / 2
+        rise = removal_costs(gram[left[:, None], left], cross[left], fisher, group) / 2
         cheapest = int(rise.argmin())
         costs.append(costs[-1] + float(rise[cheapest]))
         units = torch.cat((units[:cheapest], units[cheapest + 1 :]))
@@ -144,7 +144,7 @@ def _removal_path(
     at = 0
     while at < len(widths) - 1:
         steps = min(WIDTHS_PER_STEP, len(widths) - 1 - at)
-        removal = removal_costs(gram[units][:, units], cross[units], fisher) / 2
+        removal = removal_costs(gram[units[:, None], units], cross[units], fisher) / 2
         order = removal.argsort()
         drop = len(units) - widths[at + steps]
         rise = removal[order[:drop]].cumsum(0)
@@ -152,7 +152,7 @@ def _removal_path(
         for step in range(1, steps + 1):
             costs.append(before + float(rise[len(units) - widths[at + step] - 1]))
         units = units[order[drop:].sort().values]
-        lower, scale = factor(gram[units][:, units], DAMPING)
+        lower, scale = factor(gram[units[:, None], units], DAMPING)
         fitted = torch.cholesky_solve(cross[units] * scale[:, None], lower) * scale[:, None]
         exact = (full - float(((fitted @ fisher) * cross[units]).sum())) / 2
         costs[-1] = max(exact, before)

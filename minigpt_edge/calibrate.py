@@ -190,7 +190,7 @@ def _of_units(statistics: UnitStatistics, units: Tensor) -> UnitStatistics:
         statistics.energy[units],
         some(statistics.mean),
         some(statistics.mean_abs),
-        None if statistics.gram is None else statistics.gram[units][:, units],
+        None if statistics.gram is None else statistics.gram[units[:, None], units],
         some(statistics.cross),
         statistics.metric,
         statistics.seed,

@@ -29,11 +29,20 @@ def bf16_products() -> Iterator[None]:
         products.fp32_precision = before
 
 
+def mirror(gram: Tensor) -> None:
+    """Fill a symmetric matrix below its diagonal, in place and without a copy: they can be gigabytes."""
+    for start in range(0, len(gram), GRAM_COLUMNS):
+        end = start + GRAM_COLUMNS
+        corner = gram[start:end, start:end]
+        corner.copy_(corner.triu() + corner.triu(1).t())
+        gram[end:, start:end] = gram[start:end, end:].t()
+
+
 @dataclass
 class Moments:
     """Sums over tokens of what a matrix reads, x [tokens, units], and should give, y [tokens, outputs].
 
-    Below the diagonal `gram` is not filled; `mean` completes it.
+    Below the diagonal `gram` is filled by `mean` alone.
     """
 
     gram: Tensor
@@ -58,10 +67,11 @@ class Moments:
 
     def mean(self, units: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
         """(gram, cross, energy) per token, of some units."""
-        gram, cross = self.gram.triu() + self.gram.triu(1).t(), self.cross
-        if units is not None:
-            gram, cross = gram[units][:, units], cross[units]
-        return gram / self.tokens, cross / self.tokens, self.energy / self.tokens
+        mirror(self.gram)
+        if units is None:
+            return self.gram / self.tokens, self.cross / self.tokens, self.energy / self.tokens
+        gram, cross = self.gram[units[:, None], units], self.cross[units]
+        return gram.div_(self.tokens), cross.div_(self.tokens), self.energy / self.tokens
 
     def merge(self, other: Moments) -> Moments:
         """The sums over both sets of tokens."""

@@ -19,7 +19,7 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
-from minigpt_edge.moments import GRAM_COLUMNS, bf16_products
+from minigpt_edge.moments import GRAM_COLUMNS, bf16_products, mirror
 from minigpt_edge.prune import UNSTRUCTURED, magnitude, sparsegpt, wanda
 from minigpt_edge.resident import keep, resident
 from minigpt_edge.streams import MICRO_BATCH_TOKENS
@@ -112,7 +112,8 @@ class _Read:
 
     def gram(self) -> Tensor:
         """sum x x^T [units, units]."""
-        return self.sums.triu() + self.sums.triu(1).t()
+        mirror(self.sums)
+        return self.sums
 
     def squares(self) -> Tensor:
         """||X_j||^2 [units]."""

@@ -1,0 +1,206 @@
+"""Time and memory of building models of 0.1 to 7 billion parameters: random weights cost what real ones do.
+
+    python benchmarks/sizes.py [--only NAME ...] [--blocks N] [--calibration-tokens N] [--threads N]
+
+Each shape gets bfloat16 weights and the default model's tokenizer, and goes through `minigpt-edge build
+--no-recover` in a process of its own, whose peak memory is read from the system. With --blocks, models of
+so many blocks show what one block takes. Writes benchmarks/results/sizes.json, one row per shape, keeping the
+rows of shapes that are not asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "sizes.json"
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_parameters": ROPE}
+# name -> settings of config.json, bound of memory in GiB
+SHAPES: dict[str, tuple[dict[str, Any], float | None]] = {
+    "SmolLM2-135M": (
+        {
+            **LLAMA,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+        None,
+    ),
+    "SmolLM2-360M": (
+        {
+            **LLAMA,
+            "hidden_size": 960,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "tie_word_embeddings": True,
+        },
+        None,
+    ),
+    "Phi-1.5": (
+        {
+            "model_type": "phi",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 32,
+            "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5},
+        },
+        8,
+    ),
+    "OPT-1.3B": (
+        {
+            "model_type": "opt",
+            "hidden_size": 2048,
+            "ffn_dim": 8192,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 32,
+            "word_embed_proj_dim": 2048,
+        },
+        8,
+    ),
+    "LLaMA-2-7B": (
+        {
+            **LLAMA,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "tie_word_embeddings": False,
+        },
+        12,
+    ),
+}
+
+
+def write_model(folder: Path, settings: dict[str, Any]) -> int:
+    """A checkpoint of random weights with the default model's tokenizer; its number of parameters."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from minigpt_edge.checkpoint import standard_names
+    from minigpt_edge.models import resolve_model
+    from minigpt_edge.safetensors_stream import Tensor, write_tensors
+    from minigpt_edge_runtime.files import read_json, write_json
+
+    base = resolve_model().path
+    own = read_json(base / "config.json")
+    ids = {key: own[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size")}
+    config = AutoConfig.for_model(**settings, **ids, max_position_embeddings=2048)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tensors = [
+        Tensor(n, shape, partial(_random, index, shape), "BF16")
+        for index, (n, shape) in enumerate(shapes.items())
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "model.safetensors", tensors)
+    written = {**config.to_dict(), "dtype": "bfloat16", "minigpt_edge": own["minigpt_edge"]}
+    write_json(folder / "config.json", standard_names(written))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(base / name, folder / name)
+    return sum(tensor.parameters for tensor in tensors)
+
+
+def _random(seed: int, shape: tuple[int, ...]) -> Any:
+    """Bits of bfloat16: a matrix of small normal numbers, or ones for a norm (and for a bias)."""
+    import numpy as np
+
+    values = np.ones(shape, dtype=np.float32)
+    if len(shape) > 1:
+        rows = np.random.default_rng(seed).standard_normal((64, shape[1]), dtype=np.float32) * 0.02
+        values = np.concatenate([np.roll(rows, turn, 1) for turn in range(-(-shape[0] // 64))])[: shape[0]]
+    return (np.ascontiguousarray(values).view("<u4") >> 16).astype("<u2")
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak memory in GiB of a process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 2**20
+
+
+def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One shape through the stages; a row of the result."""
+    settings, bound = SHAPES[name]
+    if given.blocks:
+        settings = {**settings, "num_hidden_layers": given.blocks}
+    parameters = write_model(folder / "model", settings)
+    command = [sys.executable, "-m", "minigpt_edge", "build", "--model", str(folder / "model")]
+    command += [
+        "--domain",
+        "law",
+        "--no-recover",
+        "--work",
+        str(folder / "work"),
+        "--out",
+        str(folder / "out"),
+    ]
+    command += ["--calibration-tokens", str(given.calibration_tokens), "--threads", str(given.threads)]
+    command += [part for target in given.target for part in ("--target", target)]
+    seconds, memory = measured(command)
+    stages = {}
+    for manifest in sorted(folder.glob("work/*/manifest.json")):
+        record = json.loads(manifest.read_text())
+        stages[record["stage"]] = {"seconds": record["seconds"], "peak_rss_mb": record["peak_rss_mb"]}
+    prune = stages["prune"]["seconds"]
+    return {
+        "shape": name,
+        "blocks": settings["num_hidden_layers"],
+        "parameters": parameters,
+        "calibration_tokens": given.calibration_tokens,
+        "targets": given.target,
+        "seconds": seconds,
+        "peak_gib": memory,
+        "bound_gib": bound,
+        "stages": stages,
+        "prune_seconds_per_1e12": prune / (parameters * given.calibration_tokens / 1e12),
+    }
+
+
+def main() -> None:
+    """Run the shapes that are asked for, smallest first."""
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge_runtime.device import device_info
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--blocks", type=int, help="this many blocks, written to no result")
+    parser.add_argument("--calibration-tokens", type=int, default=16_384)
+    parser.add_argument("--threads", type=int, default=all_cores())
+    parser.add_argument("--target", nargs="+", default=["gguf-q8_0"])
+    given = parser.parse_args()
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    for name in given.only:
+        with tempfile.TemporaryDirectory() as folder:
+            row = build(name, given, Path(folder))
+        print(json.dumps(row, indent=2))
+        if given.blocks:
+            continue
+        rows = [other for other in rows if other["shape"] != name] + [row]
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        row["commit"], row["date"], row["device"] = commit, time.strftime("%Y-%m-%d"), device_info()
+        RESULT.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
