@@ -113,6 +113,19 @@ class Engine(Protocol):
         """
         ...
 
+    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Logits of every token of several continuations of what is cached; the cache stays as it was.
+
+        Yields:
+            (index of the branch, index of a token in it, logits from that token on): float32 [n, vocab] views
+            valid until the next. Empty branches give nothing.
+
+        Raises:
+            EdgeError: the cache has no room for the longest, or computing failed.
+            ValueError: the engine was opened without `logits_all`.
+        """
+        ...
+
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """`score` in one array: float32 [T, vocab]."""
         ...

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
+BRANCHES = 8  # continuations of one beginning that are evaluated together
 
 
 def load_library() -> Any:
@@ -87,6 +88,8 @@ class LlamaEngine:
         parameters.n_ctx = self._context_length
         parameters.n_batch = parameters.n_ubatch = batch
         parameters.n_outputs_max = batch if self._logits_all else 1
+        if self._logits_all:
+            parameters.n_seq_max, parameters.kv_unified = 1 + BRANCHES, True
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.no_perf = True
         self._context = lib.llama_init_from_model(self._model, parameters)
@@ -218,6 +221,60 @@ class LlamaEngine:
             yield np.ctypeslib.as_array(
                 self._lib.llama_get_logits(self._context), (len(piece), self._vocab_size)
             )
+
+    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+        if not self._logits_all:
+            raise ValueError("open the engine with logits_all=True to score")
+        start = 0
+        while start < len(branches):
+            group = self._fitting(branches[start : start + BRANCHES])
+            for at in range(1, len(group) + 1):
+                self._lib.llama_memory_seq_cp(self._memory, 0, at, -1, -1)
+            try:
+                for index, at, rows in self._decode_branches(group):
+                    yield start + index, at, rows
+            finally:
+                for at in range(1, len(group) + 1):
+                    self._lib.llama_memory_seq_rm(self._memory, at, -1, -1)
+            start += len(group)
+
+    def _fitting(self, branches: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The first branches, at least one, that the cache holds together."""
+        used = 0
+        for count, branch in enumerate(branches):
+            self._check_ids(branch)
+            used += len(branch)
+            if count == 0:
+                self._check_room(used)
+            elif self._used + used > self._context_length:
+                return branches[:count]
+        return branches
+
+    def _decode_branches(self, group: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Sequence 1 + b is branch b; tokens of several share a batch."""
+        import numpy as np
+
+        size = len(self._tokens)
+        places = [(index, at) for index, branch in enumerate(group) for at in range(len(branch))]
+        for start in range(0, len(places), size):
+            piece = places[start : start + size]
+            for row, (index, at) in enumerate(piece):
+                self._tokens[row] = group[index][at]
+                self._positions[row] = self._used + at
+                self._batch.seq_id[row][0] = 1 + index
+            self._wanted[: len(piece)] = 1
+            self._batch.n_tokens = len(piece)
+            code = self._lib.llama_decode(self._context, self._batch)
+            for row in range(len(piece)):
+                self._batch.seq_id[row][0] = 0
+            if code:
+                raise _failed(f"llama.cpp stopped with code {code} in a branch", "use a longer context")
+            rows = np.ctypeslib.as_array(
+                self._lib.llama_get_logits(self._context), (len(piece), self._vocab_size)
+            )
+            ends = [n for n in range(1, len(piece)) if piece[n][0] != piece[n - 1][0]] + [len(piece)]
+            for first, end in zip([0, *ends], ends, strict=False):
+                yield *piece[first], rows[first:end]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         import numpy as np

@@ -164,6 +164,16 @@ class OnnxEngine:
         for start in range(0, len(tokens), CHUNK):
             yield self._run(tokens[start : start + CHUNK], _EVERY)
 
+    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+        if not self._logits_all:
+            raise ValueError("open the engine with logits_all=True to score")
+        kept = self.cached
+        for index, branch in enumerate(branches):
+            self._check(branch)
+            for start in range(0, len(branch), CHUNK):
+                yield index, start, self._run(branch[start : start + CHUNK], _EVERY)
+            self.keep(kept)
+
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         import numpy as np
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt_edge_runtime.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.scoring import token_nll
+from minigpt_edge_runtime.scoring import branch_nll
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,10 @@ def choose(engine: Engine, start: int, question: Encoded) -> int:
     Raises:
         EdgeError: the model computes values that are not numbers.
     """
-    shared = len(os.path.commonprefix(question.texts))
-
-    def rest(text: list[int]) -> float:
-        return float(token_nll(engine, [start, *text], shared + 1).sum()) if len(text) > shared else 0.0
-
-    given = rest(question.context)
-    scores = [(rest(text) - given) / size for text, size in zip(question.joined, question.bytes, strict=True)]
+    shared = os.path.commonprefix(question.texts)
+    rests = [text[len(shared) :] for text in question.texts]
+    given, *joined = (float(nll.sum()) for nll in branch_nll(engine, [start, *shared], rests))
+    scores = [(nll - given) / size for nll, size in zip(joined, question.bytes, strict=True)]
     if not all(map(math.isfinite, scores)):
         raise EdgeError("the model computes values that are not numbers", "export the model again")
     return scores.index(min(scores))

@@ -104,15 +104,44 @@ def token_nll(engine: Engine, tokens: Sequence[int], first: int = 1) -> np.ndarr
     result = np.empty(len(targets))
     at = 0
     for piece in engine.score(tokens[:-1]):
-        for row in range(max(first - 1 - at, 0), len(piece), _ROWS):
-            logits = piece[row : row + _ROWS]
-            rows = slice(at + row, at + row + len(logits))
-            top = logits.max(axis=1, keepdims=True)
-            total = np.exp(logits - top).sum(axis=1, dtype=np.float64)
-            picked = logits[np.arange(len(logits)), targets[rows]].astype(np.float64)
-            result[rows] = np.log(total) + top[:, 0] - picked
+        skipped = max(first - 1 - at, 0)
+        if skipped < len(piece):
+            rows = slice(at + skipped, at + len(piece))
+            result[rows] = _nll(piece[skipped:], targets[rows])
         at += len(piece)
     return result[first - 1 :]
+
+
+def branch_nll(engine: Engine, tokens: Sequence[int], branches: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Nll (nats) of every token of several continuations of `tokens`, float64 [len(branch)] each.
+
+    The tokens, at least one, are evaluated once.
+    """
+    import numpy as np
+
+    engine.reset()
+    last = engine.eval(tokens)[None]
+    found = [np.empty(len(branch)) for branch in branches]
+    for nll, branch in zip(found, branches, strict=True):
+        nll[:1] = _nll(last, np.asarray(branch[:1], dtype=np.int64)) if len(branch) else nll
+    for index, at, rows in engine.branches([branch[:-1] for branch in branches]):
+        targets = np.asarray(branches[index][at + 1 : at + 1 + len(rows)], dtype=np.int64)
+        found[index][at + 1 : at + 1 + len(rows)] = _nll(rows, targets)
+    return found
+
+
+def _nll(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood (nats) of a target per row of logits [n, vocab]: float64 [n]."""
+    import numpy as np
+
+    result = np.empty(len(targets))
+    for row in range(0, len(targets), _ROWS):
+        some, wanted = logits[row : row + _ROWS], targets[row : row + _ROWS]
+        top = some.max(axis=1, keepdims=True)
+        total = np.exp(some - top).sum(axis=1, dtype=np.float64)
+        picked = some[np.arange(len(some)), wanted].astype(np.float64)
+        result[row : row + _ROWS] = np.log(total) + top[:, 0] - picked
+    return result
 
 
 def summarize(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:

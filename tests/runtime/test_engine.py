@@ -100,6 +100,30 @@ def test_the_cache_keeps_a_beginning_and_goes_on_from_it(either: Path) -> None:
         assert engine.cached == 0
 
 
+@pytest.mark.parametrize("context", [64, 700])
+def test_branches_go_on_from_what_is_cached(either: Path, context: int) -> None:
+    """Each on its own, whether they fit into the cache together or one by one, in one batch or in several."""
+    rng = np.random.default_rng(4)
+    lengths = [5, 0, 1, 20, 7, 3, 9, 2, 11, 4] if context == 64 else [150, 300, 60]
+    beginning, *branches = (rng.integers(3, 300, length).tolist() for length in [30, *lengths])
+    with open_engine(either, context, 1, logits_all=True) as engine:
+        expected = [engine.logits([*beginning, *branch])[30:] for branch in branches]
+        engine.reset()
+        engine.eval(beginning)
+        for _ in range(2):  # the cache stays as it was
+            found = [np.full_like(rows, np.nan) for rows in expected]
+            for index, at, rows in engine.branches(branches):
+                found[index][at : at + len(rows)] = rows
+            assert engine.cached == 30
+            for mine, rows in zip(found, expected, strict=True):
+                np.testing.assert_allclose(mine, rows, atol=2e-3)
+        with pytest.raises(EdgeError, match="do not fit"):
+            list(engine.branches([[5], rng.integers(3, 300, context - 29).tolist()]))
+        assert engine.cached == 30
+    with open_engine(either, 64, 1) as engine, pytest.raises(ValueError, match="logits_all"):
+        list(engine.branches([[5]]))
+
+
 def test_context_is_the_models_unless_given_and_never_longer(either: Path) -> None:
     with open_engine(either, threads=1) as engine:
         assert engine.context_length == CONTEXT
