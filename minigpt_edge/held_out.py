@@ -12,6 +12,7 @@ from minigpt_edge_runtime.files import read_json
 
 HELD_OUT = "held-out.json"
 WINDOWS, QUESTIONS, CHOICES = 16, 48, 4
+ROUNDS = 4  # passages that a document may be asked about, where more questions are wanted than documents
 _CONTEXT, _CHOICE = 320, 120  # characters
 
 
@@ -30,16 +31,30 @@ def held_out_sample(corpus: Path) -> dict[str, Any]:
         "split": "test",
         "document_start": texts["document_start"],
         "windows": texts["windows"][:WINDOWS],
-        "questions": _questions(read_split(corpus, "test"), rng),
+        "questions": questions(read_split(corpus, "test"), rng, QUESTIONS),
     }
 
 
-def _questions(documents: Sequence[str], rng: random.Random) -> list[dict[str, Any]]:
+def questions(documents: Sequence[str], rng: random.Random, count: int) -> list[dict[str, Any]]:
+    """At most `count` questions {"context", "choices", "answer"}: one a document, then a second from each…
+
+    The choices beside the true one are from other places, of the same document where it is long enough.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(ROUNDS):
+        for question in _round(documents, rng, count - len(found)):
+            found.setdefault(question["context"], question)
+        if len(found) >= count:
+            break
+    return list(found.values())
+
+
+def _round(documents: Sequence[str], rng: random.Random, count: int) -> list[dict[str, Any]]:
     passages = [found for text in documents if len(found := _pieces(text, rng)) > 0]
     rng.shuffle(passages)
     elsewhere = [choice for pieces in passages for _, choice in pieces]
     questions: list[dict[str, Any]] = []
-    for pieces in passages[:QUESTIONS]:
+    for pieces in passages[:count]:
         (context, right), *others = pieces
         wrong = [choice for _, choice in others]
         wrong += rng.sample(elsewhere, min(len(elsewhere), 4 * CHOICES))

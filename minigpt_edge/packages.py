@@ -12,7 +12,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
@@ -49,7 +49,7 @@ def cache_dir() -> Path:
 def package_files(
     requirement: str,
     sha256: str,
-    members: str,
+    members: str | Sequence[str],
     cache: Path,
     *,
     artifact: Literal["wheel", "sdist"] = "wheel",
@@ -63,7 +63,7 @@ def package_files(
     Args:
         requirement: "name==version".
         sha256: hex digest that the wheel or sdist must have.
-        members: glob over paths inside the package, such as "pkg/data/*.txt"; `*` stays within a folder.
+        members: globs over paths inside the package, such as "pkg/data/*.txt"; `*` stays within a folder.
         cache: the cache folder (see `cache_dir`).
         artifact: which of the published files to fetch.
         offline: never touch the network.
@@ -72,9 +72,10 @@ def package_files(
         EdgeError: the index can't be reached, the file is not the pinned one, or nothing matches.
     """
     name, version = requirement.split("==")
+    members = [members] if isinstance(members, str) else sorted(members)
     if artifact == "wheel" and (installed := _installed(name, version, members)):
         return installed
-    key = f"{name}-{version}-{sha256_json([sha256, members])[:16]}"
+    key = f"{name}-{version}-{sha256_json([sha256, members if len(members) > 1 else members[0]])[:16]}"
     target = cache / "packages" / key
     if _complete(target):
         return target
@@ -111,7 +112,7 @@ def _how_to_get(requirement: str) -> str:
     )
 
 
-def _installed(name: str, version: str, members: str) -> Path | None:
+def _installed(name: str, version: str, members: Sequence[str]) -> Path | None:
     """The folder that holds the installed package of this version, if its files match `members`."""
     try:
         distribution = importlib.metadata.distribution(name)
@@ -121,10 +122,10 @@ def _installed(name: str, version: str, members: str) -> Path | None:
         return None
     roots = [Path(str(distribution.locate_file("")))]
     # An editable install keeps its files elsewhere; find_spec on a top-level name imports nothing.
-    spec = importlib.util.find_spec(PurePosixPath(members).parts[0])
+    spec = importlib.util.find_spec(PurePosixPath(members[0]).parts[0])
     if spec is not None and spec.submodule_search_locations:
         roots += [Path(place).parent for place in spec.submodule_search_locations]
-    return next((root for root in roots if next(root.glob(members), None)), None)
+    return next((root for root in roots if all(any(root.glob(glob)) for glob in members)), None)
 
 
 def _complete(target: Path) -> bool:
@@ -170,7 +171,7 @@ def _download(requirement: str, sha256: str, artifact: str, folder: Path) -> Pat
     return found[0]
 
 
-def _unpack(archive: Path, members: str, partial: Path) -> None:
+def _unpack(archive: Path, members: Sequence[str], partial: Path) -> None:
     """Unpack the matching files into `partial` and record their sizes."""
     sizes: dict[str, int] = {}
     try:
@@ -187,12 +188,13 @@ def _unpack(archive: Path, members: str, partial: Path) -> None:
         raise EdgeError(f"{archive.name} is damaged ({error})", "run the same command again") from error
     if not sizes:
         raise EdgeError(
-            f"{archive.name} holds no file that matches {members}", "report this: the pin is wrong"
+            f"{archive.name} holds no file that matches {' or '.join(members)}",
+            "report this: the pin is wrong",
         )
     write_json(partial / _INDEX, sizes)
 
 
-def _entries(archive: Path, members: str) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _entries(archive: Path, members: Sequence[str]) -> Iterator[tuple[str, int, IO[bytes]]]:
     """(path, size, open stream) of each wanted plain file; a path that would leave the folder is refused."""
     if archive.name.endswith(".tar.gz"):
         with tarfile.open(archive, "r:gz") as tar:
@@ -207,9 +209,10 @@ def _entries(archive: Path, members: str) -> Iterator[tuple[str, int, IO[bytes]]
                 yield entry.filename, entry.file_size, zipped.open(entry)
 
 
-def _wanted(name: str, members: str, archive: Path) -> bool:
-    parts, patterns = PurePosixPath(name).parts, PurePosixPath(members).parts
-    if len(parts) != len(patterns) or not all(map(fnmatch.fnmatchcase, parts, patterns)):
+def _wanted(name: str, members: Sequence[str], archive: Path) -> bool:
+    parts = PurePosixPath(name).parts
+    globs = [PurePosixPath(glob).parts for glob in members]
+    if not any(len(parts) == len(g) and all(map(fnmatch.fnmatchcase, parts, g)) for g in globs):
         return False
     if name.startswith("/") or "\\" in name or ":" in name or ".." in parts:
         raise EdgeError(f"{archive.name} holds the unsafe path {name}", "do not use this file")

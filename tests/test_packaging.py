@@ -33,8 +33,9 @@ def pins() -> dict[str, str]:
 
 
 def requirements(pyproject: Path) -> dict[str, str]:
-    """Declared dependencies as name -> lowest version."""
-    declared = tomllib.loads(pyproject.read_text())["project"]["dependencies"]
+    """Declared dependencies, those of extras too, as name -> lowest version."""
+    project = tomllib.loads(pyproject.read_text())["project"]
+    declared = [*project["dependencies"], *sum(project.get("optional-dependencies", {}).values(), [])]
     return {normal(m[1]): m[2] for line in declared if (m := re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line))}
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 SLIM = ROOT / "tools" / "llama_cpp.cmake"
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
-DEVELOPMENT = ("jsonschema", "mypy", "onnxruntime-genai", "openai", "playwright", "pytest", "ruff")
+DEVELOPMENT = ("jsonschema", "lm-eval", "mypy", "onnxruntime-genai", "openai", "playwright", "pytest", "ruff")
 
 
 def main() -> int:

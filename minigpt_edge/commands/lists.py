@@ -35,6 +35,27 @@ def domains(as_json: bool) -> None:
 
 @click.command()
 @_JSON
+def tasks(as_json: bool) -> None:
+    """List the question sets that `evaluate` knows."""
+    from minigpt_edge.tasks import TASKS
+
+    rows = [
+        {"name": t.name, "about": f"{t.title}; {t.licence}", "hub": t.hub[0], "licence": t.licence}
+        for t in TASKS.values()
+    ]
+    rows.append(
+        {
+            "name": "mmlu:SUBJECT",
+            "about": "examinations of 57 subjects; MIT",
+            "hub": "cais/mmlu",
+            "licence": "MIT",
+        }
+    )
+    _show(rows, as_json)
+
+
+@click.command()
+@_JSON
 def models(as_json: bool) -> None:
     """List the base models that have a short name."""
     from minigpt_edge.models import default_model, known_models

@@ -15,12 +15,18 @@ _KINDS: dict[str, type[Source]] = {"package": PackageSource, "hub": HubSource, "
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain and its sources; `default` names the one that is used where none is chosen."""
+    """A domain and its sources.
+
+    Attributes:
+        default: the source that is used where none is chosen.
+        questions: names of question sets about it, see `tasks`.
+    """
 
     name: str
     title: str
     default: str
     sources: dict[str, Source]
+    questions: tuple[str, ...] = ()
 
     def source(self, name: str | None = None) -> Source:
         """The source of that name, or the default one; UsageError if there is none such."""
@@ -47,7 +53,7 @@ def load_domain(name: str) -> Domain:
         )
     data = tomllib.loads(resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
     sources = {key: _source(dict(entry)) for key, entry in data["sources"].items()}
-    return Domain(name, data["title"], data["default"], sources)
+    return Domain(name, data["title"], data["default"], sources, tuple(data.get("questions", ())))
 
 
 def _source(entry: dict[str, Any]) -> Source:

@@ -71,7 +71,7 @@ def choose(engine: Engine, start: int, question: Encoded) -> int:
     """
     shared = os.path.commonprefix(question.texts)
     rests = [text[len(shared) :] for text in question.texts]
-    given, *joined = (float(nll.sum()) for nll in branch_nll(engine, [start, *shared], rests))
+    given, *joined = (float(nll.sum()) for nll, _ in branch_nll(engine, [start, *shared], rests))
     scores = [(nll - given) / size for nll, size in zip(joined, question.bytes, strict=True)]
     if not all(map(math.isfinite, scores)):
         raise EdgeError("the model computes values that are not numbers", "export the model again")

