@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         corpus.build_corpus(
-            domains.load_domain("law").source(),
+            domains.load_domain("law").chosen(),
             out / "corpus",
             base_tokenizer_path=base.tokenizer,
             document_start=base.document_start,

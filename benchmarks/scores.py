@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "corpus"
         corpus.build_corpus(
-            domains.load_domain("law").source(),
+            domains.load_domain("law").chosen(),
             text,
             base_tokenizer_path=base.tokenizer,
             document_start=base.document_start,

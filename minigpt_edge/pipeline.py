@@ -59,7 +59,9 @@ RECOVER_CODE = (
 EVALUATE_CODE = (
     *(f"minigpt_edge.{name}" for name in ("attention", "checkpoint", "evaluate.perplexity", "resident")),
 )
-_CORPUS_CODE = ("minigpt_edge.corpus", "minigpt_edge.documents", "minigpt_edge.windows")
+_CORPUS_CODE = (
+    *(f"minigpt_edge.{name}" for name in ("corpus", "documents", "package_readers", "pairs", "windows")),
+)
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,24 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
 
 def corpus_sources(recipe: Recipe) -> list[corpus.Source]:
     if recipe.domain:
-        return [domains.load_domain(recipe.domain).source(recipe.source)]
+        return domains.load_domain(recipe.domain).chosen(recipe.source)
     return [corpus.source_of(value, recipe.text_column) for value in recipe.corpus]
 
 
 def corpus_stage(
-    work: Path, recipe: Recipe, base: models.BaseModel, sources: Sequence[corpus.Source], talk: Talk
+    work: Path,
+    recipe: Recipe,
+    base: models.BaseModel,
+    sources: Sequence[corpus.Source],
+    talk: Talk,
+    *,
+    to_train: bool = True,
 ) -> Stage:
-    """train, validation and test documents, and the evaluation windows."""
+    """train, validation and test documents, and the evaluation windows.
+
+    Raises:
+        EdgeError: a source can't be read, or there is too little text, `to_train` for calibration too.
+    """
     talk.step("corpus")
     longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
@@ -130,7 +142,6 @@ def corpus_stage(
         "corpus",
         settings={
             "sources": [{"kind": type(source).__name__, **_jsonable(asdict(source))} for source in sources],
-            "calibration_tokens": recipe.calibration_tokens,
             "window_tokens": longest,
         },
         inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
@@ -141,10 +152,11 @@ def corpus_stage(
             base_tokenizer_path=base.tokenizer,
             document_start=base.document_start,
             offline=recipe.offline,
-            needed_train_tokens=recipe.calibration_tokens,
             window_tokens=longest,
         ),
     )
+    if to_train:
+        corpus.check_enough(stage.metrics["splits"], recipe.calibration_tokens)
     train = stage.metrics["splits"]["train"]
     talk.line(
         "corpus",

@@ -21,20 +21,6 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.command()
 @_JSON
-def domains(as_json: bool) -> None:
-    """List the domains and their sources."""
-    from minigpt_edge.domains import list_domains, load_domain
-
-    rows = []
-    for name in list_domains():
-        domain = load_domain(name)
-        sources = ", ".join(f"{s} (default)" if s == domain.default else s for s in domain.sources)
-        rows.append({"name": name, "about": f"{domain.title}; sources: {sources}"})
-    _show(rows, as_json)
-
-
-@click.command()
-@_JSON
 def tasks(as_json: bool) -> None:
     """List the question sets that `evaluate` knows."""
     from minigpt_edge.tasks import TASKS

@@ -53,6 +53,12 @@ class TorchEngine:
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         return self.text.detokenize(tokens, special=special)
 
+    def piece(self, token: int) -> bytes:
+        return self.text.piece(token)
+
+    def is_end(self, token: int) -> bool:
+        return self.text.is_end(token)
+
     def document_start(self, text: str | None = None) -> int:
         return self.text.document_start(text or self.model.minigpt_edge.get("document_start"))
 

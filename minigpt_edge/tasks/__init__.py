@@ -167,14 +167,14 @@ def _arrow(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The questions of a file of requests, in which each comes once per choice."""
-    last = None
+    """The questions of a file of requests, in which each comes once per choice, and some twice."""
+    seen = set()
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
-            if record["doc_id"] != last:
+            if record["doc_id"] not in seen:
                 yield record["doc"]
-            last = record["doc_id"]
+            seen.add(record["doc_id"])
 
 
 def _hub_rows(task: Task, offline: bool) -> Iterator[Mapping[str, Any]]:

@@ -21,6 +21,7 @@ from minigpt_edge.corpus import (
     FileSource,
     HubSource,
     build_corpus,
+    check_enough,
     clean,
     read_split,
     read_windows,
@@ -200,10 +201,10 @@ def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer_path: 
     with pytest.raises(
         EdgeError, match=r"\d+,\d+ tokens for training \(80 different .* 9,000,000 are needed"
     ):
-        _build(source, tmp_path / "out", tokenizer_path, needed_train_tokens=9_000_000)
+        check_enough(_build(source, tmp_path / "out", tokenizer_path)["splits"], 9_000_000)
     with pytest.raises(EdgeError, match=r"pieces of text for .* 4 are needed"):
-        _build(_folder(tmp_path / "b", _documents(5)), tmp_path / "out", tokenizer_path)
-    assert not (tmp_path / "out").exists()
+        _build(_folder(tmp_path / "b", _documents(5)), tmp_path / "none", tokenizer_path)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_law_domain_reads_english_licences_from_its_package(
@@ -229,7 +230,7 @@ def test_the_law_domain_reads_english_licences_from_its_package(
         zipped.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    law = load_domain("law").source()
+    (law,) = load_domain("law").chosen()
     assert isinstance(law, PackageSource)
     source = replace(law, package="licensedcode-data==0.0.1", sha256=sha256_file(wheel))
     told = _build(source, tmp_path / "out", tokenizer_path, cache=tmp_path / "cache")

@@ -1,26 +1,53 @@
-"""Domains are data files: each loads, names its licences, and needs no hub by default."""
+"""Domains are data files: each loads, names its licences, needs no hub by default; users add their own."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from minigpt_edge import tasks
+from minigpt_edge.cli import cli
 from minigpt_edge.corpus import HubSource, PackageSource
-from minigpt_edge.documents import PACKAGE_READERS
-from minigpt_edge.domains import list_domains, load_domain
-from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge.domains import list_domains, load_domain, parse_domain
+from minigpt_edge.package_readers import READERS
+from minigpt_edge_runtime.errors import EdgeError, UsageError
+
+OWN = """
+title = "Poems"
+default = "mine"
+language = "de"
+questions = ["mmlu:philosophy"]
+[sources.mine]
+kind = "files"
+path = "poems"
+licence = "mine"
+"""
 
 
 @pytest.mark.parametrize("name", list_domains())
 def test_every_domain_loads_and_works_without_a_hub(name: str) -> None:
     domain = load_domain(name)
-    source = domain.source()
-    assert isinstance(source, PackageSource)
-    assert len(source.sha256) == 64 and source.reader in PACKAGE_READERS and "==" in source.package
+    assert domain.words and domain.words > 150_000
+    for source in domain.chosen():
+        assert isinstance(source, PackageSource)
+        assert len(source.sha256) == 64 and source.reader in READERS and "==" in source.package
     assert all(each.licence for each in domain.sources.values())
+    assert all(tasks.get_task(question) for question in domain.questions)
 
 
-def test_law_has_a_hub_source_for_those_who_ask() -> None:
-    assert isinstance(load_domain("law").source("hub"), HubSource)
+def test_the_papers_domains_are_there() -> None:
+    assert {"law", "medical", "economics", "games", "translation"} < set(list_domains())
+    assert load_domain("translation").task == "translation"
+
+
+def test_hub_sources_are_for_those_who_ask() -> None:
+    (law,) = load_domain("law").chosen("hub")
+    assert isinstance(law, HubSource)
+    (pairs,) = load_domain("translation").chosen("hub")
+    assert isinstance(pairs, HubSource) and pairs.pair_columns == ("en", "ch")
 
 
 def test_unknown_names_list_the_known_ones() -> None:
@@ -28,5 +55,65 @@ def test_unknown_names_list_the_known_ones() -> None:
         load_domain("lore")
     assert "law" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="no source 'web'") as caught:
-        load_domain("law").source("web")
+        load_domain("law").chosen("web")
     assert "package, hub" in (caught.value.hint or "")
+
+
+def test_domains_are_listed_with_their_licences() -> None:
+    done = CliRunner().invoke(cli, ["domains"])
+    assert done.exit_code == 0
+    assert "law  Law:" in done.output and "licensedcode-data==" in done.output and "CC-BY-4.0" in done.output
+    rows = json.loads(CliRunner().invoke(cli, ["domains", "--json"]).output)
+    hub = next(row for row in rows if row["name"] == "law" and row["source"] == "hub")
+    assert hub["default"] is False and hub["here"] == "on the hub" and hub["words"] > 1e6
+
+
+def test_a_domain_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "poems.toml").write_text(OWN)
+    done = CliRunner().invoke(cli, ["domains", "add", str(tmp_path / "poems.toml")])
+    assert done.exit_code == 0 and "poems: Poems" in done.output
+    assert "poems" in list_domains()
+    domain = load_domain("poems")
+    assert (domain.language, domain.questions, domain.chosen()[0].licence) == (
+        "de",
+        ("mmlu:philosophy",),
+        "mine",
+    )
+    again = CliRunner().invoke(cli, ["domains", "add", str(tmp_path / "absent.toml")])
+    assert again.exit_code and "can't be read" in again.output and "Traceback" not in again.output
+
+
+def test_packages_bring_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "edge_poems"
+    info = tmp_path / "edge_poems-1.dist-info"
+    package.mkdir()
+    info.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "verse.toml").write_text(OWN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edge-poems\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[minigpt_edge.domains]\nverse = edge_poems\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "verse" in list_domains() and load_domain("verse").title == "Poems"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("title =", "titel ="), "has no title"),
+        (('default = "mine"', 'default = "yours"'), "default names a source that is not there"),
+        (('kind = "files"', 'kind = "web"'), "no kind, or an unknown one"),
+        (('path = "poems"', ""), "lacks 'path'"),
+        (("licence =", "license ="), "unknown key 'license'"),
+        (('"mmlu:philosophy"', "7"), "questions is not a list of names"),
+        (('language = "de"', 'task = "song"'), "there is no task 'song'"),
+        (('language = "de"', 'words = "many"'), "words is not a number"),
+        (("[sources", "[sources["), "is not TOML"),
+        (('kind = "files"\npath = "poems"', 'kind = "package"'), "lacks 'package'"),
+    ],
+)
+def test_a_damaged_domain_file_says_what_is_wrong(change: tuple[str, str], message: str) -> None:
+    assert change[0] in OWN
+    with pytest.raises(EdgeError, match=message) as caught:
+        parse_domain("poems", OWN.replace(*change), "poems.toml")
+    assert "poems.toml" in caught.value.message

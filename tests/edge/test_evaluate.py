@@ -1,0 +1,218 @@
+"""evaluate: the same likelihoods on torch, GGUF and in plain loops; texts, questions, translations."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch  # noqa: TID253
+from click.testing import CliRunner
+from test_tasks import WINOGRANDE, write_package
+from tiny_build import WORDS, write_corpus, write_model
+
+from minigpt_edge import tasks
+from minigpt_edge.checkpoint import load_model
+from minigpt_edge.cli import cli
+from minigpt_edge.evaluate.multiple_choice import answer, summarize
+from minigpt_edge.evaluate.torch_engine import TorchEngine
+from minigpt_edge.evaluating import subject_of
+from minigpt_edge.models import resolve_model
+from minigpt_edge.pairs import format_pair
+from minigpt_edge.tasks.items import Item
+from minigpt_edge_export.gguf import write_gguf
+from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_runtime.choices import encode_pair, score_pairs
+
+ITEMS = [
+    Item(("the licensee shall not",), (" distribute", " copy the work", " zebras and dogs", " or"), 0),
+    Item(("notice is ", "warranty is"), ("given without liability",), 1),
+    Item(("",), (" permission", " agreement"), 1),
+    Item(("this agreement terminates upon breach",), (" provided that notice is given", " of state law"), 0),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """checkpoint/, model.gguf with the same weights in float32, corpus/ and a cache with own domains."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_corpus(folder / "corpus")
+    source = write_model(folder / "model", folder / "corpus", blocks=2)
+    base = resolve_model(str(source), cache=folder / "cache")
+    write_gguf(read_checkpoint(base.path), folder / "model.gguf", file_type="f32")
+    (folder / "pairs").mkdir()
+    draw = random.Random(0)
+    for number in range(60):
+        pairs = [(" ".join(draw.choices(WORDS, k=6)), " ".join(draw.choices(WORDS, k=6))) for _ in range(8)]
+        (folder / "pairs" / f"{number}.txt").write_text("\n\n".join(format_pair(*pair) for pair in pairs))
+    own = folder / "cache" / "domains"
+    own.mkdir()
+    for name, path, more in (
+        ("clauses", "corpus", ""),
+        ("tongues", "pairs", 'task = "translation"'),
+    ):
+        (own / f"{name}.toml").write_text(
+            f'title = "{name}"\ndefault = "files"\n{more}\n'
+            f'[sources.files]\nkind = "files"\npath = "{folder / path}"\n'
+        )
+    (folder / "checkpoint").symlink_to(base.path)
+    return folder
+
+
+@pytest.fixture(params=["checkpoint", "model.gguf"])
+def model(request: pytest.FixtureRequest, place: Path) -> Path:
+    return place / str(request.param)
+
+
+def run(place: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
+    monkeypatch.setattr(tasks, "package_files", lambda *_, **__: place / "questions")
+    return CliRunner().invoke(
+        cli, ["evaluate", *arguments, "--base-model", str(place / "model"), "--threads", "1"]
+    )
+
+
+def test_likelihoods_are_those_of_the_tokens_that_the_context_lacks(place: Path, model: Path) -> None:
+    plain: Any = load_model(place / "checkpoint")
+    subject = subject_of(model)
+    with subject.open(1) as engine:
+        start = engine.document_start()
+        for item in ITEMS:
+            pairs = [encode_pair(engine, start, *pair) for pair in item.pairs]
+            for pair, (score, likeliest) in zip(pairs, score_pairs(engine, pairs), strict=True):
+                with torch.no_grad():
+                    ids = torch.tensor([[*pair.context, *pair.continuation]])
+                    rows = plain(ids, use_cache=False).logits[0].log_softmax(-1)
+                places = range(len(pair.context) - 1, ids.shape[1] - 1)
+                expected = sum(float(rows[at, ids[0, at + 1]]) for at in places)
+                assert score == pytest.approx(expected, rel=0.02, abs=0.02)
+                assert likeliest == all(int(rows[at].argmax()) == int(ids[0, at + 1]) for at in places)
+
+
+def test_a_context_that_is_too_long_loses_its_beginning(place: Path) -> None:
+    with TorchEngine(place / "checkpoint", 24) as short, TorchEngine(place / "checkpoint") as whole:
+        start = short.document_start()
+        text = " ".join(WORDS[:60])
+        pairs = [encode_pair(short, start, text, choice) for choice in (" the work", " law")]
+        kept = [[*pair.context, *pair.continuation][-24:] for pair in pairs]
+        found = score_pairs(short, pairs)
+        for pair, tokens, (score, _) in zip(pairs, kept, found, strict=True):
+            count = len(pair.continuation)
+            again = type(pair)(tokens[:-count], tokens[-count:])
+            assert score == pytest.approx(score_pairs(whole, [again])[0][0], rel=1e-3)
+        with pytest.raises(ValueError, match="continuation has"):
+            score_pairs(short, [encode_pair(short, start, "the", text)])
+
+
+def test_answers_are_the_likeliest_in_sum_per_byte_and_as_the_paper_has_it(place: Path, model: Path) -> None:
+    with subject_of(model).open(1) as engine:
+        start = engine.document_start()
+        found = answer(engine, ITEMS, paper=True)
+        for number, item in enumerate(ITEMS):
+            pairs = [encode_pair(engine, start, *pair) for pair in item.pairs]
+            sums = [score for score, _ in score_pairs(engine, pairs)]
+            bytes_ = [len(choice.strip().encode()) for _, choice in item.pairs]
+            assert found["sum"]["answers"][number] == sums.index(max(sums))
+            rates = [value / size for value, size in zip(sums, bytes_, strict=True)]
+            assert found["per_byte"]["answers"][number] == rates.index(max(rates))
+            whole = [
+                score_pairs(engine, [type(p)(p.context[:1], [*p.context[1:], *p.continuation])])[0][0]
+                for p in pairs
+            ]
+            lengths = [len(p.context) + len(p.continuation) for p in pairs]
+            paper = [math.exp(-w / (n - 1)) / n for w, n in zip(whole, lengths, strict=True)]
+            assert found["paper"]["answers"][number] == paper.index(min(paper))
+
+
+def test_intervals_are_wilsons() -> None:
+    items = [Item(("a",), ("b", "c", "d", "e"), 0)] * 40
+    found = summarize(items, [0] * 10 + [1] * 30)
+    z, p, n = 1.959964, 0.25, 40
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert found["interval"] == pytest.approx([middle - half, middle + half], abs=1e-6)
+    assert (found["accuracy"], found["chance"], found["questions"]) == (0.25, 0.25, 40)
+
+
+def test_texts_and_questions_on_a_file_and_a_checkpoint(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(place / "questions", {"winogrande": [WINOGRANDE] * 5}, {})
+    options = ("--domain", "clauses", "--tasks", "text,completion,winogrande", "--limit", "5")
+    done = run(place, str(model), *options, "-o", str(place / "out.json"), monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    found = json.loads((place / "out.json").read_text())
+    assert set(found["tasks"]) == {"text:clauses", "completion:clauses", "winogrande"}
+    text = found["tasks"]["text:clauses"]
+    assert 0 < text["bits_per_byte"] < 10 and text["windows"] >= 4 and text["stderr"] > 0
+    completion = found["tasks"]["completion:clauses"]
+    assert completion["sum"]["questions"] == 5 and completion["per_byte"]["chance"] == 0.25
+    assert found["tasks"]["winogrande"]["sum"]["accuracy"] in (0.0, 1.0)
+    assert "bits per byte" in done.output and "guessing 50.0%" in done.output
+
+
+def test_the_same_figures_from_torch_and_from_the_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = []
+    for name in ("checkpoint", "model.gguf"):
+        options = ("--domain", "clauses", "--tasks", "text", "-o", str(place / "out.json"))
+        assert run(place, str(place / name), *options, monkeypatch=monkeypatch).exit_code == 0
+        bits.append(json.loads((place / "out.json").read_text())["tasks"]["text:clauses"]["bits_per_byte"])
+    assert bits[0] == pytest.approx(bits[1], rel=5e-3)
+
+
+def test_translations_are_chosen_and_written(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--domain", "tongues", "--tasks", "mcq", "--limit", "6", "-o", str(place / "out.json"))
+    done = run(place, str(model), *options, monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    found = json.loads((place / "out.json").read_text())["tasks"]["translation:tongues"]
+    assert found["sum"]["questions"] == 6 and found["sum"]["chance"] == 0.25
+    written = found["translations"]
+    assert written["pairs"] == 6 and 0 <= written["interval"][0] <= written["chrf"] <= 100
+    assert "nc:6" in written["signature"] and len(written["written"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tasks", "triviaqa"), "no task 'triviaqa'"),
+        (("--tasks", "mcq"), "mcq needs a domain"),
+        (("--tasks", "mcq", "--domain", "clauses"), "names no question sets"),
+        (("--tasks", "text", "--domain", "lore"), "no domain 'lore'"),
+        (("--tasks", "translation:clauses"), "not one of translation"),
+    ],
+)
+def test_what_can_not_be_evaluated_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    done = run(place, str(place / "checkpoint"), *options, monkeypatch=monkeypatch)
+    assert done.exit_code and message in done.output and "Traceback" not in done.output
+    missing = run(place, str(place / "nothing"), "--tasks", "boolq", monkeypatch=monkeypatch)
+    assert missing.exit_code and "does not exist" in missing.output
+
+
+def test_the_harness_sees_the_same_likelihoods(place: Path, model: Path) -> None:
+    from minigpt_edge.lm_eval_model import EdgeModel
+
+    adapter = EdgeModel(str(model))
+    requests = [
+        SimpleNamespace(args=pair, task_name="t", doc_id=number)
+        for number, item in enumerate(ITEMS)
+        for pair in item.pairs
+    ]
+    found = adapter.loglikelihood(requests, disable_tqdm=True)
+    engine, start = adapter.engine, adapter.start
+    for request, (score, _) in zip(requests, found, strict=True):
+        alone = score_pairs(engine, [encode_pair(engine, start, *request.args)])[0][0]
+        assert score == pytest.approx(alone, rel=1e-2, abs=1e-2)
+    text = " ".join(WORDS * 30)  # longer than the context
+    (rolling,) = adapter.loglikelihood_rolling([SimpleNamespace(args=(text,))])
+    assert rolling < -2 * len(engine.tokenize(text))
+    settings = {"until": [" the"], "max_gen_toks": 8}
+    (written,) = adapter.generate_until([SimpleNamespace(args=("the licensee", settings))])
+    assert " the" not in written and len(engine.tokenize(written)) <= 8
