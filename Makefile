@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SOURCES := minigpt_edge export runtime tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families clean
+.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ bench-methods: $(READY) ## the tables of docs/evidence.md: methods, sizes, peers
 bench-families: $(READY) ## every architecture, trained small, through the whole build (about an hour)
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/tables.py
+
+bench-domains: $(READY) ## docs/results.md: five domains, text and questions (hours; resumes)
+	$(BIN)/python benchmarks/domains.py
+	$(BIN)/python benchmarks/tables.py
+
+bench-sizes: $(READY) ## time and memory of 0.1 to 7 billion parameters (hours, 60 GB of disk)
+	$(BIN)/python benchmarks/sizes.py
 
 clean: ## remove .venv and the tools' caches (built models stay)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import methods
 
 RESULT = methods.RESULTS / "front.json"
+F16 = "model-f16.gguf"
 TYPES = ("q8_0", "q6_k", "q5_0", "q4_k_m", "iq4_nl", "q4_0", "q3_k_m", "iq3_xs", "q2_k")
 
 
@@ -40,7 +42,19 @@ def prune_layers(source: Path, destination: Path, kind: str, layers: list[int], 
 
 def files(bench: methods.Bench, name: str, checkpoint: Path, importance: Path) -> list[dict[str, Any]]:
     """A row per type of one model. No parity gate: how far a file is from its checkpoint is the question."""
-    from minigpt_edge.exporting import F16, QUANTIZE_CODE, Export, f16_stage
+    rows = []
+    for kind, made, holds in gguf_files(bench, name, checkpoint, importance, TYPES):
+        path = made.path / ("model.gguf" if kind != "f16" else F16)
+        held = {"holds": holds} if holds else {}
+        rows.append({"model": name, "type": kind, **held, **quality(bench, path, made.digest)})
+    return rows
+
+
+def gguf_files(
+    bench: methods.Bench, name: str, checkpoint: Path, importance: Path, types: Sequence[str]
+) -> Iterator[tuple[str, Any, dict[str, int]]]:
+    """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
+    from minigpt_edge.exporting import QUANTIZE_CODE, Export, f16_stage
     from minigpt_edge.stage import run_stage
     from minigpt_edge_export.quantize import imatrix_from_file, quantize, tensor_types
     from minigpt_edge_runtime.files import sha256_file
@@ -49,9 +63,8 @@ def files(bench: methods.Bench, name: str, checkpoint: Path, importance: Path) -
     source = f16_stage(
         Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.talk)
     )
-    row = {"model": name, "type": "f16"}
-    rows = [{**row, **quality(bench, source.path / F16, source.digest)}]
-    for kind in TYPES:
+    yield "f16", source, {}
+    for kind in types:
 
         def make(out: Path, kind: str = kind) -> dict[str, Any]:
             imatrix = imatrix_from_file(importance)
@@ -66,11 +79,7 @@ def files(bench: methods.Bench, name: str, checkpoint: Path, importance: Path) -
             code=QUANTIZE_CODE,
             make=make,
         )
-        held = {kind: part["parameters"] for kind, part in made.metrics["tensor_types"].items()}
-        rows.append(
-            {**row, "type": kind, "holds": held, **quality(bench, made.path / "model.gguf", made.digest)}
-        )
-    return rows
+        yield kind, made, {k: part["parameters"] for k, part in made.metrics["tensor_types"].items()}
 
 
 def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def without_layers(
     bench: methods.Bench, checkpoint: Path, importance: Path, layers: list[int]
 ) -> list[dict[str, Any]]:
     """llama.cpp's own depth pruning of the dense model, in two types."""
-    from minigpt_edge.exporting import F16, Export, f16_stage
+    from minigpt_edge.exporting import Export, f16_stage
     from minigpt_edge.stage import run_stage
 
     job = Export(

@@ -120,14 +120,14 @@ class Bench:
         return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
 
 
-def opened(threads: int, corpus: Path | None = None, talk: Any = None) -> Bench:
-    """The law corpus, or another, and the default model, dense quality included."""
+def opened(threads: int, corpus: Path | None = None, talk: Any = None, domain: str = "law") -> Bench:
+    """A domain's corpus, or another, and the default model, dense quality included."""
     from minigpt_edge import models, pipeline
     from minigpt_edge.console import Talk
     from minigpt_edge.packages import cache_dir
     from minigpt_edge.recipe import Recipe
 
-    source: dict[str, Any] = {"corpus": (str(corpus),)} if corpus else {"domain": "law"}
+    source: dict[str, Any] = {"corpus": (str(corpus),)} if corpus else {"domain": domain}
     recipe = Recipe(**source, threads=threads, recover="no")
     work, talk = cache_dir() / "work", talk or Talk()
     work.mkdir(parents=True, exist_ok=True)

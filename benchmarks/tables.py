@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import domain_tables
 import evidence
 
 from minigpt_edge.card import markdown
@@ -62,6 +63,7 @@ def outputs(root: Path) -> dict[Path, str]:
         root / "README.md": before + begin + section(report) + end + after,
         root / "docs" / "result.svg": standalone(picture),
         **evidence.outputs(source.parent, root / "docs"),
+        **domain_tables.outputs(source.parent, root / "docs"),
     }
 
 

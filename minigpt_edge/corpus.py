@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MIN_CHARACTERS = 200
+LANGUAGE_SAMPLE, LANGUAGE_CHARACTERS = 50, 2000
 SIMILARITY, PERMUTATIONS, SHINGLE = 0.5, 128, 5
 SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends of the hash fractions
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -139,6 +141,7 @@ def build_corpus(
         "split_rule": "sha256 of the text as a fraction: < 0.8 train, < 0.9 validation, else test",
         "base_tokenizer_sha256": sha256_file(base_tokenizer_path),
         "windows": {name: _size(chosen) for name, chosen in windows.items()},
+        "languages": languages([document["text"] for document in kept]),
         "sha256": _sha256("\n".join(document["id"] for document in kept)),
     }
     _write(out_dir, splits, windows, document_start, info)
@@ -248,6 +251,15 @@ class _NearDuplicates:
             return False
         self._seen.insert(identity, signature, check_duplication=False)
         return True
+
+
+def languages(texts: Sequence[str]) -> dict[str, float]:
+    """ISO 639 code -> share of the documents that look like it, of a sample spread over all, by py3langid."""
+    from py3langid import classify
+
+    sample = texts[:: max(1, len(texts) // LANGUAGE_SAMPLE)]
+    counts = Counter(classify(text[:LANGUAGE_CHARACTERS])[0] for text in sample)
+    return {code: round(count / len(sample), 3) for code, count in counts.most_common()}
 
 
 def split_documents(documents: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:

@@ -59,6 +59,7 @@ RECOVER_CODE = (
 EVALUATE_CODE = (
     *(f"minigpt_edge.{name}" for name in ("attention", "checkpoint", "evaluate.perplexity", "resident")),
 )
+MOST = 0.5  # of the documents: fewer in the domain's language are worth a warning
 _CORPUS_CODE = (
     *(f"minigpt_edge.{name}" for name in ("corpus", "documents", "package_readers", "pairs", "windows")),
 )
@@ -165,7 +166,21 @@ def corpus_stage(
         stage.manifest["seconds"],
         reused=stage.reused,
     )
+    if recipe.domain:
+        _check_language(domains.load_domain(recipe.domain), stage.metrics["languages"], talk)
     return stage
+
+
+def _check_language(domain: domains.Domain, found: dict[str, float], talk: Talk) -> None:
+    """Warn if most documents are in another language than the domain says."""
+    same = {"zh": ("zh", "yue")}.get(domain.language, (domain.language,))
+    if found and sum(found.get(code, 0.0) for code in same) < MOST:
+        code, share = next(iter(found.items()))
+        talk.line(
+            "corpus",
+            f"[yellow]warning:[/] domain {domain.name} says its language is {domain.language}, but "
+            f"{share:.0%} of the documents look like {code}",
+        )
 
 
 def _local_files(sources: Sequence[corpus.Source]) -> dict[str, str]:

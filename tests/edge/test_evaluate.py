@@ -153,6 +153,16 @@ def test_texts_and_questions_on_a_file_and_a_checkpoint(
     assert completion["sum"]["questions"] == 5 and completion["per_byte"]["chance"] == 0.25
     assert found["tasks"]["winogrande"]["sum"]["accuracy"] in (0.0, 1.0)
     assert "bits per byte" in done.output and "guessing 50.0%" in done.output
+    assert "warning" not in done.output
+
+
+def test_a_corpus_in_another_language_is_warned_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = place / "cache" / "domains"
+    text = (own / "clauses.toml").read_text().replace("default =", 'language = "de"\ndefault =')
+    (own / "klauseln.toml").write_text(text)
+    options = ("--domain", "klauseln", "--tasks", "text")
+    done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
+    assert done.exit_code == 0 and "says its language is de" in done.output and "look like en" in done.output
 
 
 def test_the_same_figures_from_torch_and_from_the_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,34 @@ def test_evidence_says_how_many_bytes_equal_quality_takes(script: ModuleType, ro
     assert script.main(["--check"], root) == 0
 
 
+def _asked(right: float) -> dict[str, Any]:
+    by = {"accuracy": right, "interval": [right - 0.1, right + 0.1], "chance": 0.25, "questions": 300}
+    return {"sum": by, "per_byte": by}
+
+
+def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
+    text = {"bits_per_byte": 1.0, "stderr": 0.01, "perplexity_per_base_token": 20.0}
+    told = {"completion:law": _asked(0.5), "mmlu:anatomy": _asked(0.3), "text:law": text, "text:games": text}
+    history = [{"tokens": 1000, "loss": 2.5, "bits_per_byte": 0.95}]
+    tuned = {"history": history, "seconds": 60.0, "tokens": 1000}
+    row = {"bytes": 50_000_000, "tasks": told, "speed": {"decode_tokens_per_second": 99.0}}
+    rows = [{"model": "dense", "type": "f16", **row}, {"model": "pruned 42%", "type": "f16", **row, **tuned}]
+    rows.append({"model": "pruned 42%", "type": "iq4_nl", **row})
+    splits = {name: {"documents": 10, "base_tokens": 5} for name in ("train", "validation", "test")}
+    dropped = {"read": 100, "short": 1, "near_duplicate": 9, "identical": 1, "neutralised_tokens": 0}
+    found = {"law": {"splits": splits, "dropped": dropped, "rows": rows}}
+    path = root / "benchmarks" / "results" / "domains.json"
+    path.write_text(json.dumps({"model": "m", "domains": found}))
+    assert script.main([], root) == 0
+    page = (root / "docs" / "results.md").read_text()
+    assert "| law | 100 | 1 | 10.0 % | 10 | 10 | 10 | 5 |" in page
+    assert "| law, pruned 42%, IQ4_NL | 50.0 MB | 100.0 % | 20.00 | 1.0000 ± 0.0200 | 99 |" in page
+    assert "| pruned 42%, IQ4_NL | 50.0 % (40 to 60) | 30.0 % (20 to 40) |" in page
+    assert "| pruned 42%, for law | 1.000 | 1.000 |" in page
+    assert "| pruned 42% (60.0 s) | 1,000 | 2.500 | 0.9500 |" in page
+    assert script.main(["--check"], root) == 0
+
+
 def test_evidence_draws_every_method(script: ModuleType, root: Path) -> None:
     quality = {"bits_per_byte": 1.0, "perplexity_per_base_token": 20.0}
     row = {"sparsity": 0.42, "asked": 0.42, "test": quality, "seconds": 9.0, "peak_rss_mb": 500.0}

@@ -1,0 +1,184 @@
+"""docs/results.md from benchmarks/results/domains.json; used by benchmarks/tables.py.
+
+The tables have the form of Mini-GPTs' tables 1 to 4 (arXiv 2312.12682), measured on held-out documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.card import markdown
+from minigpt_edge.report_tables import MISSING, Table, duration, megabytes, number, percent
+
+Rows = list[dict[str, Any]]
+
+
+def outputs(results: Path, docs: Path) -> dict[Path, str]:
+    """Generated file -> text, if the result is there."""
+    source = results / "domains.json"
+    if not source.exists():
+        return {}
+    result = json.loads(source.read_text(encoding="utf-8"))
+    parts = [_head(result), _corpora(result["domains"]), _perplexity(result["domains"])]
+    parts += [*_questions(result["domains"]), _forgetting(result["domains"]), *_training(result["domains"])]
+    return {docs / "results.md": "\n\n".join(part for part in parts if part) + "\n"}
+
+
+def _head(result: Mapping[str, Any]) -> str:
+    machine = (result.get("device") or {}).get("cpu", "machine not recorded")
+    return (
+        "# Five domains\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/domains.json` "
+        f"(`make bench-domains`). {result['model']}, {machine}, {result.get('threads', '?')} threads, "
+        f"{result.get('date', '')}, commit {str(result.get('commit'))[:9]}.\n\nAll figures are of the GGUF "
+        "file in llama.cpp, on documents that neither calibration nor fine-tuning saw; nothing was chosen by "
+        "them. Perplexity is per token of the unpruned tokenizer. Each model was made once: what another "
+        "seed would give is not known. Intervals are 95 %: of questions Wilson's, of bits per byte twice the "
+        "standard error over windows."
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
+    return f"## {title}\n\n{markdown(Table('', title, columns, rows, note))}"
+
+
+def _corpora(domains: Mapping[str, Any]) -> str:
+    rows = []
+    for name, found in domains.items():
+        dropped, splits = found["dropped"], found["splits"]
+        rows.append(
+            [
+                name,
+                number(dropped["read"]),
+                number(dropped["short"]),
+                percent((dropped["near_duplicate"] + dropped["identical"]) / dropped["read"]),
+                *(number(splits[split]["documents"]) for split in ("train", "validation", "test")),
+                number(splits["train"]["base_tokens"]),
+            ]
+        )
+    columns = (
+        "domain",
+        "documents read",
+        "too short",
+        "near-duplicates",
+        "train",
+        "validation",
+        "test",
+        "training tokens",
+    )
+    return _table("The corpora", columns, rows)
+
+
+def _text(row: Mapping[str, Any], domain: str) -> dict[str, Any]:
+    return dict(row["tasks"].get(f"text:{domain}") or {})
+
+
+def _bits(text: Mapping[str, Any]) -> str:
+    if not text:
+        return MISSING
+    return f"{text['bits_per_byte']:.4f} ± {2 * (text.get('stderr') or 0):.4f}"
+
+
+def _perplexity(domains: Mapping[str, Any]) -> str:
+    rows = []
+    for name, found in domains.items():
+        dense = next(row for row in found["rows"] if row["model"] == "dense" and row["type"] == "f16")
+        for row in found["rows"]:
+            text = _text(row, name)
+            rows.append(
+                [
+                    f"{name}, {row['model']}, {row['type'].upper()}",
+                    megabytes(row["bytes"]),
+                    percent(row["bytes"] / dense["bytes"]),
+                    number(text.get("perplexity_per_base_token"), 2),
+                    _bits(text),
+                    number((row.get("speed") or {}).get("decode_tokens_per_second")),
+                ]
+            )
+    columns = ("model", "file", "of dense F16", "perplexity", "bits per byte", "tokens/s")
+    return _table("Size, perplexity and speed", columns, rows)
+
+
+def _questions(domains: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in domains.items():
+        asked = [task for task, result in found["rows"][0]["tasks"].items() if "sum" in result]
+        rows = [
+            [f"{row['model']}, {row['type'].upper()}", *(_right(row["tasks"].get(task)) for task in asked)]
+            for row in found["rows"]
+        ]
+        first = found["rows"][0]["tasks"]
+        chance = [
+            f"{task}: {first[task]['sum']['questions']:,}, guessing {first[task]['sum']['chance']:.0%}"
+            for task in asked
+        ]
+        note = "Questions: " + "; ".join(chance) + "."
+        titles = [
+            task.partition(":")[2] if task.startswith("mmlu:") else task.partition(":")[0] for task in asked
+        ]
+        if any("translations" in first[task] for task in asked):
+            rows = [[*cells, _chrf(row)] for cells, row in zip(rows, found["rows"], strict=True)]
+            titles.append("chrF")
+        yield _table(f"Questions: {name}", ("model", *titles), rows, note)
+
+
+def _right(result: Mapping[str, Any] | None) -> str:
+    if not result:
+        return MISSING
+    low, high = result["sum"]["interval"]
+    return f"{100 * result['sum']['accuracy']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def _chrf(row: Mapping[str, Any]) -> str:
+    found = next((task["translations"] for task in row["tasks"].values() if "translations" in task), None)
+    if found is None:
+        return MISSING
+    low, high = found["interval"]
+    return f"{found['chrf']:.1f} ({low:.1f} to {high:.1f}), n = {found['pairs']}"
+
+
+def _forgetting(domains: Mapping[str, Any]) -> str:
+    """Bits per byte of each domain's models on the other domains' text."""
+    others = sorted(
+        {
+            task
+            for found in domains.values()
+            for row in found["rows"]
+            for task in row["tasks"]
+            if task.startswith("text:")
+        }
+    )
+    rows = []
+    for name, found in domains.items():
+        for row in found["rows"]:
+            if row["type"] == "f16" or row["model"].endswith("not fine-tuned"):
+                continue
+            cells = [number(row["tasks"].get(task, {}).get("bits_per_byte"), 3) for task in others]
+            rows.append([f"{row['model']}, for {name}", *cells])
+    columns = ("model, four bits", *(task.partition(":")[2] for task in others))
+    note = "Bits per byte on each domain's test windows: what specialising cost elsewhere."
+    return _table("Elsewhere", columns, rows, note)
+
+
+def _training(domains: Mapping[str, Any]) -> Iterator[str]:
+    """Training loss beside held-out quality: overfitting shows where they part."""
+    for name, found in domains.items():
+        rows = []
+        for row in found["rows"]:
+            if row["type"] != "f16" or not row.get("history"):
+                continue
+            for entry in row["history"]:
+                loss = entry.get("loss")
+                rows.append(
+                    [
+                        row["model"],
+                        number(entry.get("tokens")),
+                        number(loss, 3),
+                        number(entry["bits_per_byte"], 4),
+                    ]
+                )
+            rows[-1][0] += f" ({duration(row['seconds'])})"
+        if rows:
+            columns = ("model", "tokens", "training loss (nats per token)", "held-out bits per byte")
+            yield _table(f"Fine-tuning: {name}", columns, rows)

@@ -1,0 +1,136 @@
+"""The paper's five domains: dense, fine-tuned and pruned, at F16 and four bits, on text and on questions.
+
+    python benchmarks/domains.py [--only DOMAIN ...] [--threads N]
+
+Every figure is of the GGUF file in llama.cpp, on the domain's test split, and of four-bit files on the test
+windows of the other domains and of general text too: what specialising cost there. Steps are finished
+stages, so an interrupted run goes on where it was. Writes benchmarks/results/domains.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import front
+import methods
+
+RESULT = methods.RESULTS / "domains.json"
+DOMAINS = ("law", "medical", "economics", "games", "translation")
+GENERAL = "general"
+SPARSITIES = {"law": (0.2, 0.42, 0.6)}
+FOUR_BITS = "iq4_nl"
+QUESTIONS = 300  # of each set at most, drawn by a fixed seed
+
+
+def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
+    """(name, checkpoint, importance matrix, what is known of it)."""
+    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.shrink.weights import IMPORTANCE
+
+    whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
+    importance = whole.path / IMPORTANCE
+    yield "dense", bench.base.path, importance, {}
+    tuned = bench.recover(whole, distill=0.0)
+    yield "dense, fine-tuned", tuned.path, importance, _training(tuned)
+    for sparsity in SPARSITIES.get(domain, (0.42,)):
+        pruned = bench.prune(sparsity=sparsity)
+        own = pruned.path / IMPORTANCE
+        facts = {"sparsity": pruned.metrics["sparsity"], "vocabulary": pruned.metrics["vocabulary"]}
+        if sparsity == 0.42:
+            yield f"pruned {sparsity:.0%}, not fine-tuned", pruned.path / CHECKPOINT, own, facts
+        stage = bench.recover(pruned)
+        yield f"pruned {sparsity:.0%}", stage.path, own, {**facts, **_training(stage)}
+
+
+def _training(stage: Any) -> dict[str, Any]:
+    """Held-out bits per byte and training loss as training went on: overfitting shows where they part."""
+    history = [entry for entry in stage.metrics["history"] if "bits_per_byte" in entry]
+    return {"seconds": stage.manifest["seconds"], "tokens": stage.metrics["tokens"], "history": history}
+
+
+def evaluated(bench: methods.Bench, domain: str, kind: str, stage: Any, path: Path) -> dict[str, Any]:
+    """Texts and questions under one file, kept as a stage."""
+    from minigpt_edge import evaluating
+    from minigpt_edge.stage import run_stage
+    from minigpt_edge_runtime.measure import run_fresh
+
+    threads = bench.recipe.threads
+    subject = evaluating.Subject(path, domain, None, bench.base.document_start)
+    names = ["text", "completion"]
+    names += ["mcq"] if domain != "games" else []  # no question set is known for it
+    if kind != "f16":
+        names += [f"text:{other}" for other in (*DOMAINS, GENERAL) if other != domain]
+
+    def make(out: Path) -> dict[str, Any]:
+        request = evaluating.Request(limit=QUESTIONS, threads=threads)
+        found = evaluating.evaluate(subject, names, request, bench.talk)["tasks"]
+        return {"tasks": found, "speed": run_fresh("speed", path, threads=threads)}
+
+    return dict(
+        run_stage(
+            bench.work,
+            "evaluate",
+            settings={"tasks": names, "limit": QUESTIONS, "threads": threads},
+            inputs={"model": stage.digest, "corpus": bench.text.digest},
+            code=(
+                "minigpt_edge.evaluating",
+                "minigpt_edge.evaluate.multiple_choice",
+                "minigpt_edge.evaluate.translation",
+                "minigpt_edge.tasks",
+                "minigpt_edge.tasks.items",
+                "minigpt_edge_runtime.choices",
+                "minigpt_edge_runtime.scoring",
+                "minigpt_edge_runtime.gguf",
+            ),
+            make=make,
+        ).metrics
+    )
+
+
+def rows_of(bench: methods.Bench, domain: str) -> list[dict[str, Any]]:
+    """A row per model and type."""
+    from minigpt_edge.stage import locked
+
+    with locked(bench.work):
+        models = list(models_of(bench, domain))
+        files = [
+            (name, facts, kind, made)
+            for name, checkpoint, importance, facts in models
+            for kind, made, _ in front.gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
+        ]
+    rows = []
+    for name, facts, kind, made in files:
+        path = made.path / (front.F16 if kind == "f16" else "model.gguf")
+        found = evaluated(bench, domain, kind, made, path)
+        for result in found["tasks"].values():  # what every answer was is of no use here
+            for scoring in ("sum", "per_byte"):
+                result.get(scoring, {}).pop("answers", None)
+        rows.append({"model": name, "type": kind, "bytes": path.stat().st_size, **facts, **found})
+    return rows
+
+
+def main() -> None:
+    """Run the domains that are asked for, keeping the others' rows."""
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.console import Talk
+
+    parser = argparse.ArgumentParser(description="The five domains.")
+    parser.add_argument("--only", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--threads", type=int, default=all_cores())
+    given = parser.parse_args()
+    found = json.loads(RESULT.read_text())["domains"] if RESULT.exists() else {}
+    with Talk() as talk:
+        for domain in given.only:
+            bench = methods.opened(given.threads, talk=talk, domain=domain)
+            splits = bench.text.metrics["splits"]
+            dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
+            found[domain] = {"splits": splits, "dropped": dropped, "rows": rows_of(bench, domain)}
+            methods.write(RESULT, bench, {"domains": found})
+
+
+if __name__ == "__main__":
+    main()
