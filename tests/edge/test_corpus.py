@@ -301,8 +301,6 @@ def test_a_dataset_on_the_hub_gives_its_text_column(monkeypatch: pytest.MonkeyPa
 
 def test_languages_are_told_apart() -> None:
     german = "Der Lizenznehmer darf die Software nicht ohne Genehmigung weitergeben oder verkaufen. "
-        "Der Lizenznehmer darf die Software nicht ohne schriftliche Genehmigung weitergeben oder verkaufen. "
-    )
     english = "The licensee may not pass on or sell the software without permission in writing. "
     assert languages([german * 3] * 3 + [english * 3]) == {"de": 0.75, "en": 0.25}
     assert languages([]) == {}
