@@ -88,6 +88,7 @@ def _one_shot(result: dict[str, Any]) -> list[str]:
             "The same at 42 % (n:m masks at 50 %): quality and cost",
             ["", "bits per byte", "pruning with calibration", "peak memory"],
             costs,
+            result.get("note", ""),
         ),
     ]
 
