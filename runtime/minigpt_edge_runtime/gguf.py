@@ -88,8 +88,9 @@ class LlamaEngine:
         parameters.n_ctx = self._context_length
         parameters.n_batch = parameters.n_ubatch = batch
         parameters.n_outputs_max = batch if self._logits_all else 1
+        self._branches = min(BRANCHES, batch - 1)  # llama.cpp aborts if a batch can't hold all sequences
         if self._logits_all:
-            parameters.n_seq_max, parameters.kv_unified = 1 + BRANCHES, True
+            parameters.n_seq_max, parameters.kv_unified = 1 + self._branches, True
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.no_perf = True
         self._context = lib.llama_init_from_model(self._model, parameters)
@@ -227,7 +228,7 @@ class LlamaEngine:
             raise ValueError("open the engine with logits_all=True to score")
         start = 0
         while start < len(branches):
-            group = self._fitting(branches[start : start + BRANCHES])
+            group = self._fitting(branches[start : start + max(1, self._branches)])
             for at in range(1, len(group) + 1):
                 self._lib.llama_memory_seq_cp(self._memory, 0, at, -1, -1)
             try:

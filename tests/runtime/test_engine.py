@@ -124,6 +124,19 @@ def test_branches_go_on_from_what_is_cached(either: Path, context: int) -> None:
         list(engine.branches([[5]]))
 
 
+@pytest.mark.parametrize("context", [1, 2, 3, 5, 9])
+def test_branches_in_a_short_context(either: Path, context: int) -> None:
+    """Shorter than the number of sequences that llama.cpp could hold."""
+    with open_engine(either, context, 1, logits_all=True) as engine:
+        engine.eval([5])
+        if context < 3:
+            with pytest.raises(EdgeError, match="do not fit"):
+                list(engine.branches([[6, 7]]))
+        else:
+            found = [(index, at, len(rows)) for index, at, rows in engine.branches([[6], [7, 8], [9]])]
+            assert found == [(0, 0, 1), (1, 0, 2), (2, 0, 1)]
+
+
 def test_context_is_the_models_unless_given_and_never_longer(either: Path) -> None:
     with open_engine(either, threads=1) as engine:
         assert engine.context_length == CONTEXT
