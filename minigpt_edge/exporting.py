@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 F16 = "model-f16.gguf"
 CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
+GPTQ_BYTES = 5 * 2**30  # of memory; larger models are rounded with the importance matrix alone
 _VERIFY_CODE = (
     *(f"minigpt_edge_export.{name}" for name in ("families", "scripts", "spec", "verify", "weights")),
     *(f"minigpt_edge_runtime.{name}" for name in ("engine", "scoring")),
@@ -202,7 +203,7 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
 def onnx_stage(job: Export, target: Target) -> Stage:
     """The ONNX directory of a target, proven as GGUF files are."""
     from minigpt_edge_export.onnx import write_onnx
-    from minigpt_edge_export.onnx_grams import collect_grams
+    from minigpt_edge_export.onnx_grams import collect_grams, memory
     from minigpt_edge_export.quantize import imatrix_from_file
     from minigpt_edge_export.spec import read_checkpoint
     from minigpt_edge_runtime.onnx_header import read_onnx
@@ -211,7 +212,9 @@ def onnx_stage(job: Export, target: Target) -> Stage:
         decoder = read_checkpoint(job.checkpoint)
         imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
         kind, grams = target.types[0], None
-        if PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
+        if PRECISIONS[kind].bits == 4 and (needed := memory(decoder)) > GPTQ_BYTES:
+            job.talk.line("export", f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded without it")
+        elif PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
             step = partial(job.talk.step, f"{target.name}: calibration")
             sequences = calibration_sequences(job.checkpoint, job.text.path)
             grams = collect_grams(decoder, sequences, out, job.threads, step)

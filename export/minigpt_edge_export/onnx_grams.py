@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def memory(decoder: Decoder) -> int:
+    """Bytes that `collect_grams` takes for the weights in float32 and the matrices."""
+    grams = 0
+    for block in decoder.blocks:
+        attention = block.heads * decoder.head_dim
+        grams += 2 * decoder.hidden_size**2 + attention**2 + block.intermediate_size**2
+    return 4 * (decoder.parameters + grams)
+
+
 def collect_grams(
     decoder: Decoder,
     sequences: Sequence[Sequence[int]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 import torch  # noqa: TID253
 
+from minigpt_edge import exporting
 from minigpt_edge.archs import load_arch
 from minigpt_edge.checkpoint import load_model, save_model, trim_embeddings
 from minigpt_edge.console import Talk
-from minigpt_edge.exporting import Export, f16_stage, gguf_stage
+from minigpt_edge.exporting import Export, f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.shrink.trim import remap_config, trim_tokenizer
 from minigpt_edge.shrink.vocabulary import choose_tokens
 from minigpt_edge.sizing import SizeModel, parse_count, parse_size
@@ -192,6 +194,19 @@ def test_a_family_tries_a_mix(job: Export) -> None:
     assert bool(made.metrics["mix"]) == (best == "mixed")
     assert made.metrics["type"] in ("q4_0", "iq4_nl", "q4_1")
     assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "model.gguf", "parity.json"]
+
+
+def test_a_model_too_large_for_gptq_is_rounded(
+    job: Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = dataclasses.replace(job, talk=Talk())
+    with_gptq = onnx_stage(told, parse_target("onnx-int4"))
+    assert "GPTQ" not in capsys.readouterr().err
+    monkeypatch.setattr(exporting, "GPTQ_BYTES", 0)
+    rounded = onnx_stage(dataclasses.replace(told, threads=2), parse_target("onnx-int4"))
+    assert "GPTQ would take 0.0 GiB of memory" in capsys.readouterr().err
+    files = [stage.manifest["outputs"]["onnx/model.onnx.data"] for stage in (with_gptq, rounded)]
+    assert files[0] != files[1]
 
 
 def test_a_limit_is_filled_and_never_exceeded(job: Export) -> None:

@@ -12,7 +12,7 @@ from test_export_onnx import exported
 from tiny_llama import UNEQUAL, Checkpoint
 
 from minigpt_edge_export.gptq import quantize_gptq
-from minigpt_edge_export.onnx_grams import collect_grams
+from minigpt_edge_export.onnx_grams import collect_grams, memory
 from minigpt_edge_export.onnx_weights import Packed, quantize_matrix
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.engine import open_engine
@@ -78,7 +78,9 @@ def test_grams_are_those_of_the_checkpoint(make: Callable[..., Checkpoint], tmp_
         checkpoint.model(torch.tensor(rows))
     for handle in handles:
         handle.remove()
-    grams = collect_grams(read_checkpoint(checkpoint.path), rows.tolist(), tmp_path, 1)
+    decoder = read_checkpoint(checkpoint.path)
+    grams = collect_grams(decoder, rows.tolist(), tmp_path, 1)
+    assert memory(decoder) == 4 * decoder.parameters + sum(gram.nbytes for gram in grams.values())
     assert len(grams) == 4 * 3 and not list(tmp_path.iterdir())
     for name, values in seen.items():
         expected = sum(value.T @ value for value in values) / rows.size
