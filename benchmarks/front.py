@@ -154,6 +154,10 @@ def main() -> None:
         rows += files(bench, "pruned, not fine-tuned", ours.path / CHECKPOINT, ours.path / IMPORTANCE)
         for name, pruned in (("ours", ours), ("blocks", depth)):
             rows += files(bench, name, bench.recover(pruned).path, pruned.path / IMPORTANCE)
+        for sparsity in (0.2, 0.6):
+            pruned = bench.prune(sparsity=sparsity)
+            recovered = bench.recover(pruned)
+            rows += files(bench, f"ours, {sparsity:.0%}", recovered.path, pruned.path / IMPORTANCE)
         untaught = bench.recover(ours, distill=0.0)
         rows += files(bench, "ours, no distillation", untaught.path, ours.path / IMPORTANCE)
         layers = alone.metrics["removed_blocks"]
