@@ -172,9 +172,10 @@ def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
-            if record["doc_id"] not in seen:
+            identity = record["doc"].get("id", record["doc_id"])
+            if identity not in seen:
                 yield record["doc"]
-            seen.add(record["doc_id"])
+            seen.add(identity)
 
 
 def _hub_rows(task: Task, offline: bool) -> Iterator[Mapping[str, Any]]:

@@ -73,7 +73,8 @@ def test_prompts_are_those_of_the_field() -> None:
 
 
 def test_rows_are_read_from_the_package(package: Path) -> None:
-    write_package(package, {"winogrande": [WINOGRANDE] * 3}, {"arc_easy": [ARC, {**ARC, "gold": 0}]})
+    first, second = {**ARC, "id": "a"}, {**ARC, "id": "b", "gold": 0}
+    write_package(package, {"winogrande": [WINOGRANDE] * 3}, {"arc_easy": [first, second, first, second]})
     assert tasks.load_items(tasks.get_task("winogrande"), package) == [items.winogrande(WINOGRANDE)] * 3
     assert [item.answer for item in tasks.load_items(tasks.get_task("arc_easy"), package)] == [2, 0]
 
