@@ -207,6 +207,41 @@ READERS: dict[str, Reader] = {
 }
 
 
+def load_hub_rows(
+    dataset: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    offline: bool,
+    instead: str = "give text files with --corpus",
+) -> Any:
+    """A split of a hub dataset; without a hub, of the copy that `datasets` has in its cache.
+
+    Raises:
+        EdgeError: neither reachable nor cached, no such split, or it needs its own code to be run; the message
+            names what to do `instead`.
+    """
+    from minigpt_edge import hub
+
+    away = hub.unreachable(offline)
+    import datasets
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        with hub.offline_libraries() if away else contextlib.nullcontext():
+            return datasets.load_dataset(dataset, config, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if away:
+            raise EdgeError(
+                f"there is no file {dataset}, no such dataset on this machine, and no hub ({away})",
+                f"connect once, or {instead}",
+            ) from error
+        raise EdgeError(
+            f"the dataset {dataset} can't be loaded: {said}", "check its id, configuration and split"
+        ) from error
+
+
 def read_hub_dataset(
     dataset: str,
     config: str | None,
@@ -224,25 +259,7 @@ def read_hub_dataset(
     Raises:
         EdgeError: neither reachable nor cached, no such split or column, or it needs its own code to be run.
     """
-    from minigpt_edge import hub
-
-    away = hub.unreachable(offline)
-    import datasets
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        with hub.offline_libraries() if away else contextlib.nullcontext():
-            rows = datasets.load_dataset(dataset, config, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if away:
-            raise EdgeError(
-                f"there is no file {dataset}, no such dataset on this machine, and no hub ({away})",
-                "connect once, or give text files with --corpus",
-            ) from error
-        raise EdgeError(
-            f"the dataset {dataset} can't be loaded: {said}", "check its id, configuration and split"
-        ) from error
+    rows = load_hub_rows(dataset, config, split, revision, offline)
     strings = {"string", "large_string"}
     columns = {name: getattr(kind, "dtype", None) in strings for name, kind in rows.features.items()}
     if pair_columns:

