@@ -218,8 +218,8 @@ def load_hub_rows(
     """A split of a hub dataset; without a hub, of the copy that `datasets` has in its cache.
 
     Raises:
-        EdgeError: neither reachable nor cached, no such split, or it needs its own code to be run; the message
-            names what to do `instead`.
+        EdgeError: neither reachable nor cached, no such split, or it needs its own code to be run; says what
+            to do `instead`.
     """
     from minigpt_edge import hub
 
