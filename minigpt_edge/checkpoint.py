@@ -16,7 +16,7 @@ from minigpt_edge import archs
 from minigpt_edge_export.families import BUFFERS, FAMILIES
 from minigpt_edge_export.weights import FACTORS, Weights, weight_files
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, replacing, write_json
+from minigpt_edge_runtime.files import read_json, replacing, understanding, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +78,11 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
     config = read_config(directory)
     arch = archs.load_arch(config["model_type"])
     extra = config.get("minigpt_edge")
-    model: Any = _empty(config, arch)
     weights = Weights([path for path in weight_files(directory) if path.name != FACTORS])
+    with understanding(directory / "config.json"):
+        if config["num_hidden_layers"] > len(weights.shapes):
+            raise ValueError(f"{config['num_hidden_layers']} blocks of {len(weights.shapes)} tensors")
+        model: Any = _empty(config, arch)
     names = [name for name in weights.shapes if not BUFFERS.search(name)]
     if lazy:
         resident.leave_on_disk(model, arch, config["head_dim"], weights, changed)

@@ -191,7 +191,7 @@ def _parquet(path: Path, text_column: str | None) -> list[str]:
         columns = {field.name: any(test(field.type) for test in strings) for field in file.schema_arrow}
         chosen = choose_column(columns, text_column, str(path))
         return [text for text in file.read(columns=[chosen])[chosen].to_pylist() if text]
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise EdgeError(
             f"{path} is not a whole parquet file ({error})", "download or save it again"
         ) from error

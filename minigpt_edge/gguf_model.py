@@ -14,7 +14,7 @@ from minigpt_edge_export.gguf_layout import NAMES
 from minigpt_edge_export.pretokenizers import by_name
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, write_json, write_text
+from minigpt_edge_runtime.files import os_error, understanding, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,12 +53,13 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
             f"{path}: GGUF files of the architecture {architecture!r} can't be read",
             f"known: {', '.join(_ARCHITECTURES)}; or give the model's Hugging Face directory",
         )
-    config = _config(fields, architecture, path)
-    write_tokenizer(fields, config, target)
-    tensors = _tensors(reader, config, _ARCHITECTURES[architecture][2], path)
-    config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
-    write_tensors(target / "model.safetensors", tensors)
-    write_json(target / "config.json", config)
+    with understanding(path, "download or convert the file again"):
+        config = _config(fields, architecture, path)
+        write_tokenizer(fields, config, target)
+        tensors = _tensors(reader, config, _ARCHITECTURES[architecture][2], path)
+        config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
+        write_tensors(target / "model.safetensors", tensors)
+        write_json(target / "config.json", config)
     try:
         read_checkpoint(target)
     except EdgeError as error:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.files import read_json, understanding, write_json
 
 FORMAT = 1
+MOST = 2**24  # indices in one list; no model has as many neurons or tokens
 
 
 def to_ranges(indices: Iterable[int]) -> str:
@@ -25,10 +26,12 @@ def to_ranges(indices: Iterable[int]) -> str:
 
 
 def from_ranges(text: str) -> tuple[int, ...]:
-    """The inverse of `to_ranges`; ValueError unless strictly ascending."""
+    """The inverse of `to_ranges`; ValueError unless strictly ascending and below MOST."""
     indices: list[int] = []
     for part in text.split(",") if text else []:
         first, _, last = part.partition("-")
+        if int(last or first) >= MOST or len(part) > 20:
+            raise ValueError(f"an index is too large: {part[:40]!r}")
         indices.extend(range(int(first), int(last or first) + 1))
     if any(b <= a for a, b in zip(indices, indices[1:], strict=False)):
         raise ValueError(f"indices are not ascending: {text[:40]!r}")
@@ -93,7 +96,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 def read_plan(path: Path) -> Plan:
     """Read a plan; EdgeError if it is missing, damaged or of another format."""
     value: Any = read_json(path)
-    try:
+    with understanding(path, "give a plan.json that a build has written"):
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}, expected {FORMAT}")
         blocks = tuple(
@@ -102,11 +105,7 @@ def read_plan(path: Path) -> Plan:
         )
         parameters = (int(value["parameters"]["dense"]), int(value["parameters"]["kept"]))
         tokens = from_ranges(value["vocabulary"]["tokens"])
-        return Plan(value["model"], value["method"], tokens, blocks, parameters)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EdgeError(
-            f"{path} is not a plan ({error!r})", "give a plan.json that a build has written"
-        ) from error
+        return Plan(str(value["model"]), str(value["method"]), tokens, blocks, parameters)
 
 
 def check_plan(plan: Plan, config: dict[str, Any], fingerprint: str, path: Path) -> None:

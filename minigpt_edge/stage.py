@@ -31,6 +31,8 @@ from minigpt_edge_runtime.files import (
 )
 
 MANIFEST = "manifest.json"
+_FORM = 2  # raise it when manifests change: older stages are then made anew
+_SEAL = "manifest_sha256"  # of all else in the manifest
 _LIBRARIES = ("torch", "transformers", "llama-cpp-python", "gguf", "tokenizers", "numpy")
 
 
@@ -40,7 +42,8 @@ class Stage:
 
     Attributes:
         path: its directory.
-        manifest: stage, key, settings, inputs, outputs (file -> sha256), seconds, peak_rss_mb, metrics.
+        manifest: stage, key, settings, inputs, outputs (file -> sha256), seconds, peak_rss_mb, metrics, and
+            its own sha256.
         reused: whether it was there already.
     """
 
@@ -113,7 +116,7 @@ def run_stage(
         EdgeError: a finished stage was damaged, or `make` failed.
     """
     described = {"stage": name, "settings": dict(settings), "inputs": dict(inputs), "code": code_hash(code)}
-    key = sha256_json(described)
+    key = sha256_json({**described, "form": _FORM})
     final = work / f"{name}-{key[:16]}"
     if final.exists():
         return Stage(final, _checked(final, key), reused=True)
@@ -135,6 +138,7 @@ def run_stage(
             "peak_rss_mb": round((peak_rss_bytes() or 0) / 1e6, 1),
             "metrics": metrics,
         }
+        manifest[_SEAL] = sha256_json(manifest)
         write_json(partial / MANIFEST, manifest)
         publish_directory(partial, final)
     except OSError as error:
@@ -148,6 +152,8 @@ def _checked(path: Path, key: str) -> dict[str, Any]:
     try:
         manifest = read_json(path / MANIFEST)
         outputs = dict(manifest["outputs"])
+        if sha256_json({k: v for k, v in manifest.items() if k != _SEAL}) != manifest[_SEAL]:
+            raise EdgeError(f"{path / MANIFEST} was changed", hint)
         if manifest["key"] != key:
             raise EdgeError(f"{path / MANIFEST} belongs to another stage", hint)
     except (EdgeError, KeyError, TypeError, ValueError) as error:

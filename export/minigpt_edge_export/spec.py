@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge_export.families import ATTENTION, BUFFERS, FAMILIES, MLP, Family, Style, eps_of, style_of
 from minigpt_edge_export.weights import FACTORS, Weights, listed, weight_files
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.files import read_json, understanding
 
 if TYPE_CHECKING:
     import numpy as np
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+MOST = 2**31  # of any size, as GGUF writes them
+MOST_THETA = 1e12  # base of the rotary frequencies; the largest in use is 1e9
 _FACTOR_ERROR = 1e-4  # of the largest weight: what float32 products may differ by
 
 
@@ -220,17 +222,26 @@ def read_checkpoint(directory: Path) -> Decoder:
     path = directory / "config.json"
     config = read_json(path)
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise EdgeError(
             f"the architecture {model_type!r} in {path} is not known",
             f"known architectures: {', '.join(sorted(FAMILIES))}",
         )
-    family = FAMILIES[model_type]
+    with understanding(path, "use a complete checkpoint"):
+        decoder = _decoder(directory, model_type, config, path)
+    _check_tensors(decoder)
+    return decoder
+
+
+def _decoder(directory: Path, model_type: str, config: dict[str, Any], path: Path) -> Decoder:
+    family, weights = FAMILIES[model_type], Weights(weight_files(directory))
     eps = _check_config(family, model_type, config, path)
     hidden, heads = (int(family.get(config, key)) for key in ("hidden_size", "num_attention_heads"))
     head_dim = config.get("head_dim") or hidden // heads
+    if family.get(config, "num_hidden_layers") > len(weights.shapes):
+        raise ValueError("it has more blocks than the weights have tensors")
     style = style_of(model_type, config, str(path))
-    decoder = Decoder(
+    return Decoder(
         directory=directory,
         model_type=model_type,
         hidden_size=hidden,
@@ -242,10 +253,8 @@ def read_checkpoint(directory: Path) -> Decoder:
         tied=bool(config.get("tie_word_embeddings", family.tied)),
         style=style,
         blocks=_blocks(family, config, path),
-        weights=Weights(weight_files(directory)),
+        weights=weights,
     )
-    _check_tensors(decoder)
-    return decoder
 
 
 def _check_config(family: Family, model_type: str, config: dict[str, Any], path: Path) -> float:
@@ -255,7 +264,8 @@ def _check_config(family: Family, model_type: str, config: dict[str, Any], path:
     values[family.keys["eps"]] = eps
     if not family.widening:
         values[family.keys.get("intermediate_size", "intermediate_size")] = _width(family, config)
-    missing = [name for name, value in values.items() if not isinstance(value, int | float) or value <= 0]
+    values["max_position_embeddings"] = family.get(config, "max_position_embeddings", 2048)
+    missing = [n for n, v in values.items() if not isinstance(v, int | float) or not 0 < v < MOST]
     if missing or eps is None:
         raise EdgeError(f"{path} lacks a positive {', '.join(missing)}", "use a complete checkpoint")
     return eps
@@ -299,6 +309,8 @@ def _rope(config: dict[str, Any], head_dim: int, share: float, path: Path) -> Ro
     """
     given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     theta = float(given.get("rope_theta") or config.get("rope_theta") or config.get("rotary_emb_base") or 1e4)
+    if not 0 < theta < MOST_THETA:
+        raise ValueError(f"rope_theta is {theta}")
     kind = given.get("rope_type") or given.get("type") or "default"
     for key in ("rotary_pct", "partial_rotary_factor"):
         share = config.get(key) or share

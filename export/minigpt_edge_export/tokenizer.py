@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge_export.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
 from minigpt_edge_export.sentencepiece import BYTES, is_sentencepiece, scores
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.files import read_json, understanding
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -74,6 +74,11 @@ def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
             unknown way, or there are more tokens than rows.
     """
     path = directory / "tokenizer.json"
+    with understanding(path, "the files beside it may be damaged too: copy the directory again"):
+        return _read(directory, path, vocab_size)
+
+
+def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
     data = read_json(path)
     config = read_json(directory / "config.json")
     settings = _optional_json(directory / "tokenizer_config.json")

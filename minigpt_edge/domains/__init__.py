@@ -18,11 +18,12 @@ from minigpt_edge.corpus import FileSource, HubSource, PackageSource, Source
 from minigpt_edge.package_readers import READERS
 from minigpt_edge.packages import cache_dir
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.files import write_text
+from minigpt_edge_runtime.files import understanding, write_text
 
 ENTRY_POINTS = "minigpt_edge.domains"
 TEXT, TRANSLATION = "text", "translation"
 _KINDS: dict[str, type[Source]] = {"package": PackageSource, "hub": HubSource, "files": FileSource}
+_PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
@@ -119,6 +120,11 @@ def parse_domain(name: str, text: str, where: str) -> Domain:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise EdgeError(f"{where} is not TOML: {error}", _HELP) from error
+    with understanding(where, _HELP):
+        return _domain(name, data, where)
+
+
+def _domain(name: str, data: dict[str, Any], where: str) -> Domain:
     for key, kind in (("title", str), ("default", (str, list)), ("sources", dict)):
         if not isinstance(data.get(key), kind):
             raise EdgeError(f"{where} has no {key}" if key not in data else f"{where}: {key} is wrong", _HELP)
@@ -148,6 +154,17 @@ def parse_domain(name: str, text: str, where: str) -> Domain:
     )
 
 
+def _right(name: str, value: Any) -> bool:
+    """Whether a key of a source has a value of the right kind."""
+    if name == "options":
+        return isinstance(value, dict)
+    if name in ("members", "pair_columns") and isinstance(value, list):
+        return bool(value) and all(isinstance(each, str) for each in value)
+    if name == "package":
+        return isinstance(value, str) and bool(_PINNED.fullmatch(value))
+    return isinstance(value, str) and name != "pair_columns"
+
+
 _HELP = "docs/domains.md shows a whole domain file"
 
 
@@ -163,13 +180,16 @@ def _source(key: str, entry: Any, where: str) -> Source:
         raise EdgeError(
             f"{where}: source {key} has an unknown key {unknown[0]!r}", f"known: {', '.join(fields)}"
         )
+    for name, value in given.items():
+        if not _right(name, value):
+            raise EdgeError(f"{where}: source {key} has a wrong value for {name!r}", _HELP)
     needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in given]:
         raise EdgeError(f"{where}: source {key} lacks {missing[0]!r}", _HELP)
     if kind is PackageSource:
         members = given["members"]
         given["members"] = (members,) if isinstance(members, str) else tuple(members)
-        given["options"] = tuple(sorted((str(k), str(v)) for k, v in given.get("options", {}).items()))
+        given["options"] = tuple(sorted((k, str(v)) for k, v in given.get("options", {}).items()))
         if given["reader"] not in READERS:
             raise EdgeError(
                 f"{where}: source {key} has an unknown reader {given['reader']!r}",

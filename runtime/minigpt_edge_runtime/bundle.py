@@ -21,6 +21,8 @@ _FIELDS: dict[str, Any] = {
     "model_file": str,
     "model_files": list,
     "document_start": str | None,
+    "domain": str | None,
+    "corpus_sha256": str | None,
     "base_model": dict,
     "licences": list,
     "targets": list,

@@ -7,12 +7,18 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
+
+_MISUNDERSTOOD = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
+    *(AssertionError, struct.error),  # of libraries
+)
 
 
 def sha256_file(path: Path) -> str:
@@ -71,13 +77,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; EdgeError if it is missing or is not JSON."""
+    """Read a JSON file; EdgeError if it is missing, is not JSON, or holds text that UTF-8 can't hold."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # half of a pair of surrogates may have been written so
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except OSError as error:
         raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:
         raise EdgeError(f"{path} is not valid JSON ({error})", "restore or delete the file") from error
+
+
+@contextmanager
+def understanding(path: Path | str, hint: str = "copy or make it again") -> Iterator[None]:
+    """While a file's content is interpreted: what Python says of wrong values becomes an EdgeError."""
+    try:
+        yield
+    except _MISUNDERSTOOD as error:
+        said = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+        raise EdgeError(f"{path} is damaged ({reason})", hint) from error
 
 
 def publish_directory(partial: Path, final: Path) -> None:

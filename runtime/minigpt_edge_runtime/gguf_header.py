@@ -40,6 +40,7 @@ FILE_TYPES: dict[int, str] = {
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_TOKENS = "tokenizer.ggml.tokens"
 _KEPT_STRINGS = 64  # longer string arrays are vocabularies: only their length is kept
 
 
@@ -103,7 +104,7 @@ class GgufHeader:
 
     def vocabulary(self) -> int:
         """Number of tokens, 0 if the file has no vocabulary."""
-        tokens = self.metadata.get("tokenizer.ggml.tokens", [])
+        tokens = self.metadata.get(_TOKENS, [])
         return tokens.length if isinstance(tokens, Strings) else len(tokens)
 
 
@@ -131,7 +132,11 @@ class _Reader:
         self.at = start + length
         return start
 
-    def value(self, kind: int) -> Any:
+    def pair(self) -> tuple[str, Any]:
+        key = self.string()
+        return key, self.value(self.scalar("I"), distinct=key == _TOKENS)
+
+    def value(self, kind: int, distinct: bool = False) -> Any:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
@@ -140,7 +145,7 @@ class _Reader:
             raise ValueError(f"unknown value type {kind}")
         element, count = self.scalar("I"), self.scalar("Q")
         if element == _STRING:
-            return self._strings(count)
+            return self._strings(count, distinct)
         if element not in _SCALARS:
             raise ValueError(f"unknown array type {element}")
         size = struct.calcsize("<" + _SCALARS[element])
@@ -150,12 +155,18 @@ class _Reader:
         self.at += count * size
         return list(values)
 
-    def _strings(self, count: int) -> list[str] | Strings:
+    def _strings(self, count: int, distinct: bool) -> list[str] | Strings:
         if count <= _KEPT_STRINGS:
             return [self.string() for _ in range(count)]
         unpack, data, at = struct.Struct("<Q").unpack_from, self.data, self.at
+        seen: set[bytes] = set()
         for _ in range(count):
-            at += 8 + unpack(data, at)[0]
+            start = at + 8
+            at = start + unpack(data, at)[0]
+            if distinct:  # as llama.cpp takes them: up to a zero byte, and empty ones under other names
+                seen.add(data[start:at].partition(b"\0")[0] or b"[EMPTY_%d]" % at)
+        if distinct and len(seen) != count:  # llama.cpp would end the process
+            raise ValueError("a token is there twice")
         self.at = at
         return Strings(count)
 
@@ -193,15 +204,15 @@ def _parse(data: mmap.mmap, path: Path) -> GgufHeader:
             reason = "is big-endian" if swapped else f"has GGUF version {version}, known are 2 and 3"
             raise EdgeError(f"{path} {reason}", "export or convert it again with current tools")
         tensors, pairs = reader.scalar("Q"), reader.scalar("Q")
-        metadata = {reader.string(): reader.value(reader.scalar("I")) for _ in range(pairs)}
+        metadata = dict(reader.pair() for _ in range(pairs))
         infos = tuple(_tensor_infos(reader, tensors))
-    except struct.error as error:
+        alignment = int(metadata.get("general.alignment", 32)) or 32
+    except (struct.error, OverflowError) as error:  # the latter: an offset beyond what an index can be
         raise _truncated(path, len(data)) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise EdgeError(
             f"{path} has a damaged GGUF header ({error})", "download or export the file again"
         ) from error
-    alignment = int(metadata.get("general.alignment", 32)) or 32
     start = -(-reader.at // alignment) * alignment
     need = max((start + info.offset + info.nbytes for info in infos), default=start)
     if infos and need > len(data):

@@ -12,7 +12,7 @@ from typing import Any
 
 from minigpt_edge_runtime.engine import is_gguf
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json
+from minigpt_edge_runtime.files import os_error, read_json, understanding
 from minigpt_edge_runtime.report import SCHEMA, read_report
 
 KNOWN = (
@@ -32,7 +32,11 @@ def describe(path: Path | str) -> Description:
     Raises:
         EdgeError: the path is missing, damaged, or nothing we know.
     """
-    path = Path(path)
+    with understanding(path):
+        return _describe(Path(path))
+
+
+def _describe(path: Path) -> Description:
     if path.is_dir():
         return _directory(path)
     if not path.exists():

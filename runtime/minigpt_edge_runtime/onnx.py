@@ -131,7 +131,10 @@ class OnnxEngine:
         return self.text.adds_start
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        return self.text.tokenize(text, special=special)
+        ids = self.text.tokenize(text, special=special)
+        if ids and max(ids) >= self._vocab_size:  # there are fewer tokens, but ids may have gaps
+            raise EdgeError(f"the tokenizer beside {self.header.path} has ids that the model has not", _AGAIN)
+        return ids
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         return self.text.detokenize(tokens, special=special)

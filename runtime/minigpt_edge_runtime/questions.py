@@ -42,7 +42,7 @@ def read_questions(content: Mapping[str, Any]) -> list[Question]:
     try:
         for q in content.get("questions") or []:
             questions.append(Question(str(q["context"]), tuple(map(str, q["choices"])), int(q["answer"])))
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise _damaged(len(questions), repr(error)) from error
     for number, question in enumerate(questions):
         if not 0 <= question.answer < len(question.choices) or len(question.choices) < 2:

@@ -31,7 +31,7 @@ def read_windows(content: Any) -> list[Window]:
     hint = "make the text file again with the corpus stage"
     try:
         windows = [Window(str(w["text"]), int(w["bytes"]), int(w["base_tokens"])) for w in content["windows"]]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise EdgeError(f"this is not a texts file: {error!r} in its windows", hint) from error
     if not windows:
         raise EdgeError("the texts file has no windows", hint)

@@ -1,0 +1,342 @@
+"""Everything the program parses: how to make a sound sample of it, and how it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from latency_reports import make_report
+from tiny_build import write_corpus, write_model
+from tiny_gguf import TEXT, make_gguf, make_tokenizer, texts_content
+from tiny_onnx import make_checkpoint, make_onnx
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kind of input.
+
+    Attributes:
+        make: writes a sound sample into an empty folder.
+        files: the file names, of those it made, that are to be changed, one at a time.
+        read: reads the sample whose changed file is given, as a command would; it may raise EdgeError alone.
+        share: of the cases, beside the other subjects'; what takes long gets less.
+    """
+
+    make: Callable[[Path], None]
+    files: tuple[str, ...]
+    read: Callable[[Path], None]
+    share: float = 1.0
+
+
+def command(*arguments: str | Path) -> None:
+    """A command of `minigpt-edge` in this process, its output thrown away."""
+    from minigpt_edge.cli import cli
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.main([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def make_texts(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    words = TEXT.split()
+    texts = [" ".join(random.Random(index).choices(words, k=60)) for index in range(40)]
+    (folder / "a.txt").write_text("\n\n".join(texts))
+    (folder / "a.md").write_text("# Title\n\n" + TEXT)
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t, "id": 1}) + "\n" for t in texts))
+    (folder / "a.csv").write_text("id,text\n" + "".join(f'{n},"{t}"\n' for n, t in enumerate(texts)))
+    pq.write_table(pa.table({"text": texts}), folder / "a.parquet")
+
+
+def read_texts(path: Path) -> None:
+    from minigpt_edge.corpus import build_corpus, source_of
+
+    tokenizer = path.with_name("tokenizer.json")
+    if not tokenizer.exists():
+        make_tokenizer().save(str(tokenizer))
+    build_corpus(
+        [source_of(str(path.parent))],
+        path.parent.parent / "out",
+        base_tokenizer_path=tokenizer,
+        document_start="<|endoftext|>",
+        offline=True,
+        window_tokens=64,
+    )
+
+
+def make_plan(folder: Path) -> None:
+    from minigpt_edge.plan import BlockPlan, Plan, write_plan
+
+    blocks = tuple(BlockPlan((0, 1), tuple(range(0, 96, 3))) for _ in range(4))
+    write_plan(Plan("a" * 64, "wanda", tuple(range(300)), blocks, (1000, 600)), folder / "plan.json")
+
+
+def read_plan(path: Path) -> None:
+    from minigpt_edge import plan
+
+    config = {"num_hidden_layers": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 400}
+    plan.check_plan(plan.read_plan(path), config, "a" * 64, path)
+    command("inspect", path)
+
+
+def run_example(work: Path) -> Path:
+    from minigpt_edge.stage import run_stage
+
+    def make(out: Path) -> dict[str, int]:
+        (out / "weights.bin").write_bytes(bytes(100))
+        return {"value": 1}
+
+    code = ("minigpt_edge.plan",)
+    stage = run_stage(work, "example", settings={"a": 1}, inputs={"b": "c"}, code=code, make=make)
+    assert stage.metrics["value"] == 1, "a changed manifest was believed"
+    return stage.path
+
+
+def make_stage(folder: Path) -> None:
+    run_example(folder).rename(folder / "example")
+
+
+def read_stage(path: Path) -> None:
+    """The stage gets back the name that it is found under."""
+    work = path.parent.parent / "work"
+    found = run_example(work)
+    shutil.rmtree(found)
+    shutil.copytree(path.parent, found)
+    run_example(work)
+
+
+def make_reports(folder: Path) -> None:
+    for name, seed in (("a.json", 1), ("b.json", 2)):
+        (folder / name).write_text(json.dumps(make_report(seed)))
+
+
+def read_reports(path: Path) -> None:
+    command("inspect", path)
+    command("compare", path.with_name("a.json"), path.with_name("b.json"), "--html", path.with_name("c.html"))
+
+
+DOMAIN = """title = "A domain"
+default = "own"
+task = "text"
+language = "en"
+words = 1000
+questions = ["medmcqa"]
+
+[sources.own]
+kind = "package"
+licence = "MIT"
+package = "example==1.0"
+sha256 = "00"
+reader = "licenses"
+members = ["a/*.txt"]
+options = { a = "b" }
+
+[sources.hub]
+kind = "hub"
+licence = "MIT"
+dataset = "org/name"
+text_column = "text"
+"""
+
+
+def make_domain(folder: Path) -> None:
+    (folder / "mine.toml").write_text(DOMAIN.replace('"licenses"', json.dumps(_reader())))
+
+
+def _reader() -> str:
+    from minigpt_edge.package_readers import READERS
+
+    return next(iter(READERS))
+
+
+def read_domain(path: Path) -> None:
+    command("domains", "add", path)
+    command("domains", "--json")
+
+
+def make_model(folder: Path) -> None:
+    """A model as transformers writes it, small enough for thousands of readings."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    write_model(folder / "model", write_corpus(folder / "corpus", documents=4), config=config)
+    shutil.rmtree(folder / "corpus")
+    for path in (folder / "model").iterdir():
+        path.rename(folder / path.name)
+    (folder / "model").rmdir()
+
+
+def read_model(path: Path) -> None:
+    """Convert, trim, load, write as GGUF: what a build does with a model of unknown origin."""
+    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models import resolve_model
+    from minigpt_edge.shrink.trim import trim_tokenizer
+    from minigpt_edge.shrink.vocabulary import choose_tokens, count_tokens, open_tokenizer
+    from minigpt_edge_export.gguf import write_gguf
+    from minigpt_edge_export.spec import read_checkpoint
+    from minigpt_edge_runtime.files import read_json
+
+    command("inspect", path.parent)
+    base = resolve_model(str(path.parent), offline=True)
+    data = read_json(base.tokenizer)
+    kept = choose_tokens(data, count_tokens(open_tokenizer(data), [TEXT]))
+    trim_tokenizer(base.path, path.parent / "trimmed", kept)
+    load_model(base.path)
+    write_gguf(read_checkpoint(base.path), path.parent / "out.gguf")
+
+
+def make_gguf_file(folder: Path) -> None:
+    make_gguf(folder / "a.gguf", make_tokenizer())
+
+
+def read_gguf(path: Path) -> None:
+    """Inspect it, run it in llama.cpp, and take it as a base model."""
+    from minigpt_edge.gguf_model import convert_gguf
+    from minigpt_edge_runtime.errors import EdgeError
+
+    command("inspect", path)
+    with contextlib.suppress(EdgeError):
+        convert_gguf(path, path.parent)
+    _generate(path)
+
+
+def _generate(path: Path) -> None:
+    from minigpt_edge_runtime.chat import chat_ids
+    from minigpt_edge_runtime.engine import open_engine
+
+    with open_engine(path, 64, 1) as engine:
+        engine.detokenize(engine.tokenize(TEXT))
+        engine.eval([engine.document_start(), *engine.tokenize("The licence")])
+        if engine.chat_template:
+            chat_ids(engine, [{"role": "user", "content": "Hello"}])
+
+
+def make_onnx_folder(folder: Path) -> None:
+    gguf = make_gguf(folder / "a.gguf", make_tokenizer())
+    made = make_onnx(gguf, folder / "onnx", make_tokenizer()).parent
+    for path in made.iterdir():
+        path.rename(folder / path.name)
+    made.rmdir()
+    gguf.unlink()
+    shutil.rmtree(folder / "onnx-checkpoint")
+
+
+def read_onnx(path: Path) -> None:
+    model = path.with_name("model.onnx")
+    command("inspect", model)
+    _generate(model)
+
+
+def make_bundle(folder: Path) -> None:
+    from minigpt_edge_runtime.bundle import write_manifest
+    from minigpt_edge_runtime.verify import make_check
+
+    tokenizer = make_tokenizer()
+    make_gguf(folder / "model.gguf", tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    questions = [{"context": TEXT[:40], "choices": [TEXT[40:60], " z"], "answer": 0}]
+    (folder / "held-out.json").write_text(
+        json.dumps({"format": 1, **texts_content(), "questions": questions})
+    )
+    write_manifest(
+        folder,
+        name="tiny",
+        model_files=["model.gguf"],
+        base_model={"name": "random", "licence": "Apache-2.0"},
+        licences=["Apache-2.0"],
+        domain="law",
+        corpus_sha256="0" * 64,
+        targets=["gguf-f16"],
+        document_start="<|endoftext|>",
+        checks={"model.gguf": make_check(folder / "model.gguf", TEXT, "<|endoftext|>", threads=1)},
+    )
+
+
+def read_bundle(path: Path) -> None:
+    """Verify and inspect it, and generate as `run` does."""
+    from minigpt_edge_runtime.errors import EdgeError
+
+    with contextlib.suppress(EdgeError, SystemExit):
+        command("verify", path.parent, "--threads", "1")
+    command("inspect", path.parent)
+    command("run", path.parent, "The", "--max-tokens", "1", "--threads", "1")
+
+
+def make_zip(folder: Path) -> None:
+    make_bundle(folder)
+    made = shutil.make_archive(str(folder.parent / "packed"), "zip", folder)
+    for path in folder.iterdir():
+        path.unlink()
+    shutil.move(made, folder / "bundle.zip")
+
+
+def read_zip(path: Path) -> None:
+    command("inspect", path)
+
+
+def make_held_out(folder: Path) -> None:
+    questions = [{"context": TEXT[:40], "choices": [TEXT[40:60], " z"], "answer": 0}]
+    (folder / "held-out.json").write_text(
+        json.dumps({"format": 1, **texts_content(), "questions": questions})
+    )
+
+
+def read_held_out(path: Path) -> None:
+    from minigpt_edge_runtime.files import read_json
+    from minigpt_edge_runtime.questions import read_questions
+    from minigpt_edge_runtime.scoring import read_windows
+
+    content = read_json(path)
+    read_windows(content)
+    read_questions(content)
+
+
+def make_stored(folder: Path) -> None:
+    gguf = make_gguf(folder / "a.gguf", make_tokenizer())
+    made = make_checkpoint(gguf, folder / "made", make_tokenizer())
+    for path in made.iterdir():
+        path.rename(folder / path.name)
+    made.rmdir()
+    gguf.unlink()
+
+
+def read_stored(path: Path) -> None:
+    from minigpt_edge_export.onnx import write_onnx
+    from minigpt_edge_export.spec import read_checkpoint
+    from minigpt_edge_export.targets import PRECISIONS
+
+    write_onnx(read_checkpoint(path.parent), path.parent / "out", PRECISIONS["int4"])
+
+
+_MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+_ONNX_FILES = ("model.onnx", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
+SUBJECTS: dict[str, Subject] = {
+    "corpus": Subject(make_texts, ("a.txt", "a.md", "a.jsonl", "a.csv", "a.parquet"), read_texts, 2),
+    "plan": Subject(make_plan, ("plan.json",), read_plan),
+    "stage": Subject(make_stage, ("example/manifest.json",), read_stage),
+    "report": Subject(make_reports, ("a.json",), read_reports),
+    "domain": Subject(make_domain, ("mine.toml",), read_domain),
+    "held-out": Subject(make_held_out, ("held-out.json",), read_held_out),
+    "bundle": Subject(make_bundle, ("manifest.json", "tokenizer.json", "model.gguf"), read_bundle),
+    "zip": Subject(make_zip, ("bundle.zip",), read_zip),
+    "model": Subject(make_model, _MODEL_FILES, read_model),
+    "checkpoint": Subject(make_stored, _MODEL_FILES, read_stored),
+    "gguf": Subject(make_gguf_file, ("a.gguf",), read_gguf, 2),
+    "onnx": Subject(make_onnx_folder, _ONNX_FILES, read_onnx),
+}
