@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge import corpus, domains, held_out, tasks
 from minigpt_edge.packages import cache_dir
-from minigpt_edge_runtime.bundle import read_bundle
+from minigpt_edge_runtime.bundle import open_bundle
 from minigpt_edge_runtime.engine import Engine, open_engine
 from minigpt_edge_runtime.errors import UsageError
 
@@ -52,16 +52,21 @@ class Subject:
 
 
 def subject_of(
-    path: Path, file: str | None = None, domain: str | None = None, base: str | None = None
+    path: Path,
+    file: str | None = None,
+    domain: str | None = None,
+    base: str | None = None,
+    *,
+    check: bool = True,
 ) -> Subject:
     """A bundle (directory or zip), a model file, or a checkpoint directory.
 
     Raises:
-        EdgeError: it is none of these.
+        EdgeError: it is none of these, or unless it is not to `check`, a bundle's file was changed.
     """
     if (path / "config.json").is_file() and not (path / "manifest.json").exists():
         return Subject(path, domain, base, None)
-    bundle = read_bundle(path, file)
+    bundle = open_bundle(path, file, check=check)
     manifest = bundle.manifest
     known = domain or manifest.get("domain")
     return Subject(bundle.model_path, known, base, bundle.document_start)

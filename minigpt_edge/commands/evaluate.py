@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from minigpt_edge.commands.build import all_cores
+from minigpt_edge_runtime.click_group import NO_VERIFY
 
 _PATH = click.Path(path_type=Path)
 
@@ -39,6 +40,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--offline", is_flag=True, help="Never touch the network.")
 @click.option("-o", "--output", type=_PATH, help="Write the results to this JSON file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
+@NO_VERIFY
 def evaluate(
     model: Path,
     tasks: str,
@@ -50,6 +52,7 @@ def evaluate(
     source: str,
     threads: int,
     offline: bool,
+    no_verify: bool,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -58,7 +61,7 @@ def evaluate(
     from minigpt_edge.console import Talk
     from minigpt_edge_runtime.files import write_json
 
-    subject = evaluating.subject_of(model, file, domain, base_model)
+    subject = evaluating.subject_of(model, file, domain, base_model, check=not no_verify)
     request = evaluating.Request(limit, threads, source == "hub", paper_scoring, offline)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with Talk() as talk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -177,14 +177,35 @@ def read_bundle(path: Path | str, file: str | None = None) -> Bundle:
     return Bundle(path / name, manifest, path)
 
 
-def verify_checksums(directory: Path) -> list[str]:
+def open_bundle(path: Path | str, file: str | None = None, *, check: bool = True) -> Bundle:
+    """`read_bundle`, and unless it is a bare model file or not to `check`, the checksums of what is used.
+
+    Raises:
+        EdgeError: as `read_bundle`, or a file is missing or was changed.
+    """
+    bundle = read_bundle(path, file)
+    if check and bundle.manifest:
+        used = bundle.model_path.relative_to(bundle.directory).parts[0]
+        others = {PurePosixPath(name).parts[0] for name in bundle.manifest["model_files"]} - {used}
+        if problems := verify_checksums(bundle.directory, others):
+            hint = "copy the bundle again, or give its model file alone, which is not checked"
+            raise EdgeError(f"{bundle.directory}: {problems[0]}", hint)
+    return bundle
+
+
+def verify_checksums(directory: Path, skip: Collection[str] = ()) -> list[str]:
     """What is wrong with the files that the manifest lists; empty if nothing is.
+
+    Args:
+        skip: files and folders at its top that are not looked at.
 
     Raises:
         EdgeError: the directory is not a bundle.
     """
     problems = []
     for name, record in read_manifest(directory)["files"].items():
+        if PurePosixPath(name).parts[0] in skip:
+            continue
         path = directory / name
         if not path.is_file():
             problems.append(f"{name} is missing")

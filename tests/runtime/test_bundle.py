@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge_runtime.bundle import owned_files, read_bundle, verify_checksums, write_manifest
+from minigpt_edge_runtime.bundle import (
+    open_bundle,
+    owned_files,
+    read_bundle,
+    verify_checksums,
+    write_manifest,
+)
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.verify import verify
 
@@ -129,3 +135,27 @@ def test_verify_notices_another_tokenizer(bundle: Path) -> None:
 def test_verify_notices_truncation(bundle: Path) -> None:
     (bundle / "model.gguf").write_bytes((bundle / "model.gguf").read_bytes()[:-9999])
     assert failed(bundle) == ["checksums", "model.gguf: format"]
+
+
+@pytest.mark.parametrize("verb", ["run", "serve"])
+def test_a_changed_file_is_not_loaded(bundle: Path, verb: str) -> None:
+    from click.testing import CliRunner
+
+    from minigpt_edge_runtime.cli import cli
+
+    data = bytearray((bundle / "model.gguf").read_bytes())
+    data[-100] ^= 1
+    (bundle / "model.gguf").write_bytes(data)
+    given = [verb, str(bundle), *(["The", "--max-tokens", "1"] if verb == "run" else [])]
+    refused = CliRunner().invoke(cli, given)
+    assert refused.exit_code == 1 and "model.gguf has been changed" in refused.output
+    assert "give its model file alone" in refused.output
+    if verb == "run":
+        assert CliRunner().invoke(cli, [*given, "--no-verify"]).exit_code == 0
+
+
+def test_another_models_files_need_not_be_whole(both: Path) -> None:
+    (both / "onnx-fp32" / "model.onnx").write_bytes(b"damaged")
+    assert open_bundle(both, "tiny-f16.gguf").model_path.name == "tiny-f16.gguf"
+    with pytest.raises(EdgeError, match=r"onnx-fp32/model\.onnx has"):
+        open_bundle(both, "onnx-fp32")

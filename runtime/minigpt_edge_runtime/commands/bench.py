@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from minigpt_edge_runtime.bundle import Bundle, read_bundle
+from minigpt_edge_runtime.bundle import Bundle, open_bundle
 from minigpt_edge_runtime.errors import UsageError
 
 
@@ -78,7 +78,7 @@ def bench(
     if no_quality and texts is not None:
         raise UsageError("--texts and --no-quality contradict each other", "give one of them")
     limit = None if memory_limit is None else parse_size(memory_limit)
-    found = read_bundle(bundle, file)
+    found = open_bundle(bundle, file)
     report = bench_bundle(
         found,
         profile,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minigpt_edge_runtime.click_group import NO_VERIFY
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@NO_VERIFY
 def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **options: Any) -> None:
     """Stream text from BUNDLE (a directory or a model file) that goes on from PROMPT.
 
     Without PROMPT, or with "-", the prompt is read from standard input. Without PROMPT at a terminal it is a
     conversation: a chat if the model has a chat template, else each line typed is continued.
     """
-    from minigpt_edge_runtime.bundle import read_bundle
+    from minigpt_edge_runtime.bundle import open_bundle
     from minigpt_edge_runtime.chat import Conversation
     from minigpt_edge_runtime.engine import open_engine
     from minigpt_edge_runtime.generate import Generation, Session, document_ids
@@ -58,7 +60,7 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
         repeat_penalty=1.0 if options["greedy"] else options["repeat_penalty"],
         **{name: options[name] for name in ("top_k", "top_p", "min_p", "seed")},
     )
-    found = read_bundle(bundle, file)
+    found = open_bundle(bundle, file, check=not options["no_verify"])
     text = None if at_terminal else _read(prompt)
     with open_engine(found.model_path, options["context_length"], options["threads"]) as engine:
         session = Session(engine)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from minigpt_edge_runtime.click_group import NO_VERIFY
 from minigpt_edge_runtime.errors import UsageError
 
 
@@ -44,12 +45,13 @@ from minigpt_edge_runtime.errors import UsageError
     "--context-length", type=click.IntRange(1), help="Tokens held at once (default: the model's, up to 2048)."
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
+@NO_VERIFY
 def serve(bundle: Path, file: str | None, host: str, port: int, api_key: str | None, **options: Any) -> None:
     """Answer OpenAI-compatible requests with BUNDLE (a directory or a model file) until Ctrl-C.
 
     Paths: /v1/chat/completions, /v1/completions, /v1/models, /health.
     """
-    from minigpt_edge_runtime.bundle import read_bundle
+    from minigpt_edge_runtime.bundle import open_bundle
     from minigpt_edge_runtime.engine import open_engine
     from minigpt_edge_runtime.serve import server
     from minigpt_edge_runtime.serve.app import Settings
@@ -58,7 +60,7 @@ def serve(bundle: Path, file: str | None, host: str, port: int, api_key: str | N
     if api_key is not None and not api_key.strip():
         raise UsageError("--api-key is empty", "leave it out to ask for none")
     server.load_library()
-    found = read_bundle(bundle, file)
+    found = open_bundle(bundle, file, check=not options["no_verify"])
     with (
         server.listen(host, port) as listener,
         open_engine(found.model_path, options["context_length"], options["threads"]) as engine,
