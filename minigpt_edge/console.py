@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from minigpt_edge.events import Events
+
+PLAIN_EVERY = 30.0  # seconds between lines about one step where there is no terminal
+
 
 class Talk:
-    """A bar for what is going on now, and lasting lines above it; only lines where there is no terminal."""
+    """A bar for what is going on now, and lasting lines above it; lines alone where there is no terminal.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+    Args:
+        quiet: say nothing.
+        log_json: say it as lines of JSON in place of text, see `events.Events`.
+    """
+
+    def __init__(self, *, quiet: bool = False, log_json: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet or log_json, highlight=False)
+        self.events = Events()
+        if log_json:
+            self.events.to(lambda line: print(line, file=sys.stderr, flush=True))
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=28),
@@ -27,6 +41,7 @@ class Talk:
         )
         self._task: TaskID | None = None
         self._what = ""
+        self._said = time.monotonic()
 
     def __enter__(self) -> Talk:
         self._progress.start()
@@ -36,6 +51,7 @@ class Talk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        self.events.ended(error)
 
     def step(self, what: str, done: float = 0, total: float | None = None, detail: str = "") -> None:
         """Show how far `what` is; total None where that is not known."""
@@ -44,11 +60,17 @@ class Talk:
                 self._progress.remove_task(self._task)
             self._task, self._what = self._progress.add_task(what, total=total, detail=detail), what
         self._progress.update(self._task, completed=done, total=total, detail=detail)
+        self.events.say("progress", what=what, done=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self._said > PLAIN_EVERY:
+            self._said = time.monotonic()
+            share = f" {done / total:.0%}" if total else ""
+            self.console.print(f"            [dim]{what}{share} {detail}[/]", soft_wrap=True)
 
     def recovery(self, state: dict[str, Any]) -> None:
         """Follow `finetune.recover`."""
         if "message" in state:
             return self.line("recover", str(state["message"]))
+        self.events.say("recovery", **state)
         parts = []
         if state.get("loss") is not None:
             parts.append(f"loss {state['loss']:.3f}")
@@ -67,5 +89,7 @@ class Talk:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
+        self._said = time.monotonic()
+        self.events.say("stage", stage=stage, text=text, seconds=seconds, reused=reused)
         took = "[dim](kept)[/]" if reused else "" if seconds is None else f"[dim]({seconds:.1f} s)[/]"
         self.console.print(f"[green]{stage:>10}[/]  {text} {took}", soft_wrap=True)

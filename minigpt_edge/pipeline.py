@@ -19,6 +19,7 @@ from minigpt_edge.shrink.weights import PLAN, preview, shrink
 from minigpt_edge.stage import Stage, locked, run_stage
 from minigpt_edge.windows import MAX_TOKENS
 from minigpt_edge_export.targets import parse_target
+from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_file
 
@@ -87,6 +88,8 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
     get_method(recipe.method)
     work = recipe.work or cache_dir() / "work"
     with locked(work):
+        talk.events.to_run_directory(work)
+        talk.events.say("start", command=command, minigpt_edge=__version__)
         base = models.resolve_model(recipe.model, offline=recipe.offline)
         talk.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
         subject = recipe.domain or Path(recipe.corpus[0]).stem

@@ -133,9 +133,11 @@ def all_cores() -> int:
 @click.option("--work", type=_PATH, help="Where finished stages are kept [default: the cache].")
 @click.option("--offline", is_flag=True, help="Never touch the network.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier bundle in --out.")
+@click.option("--log-json", is_flag=True, help="Say what happens as lines of JSON on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def build(
     as_json: bool,
+    log_json: bool,
     recover_until: str | None,
     no_recover: bool,
     no_baseline: bool,
@@ -168,11 +170,11 @@ def build(
         **options,
     )
     if dry_run:
-        with Talk() as talk:
+        with Talk(log_json=log_json) as talk:
             plan = plan_only(recipe, talk)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
-    with Talk() as talk:
+    with Talk(log_json=log_json) as talk:
         built = run(recipe, talk, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))
     if as_json:
         click.echo(json.dumps(built.report, ensure_ascii=False))
