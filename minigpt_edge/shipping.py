@@ -230,8 +230,12 @@ def _report(
 
 
 def _corpus_facts(text: Stage) -> dict[str, Any]:
-    splits = text.metrics["splits"]
+    splits, dropped, read = (text.metrics[name] for name in ("splits", "dropped", "documents_read"))
     return {
+        "documents_read": read,
+        "dropped": dropped,
+        "near_duplicate_rate": dropped["near_duplicate"] / read,
+        "split_rule": text.metrics["split_rule"],
         "documents": sum(split["documents"] for split in splits.values()),
         "bytes": sum(split["bytes"] for split in splits.values()),
         "train_tokens": splits["train"]["base_tokens"],

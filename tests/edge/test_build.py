@@ -66,6 +66,10 @@ def test_bundle_is_complete_and_reported(built: Path) -> None:
     report = json.loads((built / "report.json").read_text())
     manifest = json.loads((built / "manifest.json").read_text())
     assert abs(report["sparsity"]["achieved"] - 0.2) <= 0.005
+    corpus = report["corpus"]
+    gone = sum(corpus["dropped"][why] for why in ("short", "identical", "near_duplicate"))
+    assert corpus["documents"] + gone == corpus["documents_read"]
+    assert "near duplicate rate" in (built / "report.html").read_text()
     roles = [model["role"] for model in report["models"]]
     assert roles == ["dense-f16", "dense-quantized", "shipped"]
     shipped = report["models"][-1]
