@@ -93,15 +93,11 @@ def evaluated(bench: methods.Bench, domain: str, kind: str, stage: Any, path: Pa
 
 def rows_of(bench: methods.Bench, domain: str) -> list[dict[str, Any]]:
     """A row per model and type."""
-    from minigpt_edge.stage import locked
-
-    with locked(bench.work):
-        models = list(models_of(bench, domain))
-        files = [
-            (name, facts, kind, made)
-            for name, checkpoint, importance, facts in models
-            for kind, made, _ in front.gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
-        ]
+    files = [
+        (name, facts, kind, made)
+        for name, checkpoint, importance, facts in list(models_of(bench, domain))
+        for kind, made, _ in front.gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
+    ]
     rows = []
     for name, facts, kind, made in files:
         path = made.path / (front.F16 if kind == "f16" else "model.gguf")

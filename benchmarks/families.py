@@ -169,7 +169,6 @@ def main() -> None:
     """Train, build and measure every family, write the result."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.packages import cache_dir
-    from minigpt_edge.stage import locked
 
     parser = argparse.ArgumentParser(description="Every architecture, trained, through the whole build.")
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
@@ -179,7 +178,7 @@ def main() -> None:
     bundles, rows, models = cache_dir() / "benchmarks" / "families", [], {}
     bundles.mkdir(parents=True, exist_ok=True)
     for name in given.only:
-        with bench.talk, locked(bench.work):
+        with bench.talk:
             stage = trained(name, bench)
         models[name] = {"dense": stage.metrics["after"], "tokens": stage.metrics["tokens"]}
         rows += built(name, bench, stage.path / "model", bundles)

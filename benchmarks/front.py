@@ -136,12 +136,11 @@ def main() -> None:
     from minigpt_edge.recipe import PAPER_SPARSITY
     from minigpt_edge.shrink.prepare import CHECKPOINT
     from minigpt_edge.shrink.weights import IMPORTANCE
-    from minigpt_edge.stage import locked
 
     parser = argparse.ArgumentParser(description="Size against quality, type by type.")
     parser.add_argument("--threads", type=int, default=all_cores())
     bench = methods.opened(parser.parse_args().threads)
-    with bench.talk, locked(bench.work):
+    with bench.talk:
         whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
         ours = bench.prune(sparsity=PAPER_SPARSITY)
         trimmed = {"min_count": 5, "calibration_tokens": methods.PUBLISHED_TOKENS}

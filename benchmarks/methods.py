@@ -293,14 +293,13 @@ PARTS: Parts = {"one-shot": one_shot, "recovery": recovery, "medicine": medicine
 def run(name: str, parts: Parts, description: str) -> None:
     """Run the parts that the command line asks for, write results/NAME-PART.json for each."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.stage import locked
 
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = opened(given.threads)
-    with bench.talk, locked(bench.work):
+    with bench.talk:
         for part in given.only:
             found: dict[str, Any] = {"rows": parts[part](bench)}
             if part == "medicine":  # its dense model is among the rows

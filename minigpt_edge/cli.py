@@ -11,6 +11,7 @@ from minigpt_edge_runtime.click_group import EdgeGroup
 _COMMANDS = "minigpt_edge.commands"
 VERBS = {
     "build": f"{_COMMANDS}.build:build:Make a small model for a domain: the whole way, resumable.",
+    "sweep": f"{_COMMANDS}.sweep:sweep:Make many small models: every combination in a file.",
     **DEVICE_VERBS,
     "evaluate": f"{_COMMANDS}.evaluate:evaluate:Score a model on texts and question sets.",
     "domains": f"{_COMMANDS}.domains:domains:List the domains, or add one.",

@@ -214,14 +214,11 @@ def _corpus(domain: str, subject: Subject, request: Request, talk: Talk) -> Path
     """The corpus stage of a domain, as `build` makes it."""
     from minigpt_edge import models, pipeline
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge.stage import locked
 
     recipe = Recipe(domain=domain, offline=request.offline)
-    work = cache_dir() / "work"
-    with locked(work):
-        base = models.resolve_model(subject.base, offline=request.offline)
-        sources = pipeline.corpus_sources(recipe)
-        return pipeline.corpus_stage(work, recipe, base, sources, talk, to_train=False).path
+    base = models.resolve_model(subject.base, offline=request.offline)
+    sources, work = pipeline.corpus_sources(recipe), cache_dir() / "work"
+    return pipeline.corpus_stage(work, recipe, base, sources, talk, to_train=False).path
 
 
 def _text(engine: Engine, name: str, content: dict[str, Any], talk: Talk) -> dict[str, Any]:

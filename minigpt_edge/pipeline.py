@@ -16,12 +16,12 @@ from minigpt_edge.settings import WINDOW, fitted_settings, given_plan, keep_term
 from minigpt_edge.shipping import Shipment, ship
 from minigpt_edge.shrink.prepare import CHECKPOINT
 from minigpt_edge.shrink.weights import PLAN, preview, shrink
-from minigpt_edge.stage import Stage, locked, run_stage
+from minigpt_edge.stage import Stage, held, run_stage
 from minigpt_edge.windows import MAX_TOKENS
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.errors import UsageError
-from minigpt_edge_runtime.files import sha256_file
+from minigpt_edge_runtime.files import sha256_file, sha256_json
 
 _PRUNE_CODE = (
     "minigpt_edge.allocate",
@@ -87,13 +87,13 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
     targets = [parse_target(name) for name in dict.fromkeys(recipe.targets)]
     get_method(recipe.method)
     work = recipe.work or cache_dir() / "work"
-    with locked(work):
+    talk.events.say("start", command=command, minigpt_edge=__version__)
+    base = models.resolve_model(recipe.model, offline=recipe.offline)
+    talk.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
+    out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
+    name = f"out-{sha256_json(str(out.resolve()))[:16]}"
+    with held(work, name, busy=f"another build is making {out}"):
         talk.events.to_run_directory(work)
-        talk.events.say("start", command=command, minigpt_edge=__version__)
-        base = models.resolve_model(recipe.model, offline=recipe.offline)
-        talk.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
-        subject = recipe.domain or Path(recipe.corpus[0]).stem
-        out = recipe.out or Path(f"{base.name}-{subject}".lower())
         shipment = Shipment(out=out, name=out.resolve().name, force=recipe.force)
         shipment.check_output()
         text = corpus_stage(work, recipe, base, sources, talk)
@@ -245,20 +245,19 @@ def plan_only(recipe: Recipe, talk: Talk) -> dict[str, Any]:
     gguf = [name for name in recipe.targets if parse_target(name).format == "gguf"]
     if shrink_settings(recipe).pattern != STRUCTURED:
         raise UsageError("--dry-run is for methods that remove units", "leave it out")
-    with locked(work):
-        base = models.resolve_model(recipe.model, offline=recipe.offline)
-        text = corpus_stage(work, recipe, base, sources, talk)
-        settings = fitted_settings(recipe, base, talk)
-        return preview(
-            base.path,
-            base.fingerprint,
-            corpus.read_split(text.path, "train"),
-            settings,
-            gguf,
-            plan=given_plan(recipe),
-            terms=keep_terms(recipe),
-            on_progress=lambda what, done, total: talk.step(f"plan: {what}", done, total),
-        )
+    base = models.resolve_model(recipe.model, offline=recipe.offline)
+    text = corpus_stage(work, recipe, base, sources, talk)
+    settings = fitted_settings(recipe, base, talk)
+    return preview(
+        base.path,
+        base.fingerprint,
+        corpus.read_split(text.path, "train"),
+        settings,
+        gguf,
+        plan=given_plan(recipe),
+        terms=keep_terms(recipe),
+        on_progress=lambda what, done, total: talk.step(f"plan: {what}", done, total),
+    )
 
 
 def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage, talk: Talk) -> Stage:

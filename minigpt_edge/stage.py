@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib.util
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from minigpt_edge_runtime.files import (
 )
 
 MANIFEST = "manifest.json"
+LOCKS = ".locks"
 _FORM = 2  # raise it when manifests change: older stages are then made anew
 _SEAL = "manifest_sha256"  # of all else in the manifest
 _LIBRARIES = ("torch", "transformers", "llama-cpp-python", "gguf", "tokenizers", "numpy")
@@ -74,16 +76,27 @@ def code_hash(modules: Sequence[str]) -> str:
 
 
 @contextmanager
-def locked(work: Path) -> Iterator[None]:
-    """Hold the work directory for one build; EdgeError if another build has it or it can't be written."""
+def held(work: Path, name: str, busy: str | None = None) -> Iterator[None]:
+    """Hold a name in a work directory, so that one process at a time makes what is called so.
+
+    Args:
+        busy: what to say if another process holds it; None waits for that one, and says so.
+
+    Raises:
+        EdgeError: another process holds it, or the directory can't be written.
+    """
     from filelock import FileLock, Timeout
 
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise EdgeError(f"another build is using {work}", "wait for it, or give another --work") from None
+        (work / LOCKS).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work / LOCKS / name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if busy:
+                raise EdgeError(busy, "wait for it, or give another --out") from None
+            print(f"another build is making {name}: waiting for it", file=sys.stderr)
+            lock.acquire()
     except OSError as error:
         raise os_error(error, work) from error
     try:
@@ -102,7 +115,7 @@ def run_stage(
     make: Callable[[Path], dict[str, Any]],
     resumable: bool = False,
 ) -> Stage:
-    """Reuse the finished stage of this key, or make it.
+    """Reuse the finished stage of this key, or make it; builds at once that need the same one share it.
 
     Args:
         work: where stages are kept.
@@ -118,8 +131,15 @@ def run_stage(
     described = {"stage": name, "settings": dict(settings), "inputs": dict(inputs), "code": code_hash(code)}
     key = sha256_json({**described, "form": _FORM})
     final = work / f"{name}-{key[:16]}"
-    if final.exists():
-        return Stage(final, _checked(final, key), reused=True)
+    with held(work, final.name):
+        if final.exists():
+            return Stage(final, _checked(final, key), reused=True)
+        return _make({**described, "key": key}, final, make, resumable)
+
+
+def _make(
+    described: dict[str, Any], final: Path, make: Callable[[Path], dict[str, Any]], resumable: bool
+) -> Stage:
     partial = final.with_name(final.name + ".partial")
     if partial.exists() and not resumable:
         shutil.rmtree(partial)
@@ -130,7 +150,6 @@ def run_stage(
         metrics = make(partial)
         manifest = {
             **described,
-            "key": key,
             "minigpt_edge": __version__,
             "libraries": _versions(),
             "outputs": _hashes(partial),

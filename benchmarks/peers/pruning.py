@@ -136,14 +136,13 @@ def main() -> None:
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.recipe import PAPER_SPARSITY
     from minigpt_edge.shrink.prepare import CHECKPOINT
-    from minigpt_edge.stage import locked
 
     parser = argparse.ArgumentParser(description="Other pruning tools beside ours.")
     parser.add_argument("--only", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = methods.opened(given.threads)
-    with bench.talk, locked(bench.work):
+    with bench.talk:
         ours = bench.prune(sparsity=PAPER_SPARSITY)
         fraction = ours.metrics["sparsity"]
         rows = [row(bench, peer, variant, fraction) for peer in given.only for variant in PEERS[peer][1]]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minigpt_edge.stage import locked, run_stage
+from minigpt_edge.stage import held, run_stage
 from minigpt_edge_runtime.errors import EdgeError
 
 CODE = ("minigpt_edge.stage",)
@@ -38,7 +41,7 @@ def test_a_failed_stage_leaves_no_directory(tmp_path: Path) -> None:
 
     with pytest.raises(EdgeError):
         run(tmp_path, make=fail)
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".partial")] == []
+    assert not [path for path in tmp_path.glob("demo-*") if path.suffix != ".partial"]
     assert run(tmp_path).reused is False
 
 
@@ -76,6 +79,34 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     assert caught.value.hint is not None and str(stage.path) in caught.value.hint
 
 
-def test_two_builds_do_not_share_a_work_directory(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(EdgeError, match="another build"), locked(tmp_path):
+def test_two_processes_that_need_one_stage_make_it_once(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time\n"
+        "from minigpt_edge.stage import run_stage\n"
+        "def make(out):\n"
+        "    time.sleep(2)\n"
+        "    with open('made', 'a') as file: file.write('x')\n"
+        "    return {}\n"
+        "stage = run_stage(pathlib.Path('work'), 'demo', settings={}, inputs={}, code=(), make=make)\n"
+        "print(stage.reused)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(str(root / part) for part in (".", "export", "runtime"))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=60) for process in started]
+    assert sorted(out.strip() for out, _ in said) == ["False", "True"], said
+    assert (tmp_path / "made").read_text() == "x"
+    assert sum("waiting for it" in talk for _, talk in said) == 1
+
+
+def test_what_must_not_wait_is_refused(tmp_path: Path) -> None:
+    with held(tmp_path, "out"), pytest.raises(EdgeError, match="busy"), held(tmp_path, "out", busy="busy"):
+        pass
+    with held(tmp_path, "out"), held(tmp_path, "other", busy="busy"):
         pass

@@ -290,6 +290,34 @@ def read_zip(path: Path) -> None:
     command("inspect", path)
 
 
+SWEEP = """out = "swept"
+threads = 1
+jobs = 2
+
+[options]
+model = "./model"
+corpus = ["a", "b"]
+recover-tokens = 16384
+no-baseline = true
+
+[vary]
+sparsity = [0.1, 0.2]
+target = ["gguf-q8", ["gguf-f16", "onnx-int8"]]
+"""
+
+
+def make_sweep(folder: Path) -> None:
+    (folder / "sweep.toml").write_text(SWEEP)
+
+
+def read_sweep(path: Path) -> None:
+    from minigpt_edge.sweep import read_sweep
+
+    flags = {"no-baseline": True}
+    options = ("model", "corpus", "recover-tokens", "sparsity", "target")
+    read_sweep(path, {**dict.fromkeys(options, False), **flags}, cores=4)
+
+
 def make_held_out(folder: Path) -> None:
     questions = [{"context": TEXT[:40], "choices": [TEXT[40:60], " z"], "answer": 0}]
     (folder / "held-out.json").write_text(
@@ -332,6 +360,7 @@ SUBJECTS: dict[str, Subject] = {
     "stage": Subject(make_stage, ("example/manifest.json",), read_stage),
     "report": Subject(make_reports, ("a.json",), read_reports),
     "domain": Subject(make_domain, ("mine.toml",), read_domain),
+    "sweep": Subject(make_sweep, ("sweep.toml",), read_sweep),
     "held-out": Subject(make_held_out, ("held-out.json",), read_held_out),
     "bundle": Subject(make_bundle, ("manifest.json", "tokenizer.json", "model.gguf"), read_bundle),
     "zip": Subject(make_zip, ("bundle.zip",), read_zip),
