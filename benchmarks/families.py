@@ -93,7 +93,7 @@ def write_vocabulary(source: Path, target: Path) -> dict[str, str]:
 
 def trained(name: str, bench: methods.Bench) -> Any:
     """The stage that holds the family's model, trained on the law texts."""
-    from minigpt_edge import corpus, models, pipeline
+    from minigpt_edge import corpus, models, pipeline, stage_code
     from minigpt_edge.finetune import recover
     from minigpt_edge.stage import run_stage
     from minigpt_edge_runtime.errors import EdgeError
@@ -124,7 +124,7 @@ def trained(name: str, bench: methods.Bench) -> Any:
         f"family-{name}",
         settings={"family": FAMILIES[name], "tokens": TRAINED, "lr": LR, "min_count": MIN_COUNT},
         inputs={"corpus": bench.text.digest},
-        code=(*pipeline.RECOVER_CODE, *pipeline.EVALUATE_CODE),
+        code=(*stage_code.RECOVER_CODE, *stage_code.EVALUATE_CODE),
         make=make,
         resumable=True,
     )

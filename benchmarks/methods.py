@@ -70,7 +70,7 @@ class Bench:
             digest: of the checkpoint.
             documents: a train.jsonl other than the corpus's.
         """
-        from minigpt_edge import pipeline
+        from minigpt_edge import stage_code
         from minigpt_edge.finetune import recover
         from minigpt_edge.stage import run_stage
         from minigpt_edge_runtime.files import sha256_file
@@ -82,7 +82,7 @@ class Bench:
             "train",
             settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
             inputs={"checkpoint": digest, "corpus": self.text.digest, "train": sha256_file(train)},
-            code=(*pipeline.RECOVER_CODE, *pipeline.EVALUATE_CODE),
+            code=(*stage_code.RECOVER_CODE, *stage_code.EVALUATE_CODE),
             make=lambda out: recover(
                 checkpoint,
                 out,
@@ -99,7 +99,7 @@ class Bench:
 
     def test(self, checkpoint: Path, digest: str) -> dict[str, Any]:
         """A checkpoint's quality on the test windows, kept as a stage."""
-        from minigpt_edge import pipeline
+        from minigpt_edge import stage_code
         from minigpt_edge.evaluate.perplexity import evaluate
         from minigpt_edge.stage import run_stage
 
@@ -114,7 +114,7 @@ class Bench:
             "test-quality",
             settings={"threads": self.recipe.threads},
             inputs={"checkpoint": digest, "test": self.text.manifest["outputs"]["test.texts.json"]},
-            code=pipeline.EVALUATE_CODE,
+            code=stage_code.EVALUATE_CODE,
             make=make,
         )
         return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}

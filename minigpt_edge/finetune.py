@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Compiled = tuple[Parts, Parts | None]
 
 BEST = "best.safetensors"
+STEP_TOKENS = 2048
 MICRO_TOKENS = 4096  # tokens of one forward and backward pass
 LR = 6e-4
 LORA_LR = 2e-3
@@ -62,6 +63,7 @@ class Settings:
     until_perplexity: float | None
     teacher_share: float = 0.0
     lora_rank: int | None = None
+    micro_tokens: int = MICRO_TOKENS
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence_length", "step_tokens", "threads", "evaluations", "patience"):
@@ -80,8 +82,8 @@ class Settings:
 
     @property
     def micro_batch(self) -> int:
-        """Sequences of one pass: the largest divisor of a step's sequences within MICRO_TOKENS."""
-        most = max(1, MICRO_TOKENS // self.sequence_length)
+        """Sequences of one pass: the largest divisor of a step's sequences within micro_tokens."""
+        most = max(1, self.micro_tokens // self.sequence_length)
         return max(
             n for n in range(1, self.sequences_per_step + 1) if n <= most and self.sequences_per_step % n == 0
         )
@@ -112,9 +114,10 @@ def recover(
     tokens: int,
     sequence_length: int = 512,
     teacher: Teacher | None = None,
-    step_tokens: int = 2048,
+    step_tokens: int = STEP_TOKENS,
     lr: float | None = None,
     lora_rank: int | None = None,
+    micro_tokens: int = MICRO_TOKENS,
     seed: int = 0,
     threads: int = 2,
     evaluations: int = 3,
@@ -138,6 +141,7 @@ def recover(
         lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0. None takes LR or LORA_LR.
         lora_rank: train adapters of that rank beside the blocks' matrices and merge them at the end, instead
             of training all weights; never compiled.
+        micro_tokens: of one forward and backward pass at most; fewer take less memory and more time.
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.
         until_perplexity: stop at an evaluation with this perplexity per base token or less.
@@ -175,6 +179,7 @@ def recover(
         until_perplexity,
         teacher.share if teacher else 0.0,
         lora_rank,
+        micro_tokens,
     )
     begun = time.monotonic()
     torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge import archs, corpus, domains, models
+from minigpt_edge import archs, corpus, domains, memory, models
 from minigpt_edge.console import Talk
 from minigpt_edge.packages import cache_dir
 from minigpt_edge.prune import STRUCTURED, get_method
@@ -17,53 +17,14 @@ from minigpt_edge.shipping import Shipment, ship
 from minigpt_edge.shrink.prepare import CHECKPOINT
 from minigpt_edge.shrink.weights import PLAN, preview, shrink
 from minigpt_edge.stage import Stage, held, run_stage
+from minigpt_edge.stage_code import CORPUS_CODE, EVALUATE_CODE, PRUNE_CODE, RECOVER_CODE
 from minigpt_edge.windows import MAX_TOKENS
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_file, sha256_json
 
-_PRUNE_CODE = (
-    "minigpt_edge.allocate",
-    "minigpt_edge.archs",
-    "minigpt_edge.archs.base",
-    "minigpt_edge.attention",
-    "minigpt_edge.backward",
-    "minigpt_edge.calibrate",
-    "minigpt_edge.checkpoint",
-    "minigpt_edge.evaluate.probe",
-    "minigpt_edge.moments",
-    "minigpt_edge.prune.least_squares",  # the ridges serve every refit
-    "minigpt_edge.prune.masks",
-    "minigpt_edge.resident",
-    "minigpt_edge.shrink.decide",
-    "minigpt_edge.shrink.prepare",
-    "minigpt_edge.shrink.trim",
-    "minigpt_edge.shrink.vocabulary",
-    "minigpt_edge.shrink.weights",
-    "minigpt_edge.sizing",
-    "minigpt_edge.streams",
-)
-RECOVER_CODE = (
-    "minigpt_edge.attention",
-    "minigpt_edge.checkpoint",
-    "minigpt_edge.chunked_loss",
-    "minigpt_edge.fast_llama",
-    "minigpt_edge.finetune",
-    "minigpt_edge.lora",
-    "minigpt_edge.packing",
-    "minigpt_edge.resident",
-    "minigpt_edge.teacher",
-    "minigpt_edge.trainer",
-    "minigpt_edge.training_checkpoint",
-)
-EVALUATE_CODE = (
-    *(f"minigpt_edge.{name}" for name in ("attention", "checkpoint", "evaluate.perplexity", "resident")),
-)
 MOST = 0.5  # of the documents: fewer in the domain's language are worth a warning
-_CORPUS_CODE = (
-    *(f"minigpt_edge.{name}" for name in ("corpus", "documents", "package_readers", "pairs", "windows")),
-)
 
 
 @dataclass(frozen=True)
@@ -149,7 +110,7 @@ def corpus_stage(
             "window_tokens": longest,
         },
         inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
-        code=_CORPUS_CODE,
+        code=CORPUS_CODE,
         make=lambda out: corpus.build_corpus(
             sources,
             out,
@@ -274,6 +235,7 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
             plan=plan,
             terms=terms,
             on_progress=lambda what, done, total: talk.step(f"prune: {what}", done, total),
+            max_memory=recipe.max_memory,
         )
         talk.step("prune: evaluation")
         return {**metrics, "quality": _evaluate(out / CHECKPOINT, text, recipe.threads)}
@@ -288,7 +250,7 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
             "corpus": text.digest,
             **({"plan": sha256_file(plan)} if plan else {}),
         },
-        code=(*_PRUNE_CODE, *archs.code_of(base.path), get_method(recipe.method).module, *EVALUATE_CODE),
+        code=(*PRUNE_CODE, *archs.code_of(base.path), get_method(recipe.method).module, *EVALUATE_CODE),
         make=make,
     )
     kept = stage.metrics["parameters"]
@@ -323,16 +285,19 @@ def recover_stage(
     talk: Talk,
 ) -> Stage | None:
     """The fine-tuned checkpoint; None if the recipe does without."""
-    from minigpt_edge.finetune import recover
-    from minigpt_edge.plan import read_plan
-    from minigpt_edge.teacher import Teacher
+    from minigpt_edge.finetune import STEP_TOKENS
 
     if recipe.recover == "no":
         return None
-    teacher = None
-    if recipe.distill:
-        teacher = Teacher(base.path, read_plan(pruned.path / PLAN).tokens, recipe.distill)
     until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
+    checkpoint, teacher = pruned.path / CHECKPOINT, base.path if recipe.distill else None
+    room = memory.Recovery(checkpoint, teacher, recipe.lora_rank is not None, recipe.max_memory)
+    micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
+
+    def make(out: Path) -> dict[str, Any]:
+        memory.check(room.needed(micro), recipe.max_memory, "recovery")
+        return _recover(out, recipe, base, pruned, text, until, micro, talk)
+
     talk.step("recover")
     stage = run_stage(
         work,
@@ -344,28 +309,15 @@ def recover_stage(
             "until_perplexity": until,
             "seed": recipe.seed,
             "threads": recipe.threads,
+            **({"micro_tokens": micro} if micro < STEP_TOKENS else {}),
         },
         inputs={
             "pruned": pruned.digest,
             "corpus": text.digest,
-            **({"teacher": base.fingerprint} if teacher else {}),
+            **({"teacher": base.fingerprint} if recipe.distill else {}),
         },
         code=(*RECOVER_CODE, *EVALUATE_CODE),
-        make=lambda out: recover(
-            pruned.path / CHECKPOINT,
-            out,
-            train=text.path / "train.jsonl",
-            validation=text.path / "validation.texts.json",
-            tokens=recipe.recover_tokens,
-            sequence_length=min(WINDOW, base.context),
-            teacher=teacher,
-            lora_rank=recipe.lora_rank,
-            seed=recipe.seed,
-            threads=recipe.threads,
-            until_perplexity=until,
-            before=pruned.metrics["quality"],
-            on_progress=talk.recovery,
-        ),
+        make=make,
         resumable=True,
     )
     after = stage.metrics["after"]
@@ -377,3 +329,36 @@ def recover_stage(
         reused=stage.reused,
     )
     return stage
+
+
+def _recover(
+    out: Path,
+    recipe: Recipe,
+    base: models.BaseModel,
+    pruned: Stage,
+    text: Stage,
+    until: float | None,
+    micro: int,
+    talk: Talk,
+) -> dict[str, Any]:
+    from minigpt_edge.finetune import recover
+    from minigpt_edge.plan import read_plan
+    from minigpt_edge.teacher import Teacher
+
+    tokens = read_plan(pruned.path / PLAN).tokens
+    return recover(
+        pruned.path / CHECKPOINT,
+        out,
+        train=text.path / "train.jsonl",
+        validation=text.path / "validation.texts.json",
+        tokens=recipe.recover_tokens,
+        sequence_length=min(WINDOW, base.context),
+        teacher=Teacher(base.path, tokens, recipe.distill) if recipe.distill else None,
+        lora_rank=recipe.lora_rank,
+        micro_tokens=micro,
+        seed=recipe.seed,
+        threads=recipe.threads,
+        until_perplexity=until,
+        before=pruned.metrics["quality"],
+        on_progress=talk.recovery,
+    )

@@ -45,6 +45,7 @@ class Recipe:
         distill: share of the dense model's predictions in the fine-tuning target at the first step; it falls
             linearly to 0 at the last. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
+        max_memory: bytes that pruning and recovery may take; None for what is free.
         baseline: also measure the dense model.
         out: the bundle; None for MODEL-DOMAIN in the current directory.
         work: where stages are kept; None for the cache.
@@ -79,6 +80,7 @@ class Recipe:
     lora_rank: int | None = None
     seed: int = 0
     threads: int = 1
+    max_memory: int | None = None
     baseline: bool = True
     out: Path | None = None
     work: Path | None = None

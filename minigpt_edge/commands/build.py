@@ -130,6 +130,11 @@ def all_cores() -> int:
 @click.option("--dry-run", is_flag=True, help="Print the plan and the predicted size, and stop.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=all_cores, show_default="all cores")
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="Memory that pruning and recovery may take, such as 4GB, by an estimate [default: what is free].",
+)
 @click.option("--work", type=_PATH, help="Where finished stages are kept [default: the cache].")
 @click.option("--offline", is_flag=True, help="Never touch the network.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier bundle in --out.")
@@ -144,6 +149,7 @@ def build(
     dry_run: bool,
     max_size: str | None,
     max_params: str | None,
+    max_memory: str | None,
     **options: Any,
 ) -> None:
     """Make a small model for a domain.
@@ -167,6 +173,7 @@ def build(
         baseline=not no_baseline,
         max_size=parse_size(max_size) if max_size else None,
         max_params=parse_count(max_params) if max_params else None,
+        max_memory=parse_size(max_memory) if max_memory else None,
         **options,
     )
     if dry_run:

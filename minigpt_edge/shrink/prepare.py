@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.plan import Plan, check_plan, read_plan
-from minigpt_edge.prune import BLOCKS, RANK, STRUCTURED
+from minigpt_edge.prune import BLOCKS, STRUCTURED
 from minigpt_edge.shrink.decide import Progress, ShrinkSettings, choose_vocabulary
 from minigpt_edge.shrink.trim import remap_config, trim_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.files import need_space, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,12 +48,23 @@ def prepare(
     plan: Path | None,
     terms: Sequence[str],
     on_progress: Progress,
+    lazy: bool,
 ) -> Ready:
-    """Load a checkpoint, trim its vocabulary, write the tokenizer and configs, cut calibration windows."""
+    """Load a checkpoint, trim its vocabulary, write the tokenizer and configs, cut calibration windows.
+
+    Args:
+        lazy: leave the model's blocks on disk.
+    """
     import torch
 
     from minigpt_edge import attention
-    from minigpt_edge.checkpoint import count_parameters, is_large, load_model, read_config, trim_embeddings
+    from minigpt_edge.checkpoint import (
+        count_parameters,
+        dense_parameters,
+        load_model,
+        read_config,
+        trim_embeddings,
+    )
 
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
@@ -62,8 +73,8 @@ def prepare(
     given = read_plan(plan) if plan else None
     if given and plan:
         check_plan(given, config, fingerprint, plan)
-    # what drops blocks or reduces ranks tries the whole model again and again
-    lazy = settings.pattern not in (BLOCKS, RANK) and is_large(base)
+    # what is written at the end, and what changed blocks take until then
+    need_space(out, 4 * dense_parameters(base) * (2 if lazy else 1), "pruning")
     model: Any = load_model(base, lazy=lazy, changed=out / "blocks")
     attention.use_in(model)
     dense = count_parameters(model)

@@ -57,6 +57,7 @@ def shrink(
     plan: Path | None = None,
     terms: Sequence[str] = (),
     on_progress: Progress = lambda what, done, total: None,
+    max_memory: int | None = None,
 ) -> dict[str, Any]:
     """Prune a checkpoint on documents and write `checkpoint/`, `plan.json` and `imatrix.safetensors`.
 
@@ -68,16 +69,22 @@ def shrink(
         plan: a plan to follow; its tokens, KV groups and neurons stay, refitted to these documents.
         terms: their tokens stay, whether or not the documents have them.
         on_progress: called with (what, done, total).
+        max_memory: bytes that it may take, by an estimate; None for what is free.
 
     Returns:
         Metrics: parameters, sparsity, sizes per block, held-out errors, what the method tells.
 
     Raises:
-        EdgeError: the sparsity can't be met, the plan is another model's, or there is too little text.
+        EdgeError: the sparsity can't be met, the plan is another model's, or there is too little text or
+            memory.
     """
+    from minigpt_edge import memory
     from minigpt_edge.checkpoint import count_parameters, save_factors, save_model
 
-    ready = prepare(base, fingerprint, documents, out, settings, plan, terms, on_progress)
+    # what drops blocks or reduces ranks tries the whole model again and again
+    may = settings.pattern not in (BLOCKS, RANK)
+    lazy = memory.stays_on_disk(base, settings.calibration_tokens, max_memory, may=may)
+    ready = prepare(base, fingerprint, documents, out, settings, plan, terms, on_progress, lazy)
     model, config = ready.model, ready.config
     done = _shrink(ready, settings, base, out, on_progress)
     final = Plan(
@@ -114,9 +121,12 @@ def preview(
         {"vocabulary", "widths", "kv_groups", "parameters", "sparsity", "targets"}; of each target "type",
         "bytes" and "speedup" of decoding over the dense model at the same type, predicted from bytes read.
     """
+    from minigpt_edge.checkpoint import is_large
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ready = prepare(base, fingerprint, documents, folder, settings, plan, terms, on_progress)
+        lazy = is_large(base)
+        ready = prepare(base, fingerprint, documents, folder, settings, plan, terms, on_progress, lazy)
         wanted = _decide(ready, settings, get_method(settings.method), base, folder, on_progress).wanted
         blocks = list(zip(wanted.widths, wanted.kv_groups, strict=True))
         if wanted.exact:

@@ -1,0 +1,95 @@
+"""Memory is estimated before work begins, and a limit is met by streaming and smaller passes, or refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_build import SMALL, write_corpus, write_model
+
+from minigpt_edge import memory
+from minigpt_edge_runtime.errors import EdgeError
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOLLM2 = {
+    "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152, "num_hidden_layers": 30,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def test_estimates_are_near_what_was_measured() -> None:
+    """Peaks of stages of SmolLM2-135M in GiB (docs/reliability.md): never less, never twice as much."""
+    pruning = memory.of_pruning(SMOLLM2, 134_515_008, 131_072, lazy=False) / 2**30
+    kept = {**SMOLLM2, "intermediate_size": 1536}
+    recovery = memory.of_recovery(kept, 78_136_704, 134_515_008, 2048, lora=False) / 2**30
+    for estimate, measured in ((pruning, 2.74), (recovery, 4.24)):
+        assert measured < estimate < 2 * measured
+
+
+def test_staying_on_disk_and_smaller_passes_take_less() -> None:
+    large = {**SMOLLM2, "tie_word_embeddings": False, "hidden_size": 2048, "intermediate_size": 8192}
+    whole, lazy = (memory.of_pruning(large, 1_400_000_000, 16_384, lazy=lazy) for lazy in (False, True))
+    assert lazy < whole / 1.5
+    most, least = (memory.of_recovery(SMOLLM2, 10**8, 0, micro, lora=False) for micro in (2048, 512))
+    assert least < most
+    assert memory.of_recovery(SMOLLM2, 10**8, 0, 2048, lora=True) < most
+
+
+@pytest.mark.parametrize("limit", [None, 10**6])
+def test_what_does_not_fit_is_refused_with_the_figure(limit: int | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    with pytest.raises(EdgeError, match=r"pruning needs about 3\.7 GiB of memory, 0\.0 GiB") as caught:
+        memory.check(int(3.7 * 2**30), limit, "pruning")
+    assert ("--max-memory allows" in caught.value.message) == (limit is not None)
+
+
+def test_the_limit_decides_the_size_of_a_pass(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
+    room = memory.Recovery(model, None, lora=False, limit=None)
+    assert room.micro_tokens(2048, 512) == 2048
+    limit = room.needed(1024)
+    assert memory.Recovery(model, None, lora=False, limit=limit).micro_tokens(2048, 512) == 1024
+    assert memory.Recovery(model, None, lora=False, limit=1).micro_tokens(2048, 512) == 512
+
+
+def build(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(str(ROOT / part) for part in (".", "export", "runtime"))
+    environment = {**os.environ, "MINIGPT_EDGE_CACHE": str(place / "cache"), "PYTHONPATH": path}
+    given = ["--model", "./model", "--corpus", "corpus", "--no-baseline", *SMALL, *options]
+    return subprocess.run(
+        [sys.executable, "-m", "minigpt_edge", "build", *given],
+        cwd=place, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_limit_leaves_the_result_or_is_refused(tmp_path: Path) -> None:
+    """Pruned from disk the plan and the weights are the same; recovery takes smaller passes."""
+    from minigpt_edge.checkpoint import dense_parameters, read_config
+
+    model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
+    low = memory.of_pruning(read_config(model), dense_parameters(model), 4096, lazy=True)
+    done = build(tmp_path, "--out", "free", "--no-recover")
+    assert done.returncode == 0, done.stderr
+    work = tmp_path / "cache" / "work"
+    (free,) = work.glob("prune-*")
+    kept = {path.name: path.read_bytes() for path in (free / "checkpoint").iterdir()}
+    free.rename(tmp_path / "free-prune")
+    limited = build(tmp_path, "--out", "limited", "--no-recover", "--max-memory", str(low))
+    assert limited.returncode == 0, limited.stderr
+    (again,) = work.glob("prune-*")
+    from minigpt_edge_export.weights import Weights, weight_files
+
+    before, after = (Weights(weight_files(p / "checkpoint")) for p in (tmp_path / "free-prune", again))
+    assert before.shapes == after.shapes
+    assert all((before.load(name) == after.load(name)).all() for name in before.shapes)
+    assert len(weight_files(again / "checkpoint")) > 1, "blocks that stay on disk are written as shards"
+    assert "model.safetensors" in kept
+    refused = build(tmp_path, "--out", "refused", "--max-memory", "10MB", "--seed", "1")
+    assert refused.returncode == 1 and "pruning needs about" in refused.stderr
+    assert "--max-memory allows" in refused.stderr and "Traceback" not in refused.stderr
