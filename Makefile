@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SOURCES := minigpt_edge export runtime tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz clean
+.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz reliability sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,8 +63,18 @@ bench-sizes: $(READY) ## time and memory of 0.1 to 7 billion parameters (hours, 
 fuzz: $(READY) ## read ten thousand damaged files (about 6 minutes)
 	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
 
+reliability: $(READY) ## the figures of docs/reliability.md: kills, full disks, damaged files (about half an hour)
+	$(BIN)/python tests/reliability/kills.py --kills 50 --out benchmarks/results/reliability.json
+	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
+	$(BIN)/python benchmarks/tables.py
+
+sbom: $(READY) ## sbom.json: every package in .venv with its version and licence (CycloneDX)
+	$(BIN)/python -m venv $(VENV)/sbom
+	$(VENV)/sbom/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	$(VENV)/sbom/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.json
+
 clean: ## remove .venv and the tools' caches (built models stay)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info sbom.json
 	find minigpt_edge export runtime tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

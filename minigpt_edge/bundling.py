@@ -14,13 +14,15 @@ from minigpt_edge.shrink.weights import PLAN
 from minigpt_edge.stage import Stage
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.bundle import write_manifest
-from minigpt_edge_runtime.files import os_error, read_json, write_json
+from minigpt_edge_runtime.files import os_error, read_json, write_json, write_text
 from minigpt_edge_runtime.onnx_header import TOKENIZER_FILES
 from minigpt_edge_runtime.parity import REFERENCE
 
 if TYPE_CHECKING:
     from minigpt_edge.models import BaseModel
     from minigpt_edge.recipe import Recipe
+
+NOTICE = "NOTICE"
 
 
 def file_name(name: str, target: Target, made: Stage) -> str:
@@ -73,6 +75,7 @@ def assemble(
     template = directory / "chat_template.jinja"
     write_report(report, directory)
     write_card(report, directory, prompt=" ".join(sample.split()[:4]))
+    write_text(directory / NOTICE, _notice(report))
     write_json(directory / HELD_OUT, held_out_sample(job.text.path))
     write_json(directory / REFERENCE, reference_sample(job.reference()))
     if gguf := [file for file in kinds if file.endswith(".gguf")]:
@@ -115,6 +118,26 @@ def _check(model: Path, kind: str, text: str, start: str, threads: int) -> dict[
 def text_licences(text: Stage) -> list[str]:
     """The licences of a corpus's sources."""
     return [str(source["licence"]) for source in text.metrics["sources"] if source.get("licence")]
+
+
+def _notice(report: dict[str, Any]) -> str:
+    """Whose work the files are made of, and under which terms each came."""
+    base = report["base_model"]
+    unknown = "not stated where it was taken from: look it up before you share this"
+    lines = [
+        f"{report['name']}, made by minigpt-edge {report['minigpt_edge']}",
+        "",
+        f"The model files are a changed copy of the weights of {base['name']}: parts were removed, the rest",
+        "was refitted and fine-tuned, and stored with fewer bits.",
+        f"  from: {base['source']}",
+        f"  licence: {base['licence'] or unknown}",
+        "",
+        "They were calibrated and fine-tuned on texts from, and held-out.json quotes:",
+    ]
+    for source in report["corpus"]["sources"]:
+        where = source.get("package") or source.get("dataset") or source.get("path") or source.get("kind")
+        lines += [f"  {where}", f"    licence: {source.get('licence') or unknown}"]
+    return "\n".join(lines) + "\n"
 
 
 def _stop_texts(checkpoint: Path) -> list[str]:

@@ -79,7 +79,17 @@ def test_bundle_is_complete_and_reported(built: Path) -> None:
         report["quality_torch"]["recovered"]["bits_per_byte"]
         < report["quality_torch"]["pruned"]["bits_per_byte"]
     )
-    for name in ("report.html", "README.md", "Modelfile", "tokenizer.json", "plan.json", shipped["file"]):
+    notice = (built / "NOTICE").read_text()
+    assert "model" in notice and "corpus" in notice and notice.count("licence: not stated") == 2
+    for name in (
+        "report.html",
+        "README.md",
+        "NOTICE",
+        "Modelfile",
+        "tokenizer.json",
+        "plan.json",
+        shipped["file"],
+    ):
         assert manifest["files"][name]["sha256"] == sha256(built / name)
 
 
