@@ -15,6 +15,7 @@ from typing import Any
 
 import domain_tables
 import evidence
+import reliability_tables
 
 from minigpt_edge.card import markdown
 from minigpt_edge.report_plots import size_quality_svg, standalone
@@ -64,6 +65,7 @@ def outputs(root: Path) -> dict[Path, str]:
         root / "docs" / "result.svg": standalone(picture),
         **evidence.outputs(source.parent, root / "docs"),
         **domain_tables.outputs(source.parent, root / "docs"),
+        **reliability_tables.outputs(source.parent, root / "docs"),
     }
 
 

@@ -115,3 +115,23 @@ def test_evidence_draws_every_method(script: ModuleType, root: Path) -> None:
     assert "| wanda, mask | 1.25 |" in (root / "docs" / "evidence.md").read_text()
     picture = (root / "docs" / "one-shot.svg").read_text()
     assert "least_squares (ours)" in picture and "wanda" in picture and "mask" not in picture
+
+
+def test_reliability_says_what_was_broken(script: ModuleType, root: Path) -> None:
+    page = root / "docs" / "reliability.md"
+    page.parent.mkdir()
+    marks = importlib.import_module("reliability_tables")
+    page.write_text(f"Promises\n{marks.BEGIN}old\n{marks.END}After\n")
+    row = {"signal": "SIGKILL", "ok": True}
+    result = {
+        "kills": {"moments": 120, "kills": [row, {**row, "ok": False}, {"signal": "SIGINT", "ok": True}]},
+        "disk": {"runs": [{"share": 0.5, "ok": True}]},
+        "twice": {"repeated": {"ok": True}, "at once": {"ok": False}},
+    }
+    (root / "benchmarks" / "results" / "reliability.json").write_text(json.dumps(result))
+    assert script.main([], root) == 0
+    text = page.read_text()
+    assert text.startswith("Promises") and text.endswith("After\n") and "old" not in text
+    assert "(1 by SIGINT, 2 by SIGKILL) and resumed to the same files | 2 of 3 |" in text
+    assert "50% of the disk they need, resumed with more | 1 of 1 |" in text
+    assert text.count("**no**") == 1

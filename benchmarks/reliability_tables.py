@@ -1,0 +1,88 @@
+"""The figures of docs/reliability.md from reliability.json, fuzz.json and serve_load.json.
+
+Used by benchmarks/tables.py; what is between the two marks of the page is written here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.card import markdown
+from minigpt_edge.report_tables import Table, number
+
+BEGIN, END = "<!-- figures: benchmarks/tables.py -->\n", "<!-- /figures -->\n"
+
+
+def outputs(results: Path, docs: Path) -> dict[Path, str]:
+    """The page, if it is there, with the figures of the results that are."""
+    page = docs / "reliability.md"
+    if not page.exists():
+        return {}
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"error: {page} lacks the lines {BEGIN.strip()} and {END.strip()}")
+    made = {"reliability": _disturbed, "fuzz": _fuzz, "serve_load": _load}
+    parts = [
+        part
+        for name, table in made.items()
+        if (results / f"{name}.json").exists()
+        for part in table(json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
+    ]
+    return {page: before + begin + "\n".join(f"{part}\n" for part in parts) + end + after}
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> str:
+    return f"**{title}**\n\n{markdown(Table('', title, columns, rows, note))}\n"
+
+
+def _disturbed(result: dict[str, Any]) -> list[str]:
+    rows = []
+    if kills := result.get("kills"):
+        ended = Counter(row["signal"] for row in kills["kills"])
+        said = ", ".join(f"{count} by {name}" for name, count in sorted(ended.items()))
+        rows.append([f"builds ended ({said}) and resumed to the same files", _good(kills["kills"])])
+        rows.append(["writes of one build, over which these were spread", f"{kills['moments']:,}"])
+    if runs := result.get("disk", {}).get("runs"):
+        shares = ", ".join(f"{row['share']:.0%}" for row in runs)
+        rows.append([f"builds with {shares} of the disk they need, resumed with more", _good(runs)])
+    for name, row in result.get("twice", {}).items():
+        what = {"repeated": "the same build in another directory, equal to the byte"}
+        rows.append([what.get(name, "two builds into one directory at once: one refused"), _yes(row["ok"])])
+    return [_table("Disturbed builds", ["", ""], rows)]
+
+
+def _good(rows: list[dict[str, Any]]) -> str:
+    return f"{sum(row['ok'] for row in rows)} of {len(rows)}"
+
+
+def _yes(good: bool) -> str:
+    return "yes" if good else "**no**"
+
+
+def _fuzz(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, one in result["subjects"].items():
+        counts = [f"{one.get(what, 0):,}" for what in ("sound", "refused", "bad")]
+        rows.append([name, *counts, number(one["slowest"], 1, "s")])
+    columns = ["", "read", "refused with a message", "anything else", "slowest"]
+    note = f"{result['cases']:,} damaged files, seed {result['seed']}."
+    return [_table("Damaged files", columns, rows, note)]
+
+
+def _load(result: dict[str, Any]) -> list[str]:
+    memory = [f"{value / 1e6:.1f} MB" for value in result["rss_bytes"]]
+    done, seconds = result["outcomes"], result["answer_seconds"]
+    rows = [
+        ["answered", f"{done.get('answered', 0):,}"],
+        ["hung up in the middle", f"{done.get('left', 0):,}"],
+        ["refused because too many waited, and asked again", f"{result['refused']:,}"],
+        ["seconds to an answer, p50 / p99", f"{number(seconds['p50'], 2)} / {number(seconds['p99'], 2)}"],
+        ["memory after 100 answers / at the end", f"{memory[1]} / {memory[-1]}"],
+        ["open files at the end", str(result["open_files"])],
+    ]
+    note = f"{result['bundle']}, {result['clients']} clients at a time, {result['tokens']} tokens each."
+    return [_table("The endpoint under load", ["", ""], rows, note)]
