@@ -24,7 +24,8 @@ from minigpt_edge.resident import put_by
 from minigpt_edge_runtime.errors import EdgeError
 
 GROUP_RISK = 2.0  # removing KV groups costs more than estimated: measured, see docs/decisions.md
-WIDTHS_PER_STEP = 6  # widths removed between two refits of the removal path
+WIDTHS_PER_STEP = 6  # widths removed between two refits of the removal path, at least
+REFITS = 8  # of a path at most: each takes the cube of the width
 
 
 @dataclass
@@ -141,9 +142,9 @@ def _removal_path(
     full = float(((weight @ fisher) * cross).sum())
     widths = list(range(total // multiple * multiple, 0, -multiple))
     costs = [0.0]
-    at = 0
+    at, stride = 0, max(WIDTHS_PER_STEP, len(widths) // REFITS)
     while at < len(widths) - 1:
-        steps = min(WIDTHS_PER_STEP, len(widths) - 1 - at)
+        steps = min(stride, len(widths) - 1 - at)
         removal = removal_costs(gram[units[:, None], units], cross[units], fisher) / 2
         order = removal.argsort()
         drop = len(units) - widths[at + steps]
