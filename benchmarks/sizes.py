@@ -3,7 +3,7 @@
     python benchmarks/sizes.py [--only NAME ...] [--blocks N] [--calibration-tokens N] [--threads N]
 
 Each shape gets bfloat16 weights and the default model's tokenizer, and goes through `minigpt-edge build
---no-recover` in a process of its own, whose peak memory is read from the system. With --blocks, models of
+--no-recover --no-baseline` in a process of its own, whose peak memory is read from the system. With --blocks, models of
 so many blocks show what one block takes. Writes benchmarks/results/sizes.json, one row per shape, keeping the
 rows of shapes that are not asked for.
 """
@@ -146,15 +146,8 @@ def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         settings = {**settings, "num_hidden_layers": given.blocks}
     parameters = write_model(folder / "model", settings)
     command = [sys.executable, "-m", "minigpt_edge", "build", "--model", str(folder / "model")]
-    command += [
-        "--domain",
-        "law",
-        "--no-recover",
-        "--work",
-        str(folder / "work"),
-        "--out",
-        str(folder / "out"),
-    ]
+    command += ["--domain", "law", "--no-recover", "--no-baseline"]
+    command += ["--work", str(folder / "work"), "--out", str(folder / "out")]
     command += ["--calibration-tokens", str(given.calibration_tokens), "--threads", str(given.threads)]
     command += [part for target in given.target for part in ("--target", target)]
     seconds, memory = measured(command)
