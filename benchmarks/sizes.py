@@ -3,9 +3,9 @@
     python benchmarks/sizes.py [--only NAME ...] [--blocks N] [--calibration-tokens N] [--threads N]
 
 Each shape gets bfloat16 weights and the default model's tokenizer, and goes through `minigpt-edge build
---no-recover --no-baseline` in a process of its own, whose peak memory is read from the system. With --blocks, models of
-so many blocks show what one block takes. Writes benchmarks/results/sizes.json, one row per shape, keeping the
-rows of shapes that are not asked for.
+--no-recover --no-baseline` in a process of its own, whose peak memory is read from the system. With --blocks,
+models of so many blocks show what one block takes. Writes benchmarks/results/sizes.json, one row per shape,
+keeping the rows of shapes that are not asked for.
 """
 
 from __future__ import annotations
