@@ -42,7 +42,7 @@ def hook(event, values):
         path = values[0]
     else:
         return
-    if not str(path).startswith(os.environ["WATCHED"]) or str(path) == log:
+    if not str(path).startswith(os.environ["WATCHED"]) or str(path) == log or "/runs/" in str(path):
         return
     number += 1
     with open(log, "a") as file:
