@@ -310,7 +310,7 @@ def _laser(result: dict[str, Any]) -> list[str]:
                 [name, chosen, reductions, *(_with_error(test[key]) for key in ("accuracy", "log_loss"))]
             )
     columns = ["questions", "chosen by", "reductions", "accuracy", "nats per token of the answer"]
-    note = "Chosen on a fifth of the questions, told of the others; ± one standard error. "
+    note = f"{result['questions']} of each: chosen on a fifth, told of the others; ± one standard error. "
     return [_table("Rank reduction and facts (LASER)", columns, cells, note + _origin(result))]
 
 

@@ -267,6 +267,7 @@ def main() -> None:
         "threads": given.threads,
         "sets": found,
         "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
         "device": device_info(),
     }
     write_json(given.out, result)
