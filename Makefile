@@ -44,6 +44,7 @@ bench: $(READY) ## take the speed figures again (a quiet machine, about an hour)
 bench-methods: $(READY) ## the tables of docs/evidence.md: methods, sizes, peers, questions (hours; resumes)
 	$(BIN)/python benchmarks/front.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/equal_time.py
 	$(BIN)/python benchmarks/questions.py
 	$(BIN)/python benchmarks/peers/pruning.py
 	$(BIN)/python benchmarks/laser.py

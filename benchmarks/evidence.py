@@ -9,20 +9,15 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from evidence_plots import OURS, front_picture, one_shot_picture
 
 from minigpt_edge.card import markdown
-from minigpt_edge.report_plots import ACCENT, DENSE, INK, QUIET, draw_svg, standalone
 from minigpt_edge.report_tables import MISSING, Table, duration, megabytes, number, percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 RIVALS = {"dense": "dense", "fine-tuned": "dense, fine-tuned"}
-OURS = ("ours", "ours, 20%", "ours, 60%")  # at 42 % and at other shares removed
-_MARKS = "os^vDPX*<>"
-_HIGHEST = 30.0  # of the picture's axis, times the dense model's perplexity
 
 
 def outputs(results: Path, docs: Path) -> dict[Path, str]:
@@ -177,6 +172,17 @@ def bytes_at(front: Rows, bits: float) -> float | None:
     return None
 
 
+def _equal_time(result: dict[str, Any]) -> list[str]:
+    cells = []
+    for name in ("ours", "dense"):
+        row = result[name]
+        gone = percent(row.get("sparsity", 0.0))
+        cells.append([name, gone, f"{row['tokens']:,}", duration(row["seconds"]), _bits(row["test"])])
+    columns = ["", "removed", "tokens", "time, pruning counted", "bits per byte"]
+    note = f"Ours ÷ dense {number(result['bits_ratio'], 3)}, one run each on an idle machine. "
+    return [_table("Fine-tuned for the same time", columns, cells, note + _origin(result))]
+
+
 def _peers(result: dict[str, Any]) -> list[str]:
     cells = [["ours", "", percent(result["ours"]["sparsity"]), _bits(result["ours"]["test"]), MISSING]]
     for row in result["rows"]:
@@ -323,6 +329,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods-one-shot": _one_shot,
     "methods-medicine": _medicine,
     "methods-recovery": _recovery,
+    "equal_time": _equal_time,
     "pruning_peers": _peers,
     "questions-thresholds": _thresholds,
     "questions-calibration": _calibration,
@@ -331,67 +338,3 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "laser": _laser,
     "families": _families,
 }
-
-
-def one_shot_picture(result: dict[str, Any]) -> str:
-    """Perplexity ÷ dense over the share removed, a line per method that makes models smaller."""
-    dense = result["dense"]["perplexity_per_base_token"]
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in result["rows"]:
-        name, _, kind = row["method"].partition(", ")
-        if "test" in row and kind in ("", "published"):
-            ratio = row["test"]["perplexity_per_base_token"] / dense
-            lines.setdefault(name, []).append((100 * row["sparsity"], ratio))
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for mark, (name, points) in zip(_MARKS, lines.items(), strict=False):
-            ours = name == "least_squares"
-            style: Any = {"color": ACCENT, "linewidth": 2.2, "zorder": 3} if ours else {"color": DENSE}
-            label = f"{name} (ours)" if ours else name
-            axes.plot(*zip(*points, strict=True), marker=mark, markersize=5, label=label, **style)
-        axes.set_yscale("log")
-        axes.set_ylim(0.9, _HIGHEST)
-        axes.set_yticks([1, 2, 3, 5, 10, 20], ["1", "2", "3", "5", "10", "20"])
-        axes.minorticks_off()
-        axes.set_xlabel("% of the parameters removed")
-        axes.set_ylabel("perplexity ÷ dense")
-        axes.set_title("before any fine-tuning; lower is better", color=QUIET)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-
-    return standalone(draw_svg(draw, (7.6, 3.9), "one-shot"))
-
-
-def front_picture(rows: Rows) -> str:
-    """File size against bits per byte, a line per model."""
-    styles = {name: (ACCENT, 2.2) for name in OURS}
-    styles |= {"dense": (DENSE, 1.4), "dense, fine-tuned": (DENSE, 2.2)}
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for mark, model in zip(_MARKS, dict.fromkeys(row["model"] for row in rows), strict=False):
-            points = sorted(
-                (row["bytes"] / 1e6, row["bits_per_byte"]) for row in rows if row["model"] == model
-            )
-            colour, width = styles.get(model, (QUIET if model != "blocks" else INK, 1.0))
-            names = {"blocks": "whole blocks removed, fine-tuned", "ours": "ours, 42%"}
-            label = names.get(model, model)
-            axes.plot(
-                *zip(*points, strict=True),
-                marker=mark,
-                markersize=5,
-                label=label,
-                color=colour,
-                linewidth=width,
-            )
-        axes.set_xscale("log")
-        axes.set_xticks([30, 40, 60, 80, 120, 160, 270], ["30", "40", "60", "80", "120", "160", "270"])
-        axes.minorticks_off()
-        best = min(row["bits_per_byte"] for row in rows)
-        axes.set_ylim(best - 0.03, best + 0.5)
-        axes.set_xlabel("file size in MB")
-        axes.set_ylabel("bits per byte, held-out text")
-        axes.set_title("smaller and better is down and to the left", color=QUIET)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-
-    return standalone(draw_svg(draw, (8.6, 3.9), "front"))
