@@ -16,7 +16,7 @@ setup: $(READY) ## create .venv and install everything, pinned (about 4 minutes 
 demo: $(READY) ## build the law model with the default settings (about 15 minutes)
 	$(BIN)/minigpt-edge build --domain law --target gguf-q4
 
-test: $(READY) ## run the tests that need no real model (about a minute)
+test: $(READY) ## run the tests that need no real model (about 7 minutes on two cores)
 	$(BIN)/python -m pytest
 
 test-slow: $(READY) ## run the tests with real models and installations (minutes)
