@@ -218,6 +218,7 @@ def plan_only(recipe: Recipe, talk: Talk) -> dict[str, Any]:
         plan=given_plan(recipe),
         terms=keep_terms(recipe),
         on_progress=lambda what, done, total: talk.step(f"plan: {what}", done, total),
+        max_memory=recipe.max_memory,
     )
 
 

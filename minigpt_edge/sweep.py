@@ -78,9 +78,11 @@ def _sweep(path: Path, data: dict[str, Any], options: Mapping[str, bool], cores:
     builds = {}
     for values in itertools.product(*axes.values()):
         varied = dict(zip(axes, values, strict=True))
+        if _name(varied) in builds:
+            raise EdgeError(f"{path}: two builds would be called {_name(varied)}", "vary names that differ")
         builds[_name(varied)] = {**fixed, **varied}
         for name, value in builds[_name(varied)].items():
-            list(_arguments(name, value, options[name]))
+            list(_arguments(name, value, options))
     threads = int(data.get("threads", 1))
     jobs = int(data.get("jobs", max(1, cores // threads)))
     if threads < 1 or jobs < 1:
@@ -96,13 +98,15 @@ def _name(varied: Mapping[str, Any]) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", Path(part).name).strip("-.") or "x" for part in parts)
 
 
-def _arguments(name: str, value: Any, flag: bool) -> Iterator[str]:
+def _arguments(name: str, value: Any, options: Mapping[str, bool]) -> Iterator[str]:
     """An option as it is given on the command line."""
-    if flag:
+    if options[name]:
         if not isinstance(value, bool):
             raise EdgeError(f"{name} is true or false, not {value!r}", _HELP)
         if value:
             yield f"--{name}"
+        elif f"no-{name}" in options:
+            yield f"--no-{name}"
         return
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, bool) or not isinstance(one, str | int | float):
@@ -119,7 +123,10 @@ def run_sweep(sweep: Sweep, options: Mapping[str, bool], say: Any) -> list[dict[
         say: called as say(name, row) when a build has ended.
     """
     rows: dict[str, dict[str, Any]] = {}
-    sweep.out.mkdir(parents=True, exist_ok=True)
+    try:
+        sweep.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise os_error(error, sweep.out) from error
     with ThreadPoolExecutor(sweep.jobs) as pool:
         running: list[subprocess.Popen[bytes]] = []
         started = {pool.submit(_build, sweep, name, options, running): name for name in sweep.builds}
@@ -144,7 +151,7 @@ def _build(
     """Run one build and read its report; its talk goes to OUT/NAME.log."""
     given = sweep.builds[name]
     command = [sys.executable, "-m", "minigpt_edge", "build", f"--threads={sweep.threads}"]
-    command += [part for key, value in given.items() for part in _arguments(key, value, options[key])]
+    command += [part for key, value in given.items() for part in _arguments(key, value, options)]
     bundle, log = sweep.out / name, sweep.out / f"{name}.log"
     with open(log, "wb") as said:
         process = subprocess.Popen([*command, f"--out={bundle}"], stdout=said, stderr=said)

@@ -41,9 +41,11 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     from minigpt_edge import sweep as sweeps
 
     options = {
-        option.opts[0].removeprefix("--"): bool(option.is_flag)
+        name.removeprefix("--"): bool(option.is_flag)
         for option in build.params
-        if isinstance(option, click.Option) and option.opts[0].startswith("--")
+        if isinstance(option, click.Option)
+        for name in (*option.opts, *option.secondary_opts)
+        if name.startswith("--")
     }
     asked = sweeps.read_sweep(file, options, all_cores())
     asked = replace(asked, jobs=jobs or asked.jobs)

@@ -114,6 +114,7 @@ def preview(
     plan: Path | None = None,
     terms: Sequence[str] = (),
     on_progress: Progress = lambda what, done, total: None,
+    max_memory: int | None = None,
 ) -> dict[str, Any]:
     """What `shrink` would leave, and how large the targets' files would be; nothing is pruned.
 
@@ -121,11 +122,11 @@ def preview(
         {"vocabulary", "widths", "kv_groups", "parameters", "sparsity", "targets"}; of each target "type",
         "bytes" and "speedup" of decoding over the dense model at the same type, predicted from bytes read.
     """
-    from minigpt_edge.checkpoint import is_large
+    from minigpt_edge import memory
 
+    lazy = memory.stays_on_disk(base, settings.calibration_tokens, max_memory, may=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lazy = is_large(base)
         ready = prepare(base, fingerprint, documents, folder, settings, plan, terms, on_progress, lazy)
         wanted = _decide(ready, settings, get_method(settings.method), base, folder, on_progress).wanted
         blocks = list(zip(wanted.widths, wanted.kv_groups, strict=True))

@@ -79,6 +79,8 @@ def test_builds_share_stages_resume_and_fail_alone(tmp_path: Path) -> None:
         (("min-count = 1", "min-count = [[1]]"), "min-count can't be [1]"),
         (("jobs = 2", "jobs = 0"), "must be 1 or more"),
         (("jobs = 2", 'jobs = "many"'), "is damaged"),
+        (("sparsity = [0.1]", 'corpus = ["a/x", "b/x"]'), "corpus under [vary]"),
+        (("sparsity = [0.1]", 'plan = ["a/x", "b/x"]'), "two builds would be called x_gguf-q8"),
         (("min-count = 1", 'out = "x"'), "can't set 'out'"),
     ],
 )
@@ -91,3 +93,13 @@ def test_what_a_file_may_not_say(tmp_path: Path, changed: tuple[str, str], messa
     path.write_text(SWEEP.replace(*changed))
     result = CliRunner().invoke(cli, ["sweep", str(path)])
     assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
+
+
+def test_false_is_the_other_form_of_a_flag_that_has_one() -> None:
+    from minigpt_edge.sweep import _arguments
+
+    options = {"refit": True, "no-refit": True, "no-baseline": True, "seed": False}
+    assert list(_arguments("refit", False, options)) == ["--no-refit"]
+    assert list(_arguments("refit", True, options)) == ["--refit"]
+    assert list(_arguments("no-baseline", False, options)) == []
+    assert list(_arguments("seed", [0, 1], options)) == ["--seed=0", "--seed=1"]
