@@ -23,7 +23,7 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     threads = 1               # of each build             [default: 1]
     jobs = 2                  # builds at a time          [default: cores / threads]
     [options]                 # of every build, as on its command line
-    model = "smollm2-135m"
+    model = "smollm2-135m-instruct"
     recover-tokens = 100000
     [vary]                    # each combination is a build
     domain = ["law", "games"]
