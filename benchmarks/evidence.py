@@ -301,7 +301,7 @@ def _families(result: dict[str, Any]) -> list[str]:
         )
     columns = ["architecture", "target", "in the file", "KL", "arg-max", "bits ÷ checkpoint", "bits per byte"]
     note = (
-        "Small models trained for this on the law texts, 42 % removed. KL (nats per token), arg-max "
+        "Small models trained for this on the law texts, a quarter removed. KL (nats per token), arg-max "
         "agreement and ratio of bits per byte are against the checkpoint; bits per byte the file's on test. "
     )
     return [_table("Every architecture in every format", columns, cells, note + _origin(result))]

@@ -4,12 +4,14 @@
 
 No registry has trained models of most families, so one of each is trained here, with the family's own
 tokenizer (from the vocabularies that llama.cpp ships for its tests), cut to what the law texts use. Trained
-and built models stay in the cache. Writes benchmarks/results/families.json.
+and built models stay in the cache. Writes benchmarks/results/families.json after each family, keeping the
+rows of families that are not asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +176,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {"trained": {}, "rows": []}
     bench = methods.opened(given.threads)
-    bundles, rows, models = cache_dir() / "benchmarks" / "families", [], {}
+    bundles = cache_dir() / "benchmarks" / "families"
     bundles.mkdir(parents=True, exist_ok=True)
     for name in given.only:
         with bench.talk:
             stage = trained(name, bench)
-        models[name] = {"dense": stage.metrics["after"], "tokens": stage.metrics["tokens"]}
-        rows += built(name, bench, stage.path / "model", bundles)
-    methods.write(RESULT, bench, {"trained": models, "rows": rows})
+        rows = built(name, bench, stage.path / "model", bundles)
+        found["trained"][name] = {"dense": stage.metrics["after"], "tokens": stage.metrics["tokens"]}
+        found["rows"] = [row for row in found["rows"] if row["family"] != name] + rows
+        methods.write(RESULT, bench, {"trained": found["trained"], "rows": found["rows"]})
 
 
 if __name__ == "__main__":
