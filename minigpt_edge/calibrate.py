@@ -16,6 +16,7 @@ from typing import Any
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
+from minigpt_edge import parallel
 from minigpt_edge.archs.base import Arch
 from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan
@@ -97,7 +98,9 @@ def shrink_blocks(
 def _final_squares(stream: Stream, model: nn.Module) -> Tensor:
     """Summed squares of what the head reads, float32 [hidden]."""
     finals = (stream.arch.final_norm(model, stream.pruned[rows]) for rows, _ in stream.batches())
-    return torch.stack([final.square().sum((0, 1)) for final in finals]).sum(0)
+    squares = torch.stack([final.square().sum((0, 1)) for final in finals]).sum(0)
+    parallel.add_up(squares)
+    return squares
 
 
 def _walk(stream: Stream, model: nn.Module) -> Iterator[tuple[int, Any, Half, Units, Tensor]]:
@@ -213,10 +216,11 @@ def _shrink_half(
     values, moments = stream.gather(half, block, fast, read)
     statistics = choice.statistics(values, moments, linear.weight.t(), half.group)
     kept = choice.select(statistics, keep) if isinstance(keep, int) else torch.tensor(keep)
+    kept = parallel.told(kept)  # machines that are not alike may round, and choose, otherwise
     units = (kept[:, None] * half.group + torch.arange(half.group)).flatten()
     weight, bias = statistics.weight[units], linear.bias
     if moments and len(units) < len(statistics.weight):  # nothing lost, nothing to refit
-        weight, result.errors[-1][half.name] = _fit(moments, statistics.weight, units)
+        weight, result.errors[-1][half.name] = parallel.told(_fit(moments, statistics.weight, units))
     elif choice.method.compensation == "bias":
         gone = torch.ones(len(statistics.weight), dtype=torch.bool)
         gone[units] = False
@@ -228,8 +232,7 @@ def _shrink_half(
     linear.weight.data = weight.t().contiguous()
     stream.advance(values, units, weight, bias)
     readers, reader = half.gguf
-    tokens = stream.pruned.shape[0] * stream.pruned.shape[1]
-    result.importance |= {f"blk.{index}.{name}.weight": read / tokens for name in readers}
+    result.importance |= {f"blk.{index}.{name}.weight": read / stream.tokens for name in readers}
     result.importance[f"blk.{index}.{reader}.weight"] = statistics.energy[units].clone()
     return kept
 

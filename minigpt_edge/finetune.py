@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge import parallel
 from minigpt_edge.evaluate.perplexity import (
     check_context,
     encode,
@@ -25,8 +26,9 @@ from minigpt_edge.training_checkpoint import (
     save_weights,
     work_folder,
 )
+from minigpt_edge.training_settings import MICRO_TOKENS, Settings, State
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import need_space, read_json, replacing, sha256_file, write_json
+from minigpt_edge_runtime.files import need_space, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,69 +42,11 @@ if TYPE_CHECKING:
 
 BEST = "best.safetensors"
 STEP_TOKENS = 2048
-MICRO_TOKENS = 4096  # tokens of one forward and backward pass
 LR = 6e-4
 LORA_LR = 2e-3
 COMPILE_FROM = 60_000  # tokens from which compiling (20 to 30 s) pays
 
 Progress = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the result, besides the inputs: a training checkpoint resumes only under the same."""
-
-    tokens: int
-    sequence_length: int
-    step_tokens: int
-    lr: float
-    seed: int
-    threads: int
-    evaluations: int
-    patience: int
-    until_perplexity: float | None
-    teacher_share: float = 0.0
-    lora_rank: int | None = None
-    micro_tokens: int = MICRO_TOKENS
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "sequence_length", "step_tokens", "threads", "evaluations", "patience"):
-            if getattr(self, name) < 1:
-                raise EdgeError(f"recovery: {name} must be at least 1, not {getattr(self, name)}")
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise EdgeError(f"recovery: the rank of LoRA must be at least 1, not {self.lora_rank}")
-        if not self.lr > 0:
-            raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
-        if not 0 <= self.teacher_share <= 1:
-            raise EdgeError(f"recovery: the teacher's share must be 0 to 1, not {self.teacher_share}")
-
-    @property
-    def sequences_per_step(self) -> int:
-        return max(1, self.step_tokens // self.sequence_length)
-
-    @property
-    def micro_batch(self) -> int:
-        """Sequences of one pass: the largest divisor of a step's sequences within micro_tokens."""
-        most = max(1, self.micro_tokens // self.sequence_length)
-        return max(
-            n for n in range(1, self.sequences_per_step + 1) if n <= most and self.sequences_per_step % n == 0
-        )
-
-    @property
-    def steps(self) -> int:
-        return -(-self.tokens // (self.sequences_per_step * self.sequence_length))
-
-
-@dataclass
-class State:
-    """What training remembers beyond the Trainer's own state; saved in every training checkpoint."""
-
-    history: list[dict[str, Any]]
-    best: float  # validation bits per byte
-    best_step: int
-    worse: int  # evaluations in a row without improvement
-    seconds: float  # spent so far, before any interruption too
-    training_seconds: float  # of these, in training steps
 
 
 def recover(
@@ -129,6 +73,8 @@ def recover(
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `train`, and write the best model into `out`.
+
+    Several processes (`parallel`) call this with the same arguments, `out` included; the first writes.
 
     Args:
         checkpoint: checkpoint directory of the model to train.
@@ -180,7 +126,10 @@ def recover(
         teacher.share if teacher else 0.0,
         lora_rank,
         micro_tokens,
+        parallel.processes(),
     )
+    if lora_rank and parallel.wants_shards():
+        raise EdgeError("LoRA trains too little to be worth shards", "start without FSDP, or without LoRA")
     begun = time.monotonic()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # products with denormal numbers are many times slower
@@ -204,15 +153,20 @@ def recover(
         checkpoint_seconds,
         teacher.load() if teacher else None,
         adapter,
+        checkpoint,
     )
     session.run(data, before)
-    load_weights(session.trained, work / BEST)
-    if adapter:
-        adapter.merge()
-    save_model(model, checkpoint, out)
     result = session.result()
-    write_json(out / PROGRESS, result)
-    shutil.rmtree(work)
+    if parallel.rank() == 0:
+        trained = session.trained
+        if parallel.wants_shards():  # the file takes a model that is whole
+            model = trained = load_model(checkpoint)
+        load_weights(trained, work / BEST)
+        if adapter:
+            adapter.merge()
+        save_model(model, checkpoint, out)
+        write_json(out / PROGRESS, result)
+        shutil.rmtree(work)
     return result
 
 
@@ -270,6 +224,7 @@ class _Session:
         checkpoint_seconds: float,
         teacher: nn.Module | None,
         adapter: Adapter | None,
+        checkpoint: Path,
     ) -> None:
         from minigpt_edge.flops import matmul_flops
 
@@ -279,8 +234,7 @@ class _Session:
         self.begun, self.checkpoint_seconds = begun, checkpoint_seconds
         self.stopped = "tokens"
         self.compiled = False
-        self.teacher = teacher
-        self.adapter = adapter
+        self.teacher, self.adapter, self.checkpoint = teacher, adapter, checkpoint
         self.trained = adapter.trained if adapter else model  # what training checkpoints hold
         self.matmul = matmul_flops()
         self.state = State([], float("inf"), 0, 0, 0.0, 0.0)
@@ -290,7 +244,7 @@ class _Session:
         """Evaluate, then train from the beginning or the last whole checkpoint."""
         from minigpt_edge.trainer import compile_cache, train
 
-        resumed = last_checkpoint(self.work)
+        resumed = parallel.told(None if parallel.rank() else last_checkpoint(self.work))
         if resumed:
             self.state = State(**read_json(resumed / PROGRESS))
             self.earlier_seconds = self.state.seconds
@@ -310,6 +264,8 @@ class _Session:
         if settings.tokens < COMPILE_FROM:
             return None
         reason = "LoRA runs in peft's layers" if self.adapter else fast_llama.check_supported(self.model)
+        if parallel.wants_shards():
+            reason = "FSDP needs transformers' blocks"
         try:
             if reason is None:
                 self.tell({"message": "compiling the training step (about 40 seconds)"})
@@ -330,7 +286,7 @@ class _Session:
 
         The weights are kept where they are the best so far. Scores that are known are not measured again.
         """
-        scores = scores or summary(sum_nll(self.model, self.sequences), self.windows)
+        scores = scores or self._scores()
         entry = self.state.history[-1]
         entry |= {key: scores[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
         self.tell(entry)
@@ -342,13 +298,27 @@ class _Session:
                 entry["step"],
                 0,
             )
-            with replacing(self.work / BEST) as temporary:
-                save_weights(self.trained, temporary)
+            save_weights(self.trained, self.work / BEST)
         if reached is not None and scores["perplexity_per_base_token"] <= reached:
             self.stopped = "perplexity reached"
         elif self.state.worse >= self.settings.patience:
             self.stopped = "no improvement"
         return self.stopped != "tokens"
+
+    def _scores(self) -> dict[str, float]:
+        import torch
+
+        from minigpt_edge.checkpoint import load_model
+        from minigpt_edge.sharding import is_sharded, put_weight, whole_weights
+
+        model = self.model
+        if is_sharded(model):  # for this, each process has a copy that is whole
+            model = load_model(self.checkpoint)
+            for name, tensor in whole_weights(self.model).items():
+                put_weight(model, name, tensor)
+        nll = torch.tensor(sum_nll(model, parallel.share(self.sequences)), dtype=torch.float64)
+        parallel.add_up(nll)
+        return summary(float(nll), self.windows)
 
     def elapsed(self) -> float:
         """Seconds spent on this recovery, interrupted runs included."""
@@ -356,6 +326,9 @@ class _Session:
 
     def save(self, folder: Path) -> None:
         """Mark a training checkpoint as whole, and delete the ones before it."""
+        parallel.told("every process has written its part")
+        if parallel.rank():
+            return
         self.state.seconds = self.elapsed()
         write_json(folder / PROGRESS, asdict(self.state))
         for other in self.work.glob("checkpoint-*"):

@@ -10,6 +10,8 @@ from typing import Any
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor  # noqa: TID253
 
+from minigpt_edge import parallel
+
 GRAM_COLUMNS = 256
 CHUNK_TOKENS = 4096
 
@@ -65,6 +67,12 @@ class Moments:
         self.energy += float(y.square().sum())
         self.tokens += len(x)
 
+    def add_up(self) -> None:
+        """Sum over the processes, each of which has added its own tokens."""
+        scalars = torch.tensor([self.energy, self.tokens], dtype=torch.float64)
+        parallel.add_up(self.gram, self.cross, scalars)
+        self.energy, self.tokens = float(scalars[0]), int(scalars[1])
+
     def mean(self, units: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
         """(gram, cross, energy) per token, of some units."""
         mirror(self.gram)
@@ -93,7 +101,7 @@ class Means:
 
     @classmethod
     def of(cls, values: Iterable[Tensor]) -> Means:
-        """From bfloat16 values [..., units], in parts."""
+        """From bfloat16 values [..., units], in parts, and those of the other processes."""
         sums: Tensor | float = 0.0
         tokens = 0
         for some in values:
@@ -101,4 +109,6 @@ class Means:
                 wide = part.float()
                 sums = sums + torch.stack((wide.square().sum(0), wide.sum(0), wide.abs().sum(0)))
                 tokens += len(part)
-        return cls(*(torch.as_tensor(sums) / tokens))
+        summed, count = torch.as_tensor(sums), torch.tensor(float(tokens), dtype=torch.float64)
+        parallel.add_up(summed, count)
+        return cls(*(summed / count.item()))

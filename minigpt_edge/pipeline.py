@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge import archs, corpus, domains, memory, models
+from minigpt_edge import archs, corpus, domains, memory, models, parallel
 from minigpt_edge.console import Talk
 from minigpt_edge.packages import cache_dir
 from minigpt_edge.prune import STRUCTURED, get_method
@@ -50,6 +50,7 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
     work = recipe.work or cache_dir() / "work"
     talk.events.say("start", command=command, minigpt_edge=__version__)
     base = models.resolve_model(recipe.model, offline=recipe.offline)
+    parallel.told("the model is there")
     talk.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
     out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
     name = f"out-{sha256_json(str(out.resolve()))[:16]}"
@@ -57,10 +58,8 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
         talk.events.to_run_directory(work)
         shipment = Shipment(out=out, name=out.resolve().name, force=recipe.force)
         shipment.check_output()
-        text = corpus_stage(work, recipe, base, sources, talk)
-        dense = dense_stage(work, recipe, base, text, talk)
-        pruned = prune_stage(work, recipe, base, text, talk)
-        recovered = recover_stage(work, recipe, base, pruned, text, dense, talk)
+        text, dense, pruned, recovered = _stages(work, recipe, base, sources, talk)
+        parallel.part()
         return Built(
             out,
             recovered.path if recovered else pruned.path / CHECKPOINT,
@@ -78,6 +77,27 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
                 command=command,
             ),
         )
+
+
+def take_part(recipe: Recipe, talk: Talk) -> None:
+    """The part in `build` of a process that is not its first: calibration and fine-tuning.
+
+    Raises:
+        EdgeError: as `build`; or the first process failed.
+    """
+    parallel.told("")
+    base = models.resolve_model(recipe.model, offline=recipe.offline)
+    _stages(recipe.work or cache_dir() / "work", recipe, base, corpus_sources(recipe), talk)
+
+
+def _stages(
+    work: Path, recipe: Recipe, base: models.BaseModel, sources: Sequence[corpus.Source], talk: Talk
+) -> tuple[Stage, Stage, Stage, Stage | None]:
+    """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one."""
+    text = corpus_stage(work, recipe, base, sources, talk)
+    dense = dense_stage(work, recipe, base, text, talk)
+    pruned = prune_stage(work, recipe, base, text, talk)
+    return text, dense, pruned, recover_stage(work, recipe, base, pruned, text, dense, talk)
 
 
 def corpus_sources(recipe: Recipe) -> list[corpus.Source]:
@@ -227,17 +247,20 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
     settings, terms, plan = fitted_settings(recipe, base, talk), keep_terms(recipe), given_plan(recipe)
 
     def make(out: Path) -> dict[str, Any]:
-        metrics = shrink(
-            base.path,
-            base.fingerprint,
-            corpus.read_split(text.path, "train"),
-            out,
-            settings,
-            plan=plan,
-            terms=terms,
-            on_progress=lambda what, done, total: talk.step(f"prune: {what}", done, total),
-            max_memory=recipe.max_memory,
-        )
+        with parallel.own_folder(out) as folder:
+            metrics = shrink(
+                base.path,
+                base.fingerprint,
+                corpus.read_split(text.path, "train"),
+                folder,
+                settings,
+                plan=plan,
+                terms=terms,
+                on_progress=lambda what, done, total: talk.step(f"prune: {what}", done, total),
+                max_memory=recipe.max_memory,
+            )
+        if parallel.rank():
+            return metrics
         talk.step("prune: evaluation")
         return {**metrics, "quality": _evaluate(out / CHECKPOINT, text, recipe.threads)}
 
@@ -245,7 +268,7 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
     stage = run_stage(
         work,
         "prune",
-        settings={**asdict(settings), "terms": terms},
+        settings={**asdict(settings), "terms": terms, **_processes()},
         inputs={
             "model": base.fingerprint,
             "corpus": text.digest,
@@ -253,6 +276,7 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
         },
         code=(*PRUNE_CODE, *archs.code_of(base.path), get_method(recipe.method).module, *EVALUATE_CODE),
         make=make,
+        together=True,
     )
     kept = stage.metrics["parameters"]
     what = f"{stage.metrics['sparsity']:.2%} of the parameters gone, {kept['kept'] / 1e6:.1f} M left; "
@@ -274,6 +298,11 @@ def prune_stage(work: Path, recipe: Recipe, base: models.BaseModel, text: Stage,
         reused=stage.reused,
     )
     return stage
+
+
+def _processes() -> dict[str, int]:
+    """The number of processes as a setting, since it changes how sums round; nothing for one."""
+    return {"processes": parallel.processes()} if parallel.processes() > 1 else {}
 
 
 def recover_stage(
@@ -311,6 +340,7 @@ def recover_stage(
             "seed": recipe.seed,
             "threads": recipe.threads,
             **({"micro_tokens": micro} if micro < STEP_TOKENS else {}),
+            **_processes(),
         },
         inputs={
             "pruned": pruned.digest,
@@ -320,6 +350,7 @@ def recover_stage(
         code=(*RECOVER_CODE, *EVALUATE_CODE),
         make=make,
         resumable=True,
+        together=True,
     )
     after = stage.metrics["after"]
     talk.line(

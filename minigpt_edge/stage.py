@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge import parallel
 from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.device import peak_rss_bytes
 from minigpt_edge_runtime.errors import EdgeError
@@ -114,8 +115,11 @@ def run_stage(
     code: Sequence[str],
     make: Callable[[Path], dict[str, Any]],
     resumable: bool = False,
+    together: bool = False,
 ) -> Stage:
     """Reuse the finished stage of this key, or make it; builds at once that need the same one share it.
+
+    Of several processes of one build the first makes it, and the others wait.
 
     Args:
         work: where stages are kept.
@@ -124,6 +128,7 @@ def run_stage(
         code: modules whose source decides the result.
         make: writes the stage's files into the directory it is given and returns its metrics.
         resumable: keep what an interrupted run left for `make` to go on from.
+        together: the others call `make` too, with the same directory.
 
     Raises:
         EdgeError: a finished stage was damaged, or `make` failed.
@@ -131,20 +136,39 @@ def run_stage(
     described = {"stage": name, "settings": dict(settings), "inputs": dict(inputs), "code": code_hash(code)}
     key = sha256_json({**described, "form": _FORM})
     final = work / f"{name}-{key[:16]}"
+    if parallel.rank():
+        return _follow(final, make, together)
     with held(work, final.name):
         if final.exists():
-            return Stage(final, _checked(final, key), reused=True)
-        return _make({**described, "key": key}, final, make, resumable)
+            stage = Stage(final, _checked(final, key), reused=True)
+            parallel.told("reused")
+        else:
+            stage = _make({**described, "key": key}, final, make, resumable)
+        parallel.told("finished")
+        return stage
+
+
+def _follow(final: Path, make: Callable[[Path], dict[str, Any]], together: bool) -> Stage:
+    """A stage in a process that is not the build's first."""
+    if parallel.told("") == "begun" and together:
+        make(_partial(final))
+    parallel.told("")
+    return Stage(final, read_json(final / MANIFEST), reused=True)
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(final.name + ".partial")
 
 
 def _make(
     described: dict[str, Any], final: Path, make: Callable[[Path], dict[str, Any]], resumable: bool
 ) -> Stage:
-    partial = final.with_name(final.name + ".partial")
+    partial = _partial(final)
     if partial.exists() and not resumable:
         shutil.rmtree(partial)
     try:
         partial.mkdir(parents=True, exist_ok=True)
+        parallel.told("begun")
         _reset_peak_memory()
         begun = time.monotonic()
         metrics = make(partial)

@@ -12,6 +12,7 @@ PRUNE_CODE = (
     "minigpt_edge.checkpoint",
     "minigpt_edge.evaluate.probe",
     "minigpt_edge.moments",
+    "minigpt_edge.parallel",
     "minigpt_edge.prune.least_squares",  # the ridges serve every refit
     "minigpt_edge.prune.masks",
     "minigpt_edge.resident",
@@ -30,11 +31,15 @@ RECOVER_CODE = (
     "minigpt_edge.fast_llama",
     "minigpt_edge.finetune",
     "minigpt_edge.lora",
+    "minigpt_edge.objective",
     "minigpt_edge.packing",
+    "minigpt_edge.parallel",
     "minigpt_edge.resident",
+    "minigpt_edge.sharding",
     "minigpt_edge.teacher",
     "minigpt_edge.trainer",
     "minigpt_edge.training_checkpoint",
+    "minigpt_edge.training_settings",
 )
 EVALUATE_CODE = (
     *(f"minigpt_edge.{name}" for name in ("attention", "checkpoint", "evaluate.perplexity", "resident")),

@@ -10,8 +10,10 @@ from typing import Any
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
+from minigpt_edge import parallel
 from minigpt_edge.archs.base import Arch
 from minigpt_edge.moments import Moments
+from minigpt_edge_runtime.errors import EdgeError
 
 MICRO_BATCH_TOKENS = 4096
 VALIDATION_SHARE = 0.15  # of the calibration windows: chooses the ridge, then joins the fit
@@ -36,19 +38,29 @@ class Half:
 class Stream:
     """Hidden states [windows, s, hidden], float32, on their way through the blocks.
 
+    Of several processes each has its share of the windows; what is summed over tokens is summed over them.
+
     Attributes:
         pruned: of the model as it is so far.
         dense: of the dense model; None where nothing is refitted to it.
         entered: both as they entered the block, bfloat16, where its MLP reads that.
+        tokens: of all windows.
     """
 
     def __init__(self, arch: Arch, model: nn.Module, windows: Tensor, *, two: bool) -> None:
-        self.arch = arch
+        self.arch, self.tokens = arch, windows.numel()
+        held_out = max(1, int(len(windows) * VALIDATION_SHARE))
+        parts = parallel.share(windows[:held_out]), parallel.share(windows[held_out:])
+        if not len(parts[1]):
+            raise EdgeError(
+                f"{parallel.processes()} processes are more than the calibration text has windows",
+                "start fewer, or raise --calibration-tokens",
+            )
+        self.held_out, windows = len(parts[0]), torch.cat(parts)
         self.pruned = arch.embed(model, windows).detach().clone()
         self.dense = self.pruned.clone() if two else None
         self.position = tuple(part.bfloat16() for part in arch.positions(model, self.pruned))
         self.entered: tuple[Tensor, Tensor | None] | None = None
-        self.held_out = max(1, int(len(windows) * VALIDATION_SHARE))
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
 
     def halves(self, block: Any) -> tuple[Half, Half]:
@@ -86,7 +98,7 @@ class Stream:
 
         Args:
             block: float32, for its norms; fast: its bfloat16 copy.
-            read: float32 [hidden], collects squared inputs.
+            read: float32 [hidden], zeros; becomes the summed squared inputs.
 
         Returns:
             the units, and moments, none without a dense stream.
@@ -104,6 +116,9 @@ class Stream:
                 wanted = self.dense[rows] - self.pruned[rows]
                 wanted = wanted if bias is None else wanted - bias
                 moments[part].add(values.flatten(0, 1), wanted.flatten(0, 1))
+        parallel.add_up(read)
+        for sums in moments:
+            sums.add_up()
         return units, moments
 
     def entering(self, half: Half, stream: Tensor, which: int) -> Tensor:

@@ -24,11 +24,10 @@ from transformers import (  # noqa: TID253
     TrainingArguments,
 )
 
-from minigpt_edge import fast_llama
+from minigpt_edge import parallel
 from minigpt_edge.checkpoint import WEIGHTS
-from minigpt_edge.chunked_loss import chunked_cross_entropy
-from minigpt_edge.evaluate import perplexity
-from minigpt_edge.teacher import soft_labels
+from minigpt_edge.objective import Objective
+from minigpt_edge.sharding import is_sharded, load_optimizer, save_optimizer, shard
 from minigpt_edge.training_checkpoint import load_weights, save_weights
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -41,29 +40,17 @@ WARM_UP = 0.05  # of the steps
 
 
 class RecoveryTrainer(Trainer):
-    """Trainer whose loss goes through `fast_llama` and the chunked head; the data come in their order."""
+    """Trainer of an `Objective`, alone or with other processes; the data come in their order."""
 
-    def __init__(self, session: _Session, parts: Compiled | None, **kwargs: Any) -> None:
+    def __init__(self, session: _Session, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.session = session
-        self.parts = parts[0] if parts else None
-        self.teacher_parts = parts[1] if parts else None
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """Mean loss in nats of predicting every id of inputs["ids"] [batch, length + 1] but the first."""
-        ids = inputs["ids"]
-        known = ids[:, :-1]
-        if self.parts is None:
-            hidden = perplexity.hidden_states(model, known)
-        else:
-            hidden = fast_llama.hidden_states(model, known, self.parts)
-        soft = None
-        if self.session.teacher is not None:
-            share = self.session.settings.teacher_share * (1 - self.state.global_step / self.state.max_steps)
-            soft = soft_labels(self.session.teacher, known, self.teacher_parts, share)
-        read, weight = perplexity.head_of(model, hidden.flatten(0, 1))
-        loss = chunked_cross_entropy(read, weight, ids[:, 1:].flatten(), soft)
+        share = self.session.settings.teacher_share * (1 - self.state.global_step / self.state.max_steps)
+        loss: Tensor = model(inputs["ids"], share)
         if not math.isfinite(loss.item()):
             raise EdgeError(
                 f"recovery diverged at step {self.state.global_step + 1}: the loss is not a number",
@@ -75,6 +62,27 @@ class RecoveryTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.session.trained, folder / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if is_sharded(self.session.model):
+            save_optimizer(self, Path(output_dir))
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint and is_sharded(self.session.model):
+            load_optimizer(self, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(self.session.trained, Path(resume_from_checkpoint) / WEIGHTS)
@@ -121,7 +129,7 @@ class Follow(TrainerCallback):
         session.tell({**entry, "steps": session.settings.steps, "eta_seconds": eta})
         if step in self.evaluate_at and session.evaluate():
             control.should_training_stop = True
-        elif left and time.monotonic() - self.saved >= session.checkpoint_seconds:
+        elif left and parallel.told(time.monotonic() - self.saved >= session.checkpoint_seconds):
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -148,11 +156,12 @@ def train(session: _Session, data: np.ndarray, parts: Compiled | None, resumed: 
 
     logging.set_verbosity_error()
     settings = session.settings
+    own = settings.sequences_per_step // settings.processes
     arguments = TrainingArguments(
         output_dir=str(session.work),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.sequences_per_step // settings.micro_batch,
+        gradient_accumulation_steps=own // settings.micro_batch,
         learning_rate=settings.lr,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(WARM_UP * settings.steps)),
@@ -169,14 +178,18 @@ def train(session: _Session, data: np.ndarray, parts: Compiled | None, resumed: 
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
     )
-    trainer = RecoveryTrainer(
-        session,
-        parts,
-        model=session.model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=lambda rows: {"ids": torch.stack([torch.from_numpy(row).long() for row in rows])},
-        callbacks=[Follow(session)],
-    )
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    objective = Objective(session.model, session.teacher, parts)
+    if parallel.wants_shards():
+        shard(objective)
+    with parallel.without_accelerates_shards():
+        trainer = RecoveryTrainer(
+            session,
+            model=objective,
+            args=arguments,
+            train_dataset=data,
+            data_collator=lambda rows: {"ids": torch.stack([torch.from_numpy(row).long() for row in rows])},
+            callbacks=[Follow(session)],
+        )
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

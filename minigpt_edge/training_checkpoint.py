@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge import parallel
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +28,8 @@ def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
         EdgeError: an interrupted run had another key.
     """
     work = out / WORK
+    if parallel.rank():
+        return parallel.told(work)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     if work.exists():
@@ -38,7 +41,7 @@ def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
             )
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "key.json", key)
-    return work
+    return parallel.told(work)
 
 
 def last_checkpoint(work: Path) -> Path | None:
@@ -53,15 +56,25 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's parameters by name (safetensors), tied ones once."""
+    """Write a model's parameters by name (safetensors), tied ones once, whole or not at all.
+
+    Every process that has a shard of the model has to call it; the first writes.
+    """
     from safetensors.torch import save_file
 
-    save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, path)
+    from minigpt_edge.sharding import whole_weights
+
+    weights = whole_weights(model)
+    if parallel.rank() == 0:
+        with replacing(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read into a model what `save_weights` wrote."""
+    """Read into a model, which may be sharded, what `save_weights` wrote."""
     from safetensors.torch import load_file
 
+    from minigpt_edge.sharding import put_weight
+
     for name, tensor in load_file(path).items():
-        model.get_parameter(name).data.copy_(tensor)
+        put_weight(model, name, tensor)

@@ -7,18 +7,24 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from minigpt_edge import parallel
 from minigpt_edge.prune import DEFAULT_METHOD, METHODS
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+
+if TYPE_CHECKING:
+    from minigpt_edge.pipeline import Built
 
 _PATH = click.Path(path_type=Path)
 
 
 def all_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """This process's part of the cores: all of them, or fewer where a launcher started several."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // parallel.on_this_machine())
 
 
 @click.command()
@@ -160,7 +166,6 @@ def build(
     from rich.console import Console
 
     from minigpt_edge.console import Talk
-    from minigpt_edge.pipeline import build as run
     from minigpt_edge.pipeline import plan_only
     from minigpt_edge.report import print_table
     from minigpt_edge.sizing import parse_count, parse_size
@@ -181,8 +186,9 @@ def build(
             plan = plan_only(recipe, talk)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
-    with Talk(log_json=log_json) as talk:
-        built = run(recipe, talk, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))
+    built = _build(recipe, log_json)
+    if built is None:
+        return
     if as_json:
         click.echo(json.dumps(built.report, ensure_ascii=False))
     else:
@@ -190,6 +196,19 @@ def build(
     done = "is up to date, nothing to do" if built.unchanged else "is ready"
     click.echo(f"the shrunk model as a Hugging Face directory: {built.checkpoint}", err=True)
     click.echo(f'{built.directory} {done}; try: minigpt-edge run {built.directory} "…"', err=True)
+
+
+def _build(recipe: Recipe, log_json: bool) -> Built | None:
+    """Build, or take part in it and return None: of several processes the first alone has the outcome."""
+    from minigpt_edge import pipeline
+    from minigpt_edge.console import Talk
+
+    with parallel.joined():
+        if parallel.rank():
+            pipeline.take_part(recipe, Talk(quiet=True))
+            return None
+        with Talk(log_json=log_json) as talk:
+            return pipeline.build(recipe, talk, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))
 
 
 def _plan_text(plan: dict[str, Any]) -> str:
