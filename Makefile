@@ -91,6 +91,6 @@ $(BIN)/python:
 	echo "error: no Python 3.11 or newer found" >&2; \
 	echo "hint: install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1
 
-$(READY): pyproject.toml constraints.txt tools/install.py tools/llama_cpp.cmake | $(BIN)/python
+$(READY): pyproject.toml constraints.txt hashes.txt tools/install.py tools/llama_cpp.cmake | $(BIN)/python
 	$(BIN)/python tools/install.py
 	@touch $@

@@ -49,6 +49,8 @@ def _disturbed(result: dict[str, Any]) -> list[str]:
     if runs := result.get("disk", {}).get("runs"):
         shares = ", ".join(f"{row['share']:.0%}" for row in runs)
         rows.append([f"builds with {shares} of the disk they need, resumed with more", _good(runs)])
+    if filled := result.get("disk", {}).get("filled"):
+        rows.append(["builds whose disk filled up while they wrote, resumed with room", _good(filled)])
     for name, row in result.get("twice", {}).items():
         what = {"repeated": "the same build in another directory, equal to the byte"}
         rows.append([what.get(name, "two builds into one directory at once: one refused"), _yes(row["ok"])])

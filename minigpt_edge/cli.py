@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from minigpt_edge import parallel
 from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.cli import VERBS as DEVICE_VERBS
 from minigpt_edge_runtime.click_group import EdgeGroup
+from minigpt_edge_runtime.errors import UsageError
 
 _COMMANDS = "minigpt_edge.commands"
 VERBS = {
@@ -29,8 +31,14 @@ VERBS = {
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="minigpt-edge")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Turn a pretrained GPT-like model and a domain's text into a small model that runs offline."""
+    if parallel.started() > 1 and context.invoked_subcommand != "build":
+        raise UsageError(
+            f"{context.invoked_subcommand} does not work in several processes, only build does",
+            "start it by itself, without accelerate or torchrun",
+        )
 
 
 def main() -> None:

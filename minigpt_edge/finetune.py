@@ -110,7 +110,7 @@ def recover(
     import torch
 
     from minigpt_edge import attention
-    from minigpt_edge.checkpoint import load_model, save_model
+    from minigpt_edge.checkpoint import load_model
     from minigpt_edge.lora import Adapter
 
     settings = Settings(
@@ -158,15 +158,7 @@ def recover(
     session.run(data, before)
     result = session.result()
     if parallel.rank() == 0:
-        trained = session.trained
-        if parallel.wants_shards():  # the file takes a model that is whole
-            model = trained = load_model(checkpoint)
-        load_weights(trained, work / BEST)
-        if adapter:
-            adapter.merge()
-        save_model(model, checkpoint, out)
-        write_json(out / PROGRESS, result)
-        shutil.rmtree(work)
+        session.publish(out, result)
     return result
 
 
@@ -319,6 +311,20 @@ class _Session:
         nll = torch.tensor(sum_nll(model, parallel.share(self.sequences)), dtype=torch.float64)
         parallel.add_up(nll)
         return summary(float(nll), self.windows)
+
+    def publish(self, out: Path, result: dict[str, Any]) -> None:
+        """Write the best model and the report into `out`, and delete the training checkpoints."""
+        from minigpt_edge.checkpoint import load_model, save_model
+
+        model, trained = self.model, self.trained
+        if parallel.wants_shards():  # the file takes a model that is whole
+            model = trained = load_model(self.checkpoint)
+        load_weights(trained, self.work / BEST)
+        if self.adapter:
+            self.adapter.merge()
+        save_model(model, self.checkpoint, out)
+        write_json(out / PROGRESS, result)
+        shutil.rmtree(self.work)
 
     def elapsed(self) -> float:
         """Seconds spent on this recovery, interrupted runs included."""

@@ -47,6 +47,15 @@ def test_every_declared_dependency_is_pinned_within_its_range() -> None:
             assert numbers(pins()[name]) >= numbers(lowest), name
 
 
+def test_every_pin_has_hashes() -> None:
+    """Otherwise the installation stops there."""
+    text = (ROOT / "hashes.txt").read_text().replace(" \\\n", "")
+    entries = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert {entry[0] for entry in entries} == {f"{normal(name)}=={v}" for name, v in pins().items()}
+    assert all(entry[1:] for entry in entries)
+    assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for entry in entries for h in entry[1:])
+
+
 def numbers(version: str) -> list[int]:
     """The release part of a version, for comparing."""
     return [int(part) for part in re.findall(r"\d+", version.split("+")[0])]

@@ -4,25 +4,32 @@
 
 Needs pip and a C++ compiler. Three steps, because two of the packages need care: torch (the CPU build, where
 the package index offers one with gigabytes of CUDA libraries) and llama-cpp-python (compiled here, with only
-the parts that are used). Everything is pinned by constraints.txt.
+the parts that are used). Everything is pinned by constraints.txt, and pip takes no file whose sha256 is not
+in hashes.txt (tools/lock.py writes it).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
+HASHES = ROOT / "hashes.txt"
 SLIM = ROOT / "tools" / "llama_cpp.cmake"
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
+BUILD = ("editables", "hatchling")  # what installs the project itself
 DEVELOPMENT = ("jsonschema", "lm-eval", "mypy", "onnxruntime-genai", "openai", "playwright", "pytest", "ruff")
 
 
@@ -35,7 +42,7 @@ def main() -> int:
             "this Python is not in a virtual environment",
             "python3 -m venv .venv, then .venv/bin/python tools/install.py",
         )
-    if not (torch() and llama_cpp() and pip("install", "-e", str(ROOT), *DEVELOPMENT)):
+    if not (torch() and llama_cpp() and project()):
         return fail(
             "the installation did not finish", "see pip's message above, then run the same command again"
         )
@@ -49,14 +56,15 @@ def torch() -> bool:
         return True
     if sys.platform == "linux":
         say(f"torch {wanted} for the CPU, about 190 MB")
-        index = ("--extra-index-url", CPU_TORCH, "--retries", "1", "--timeout", "15")
-        if pip("install", "--no-deps", *index, f"torch=={wanted}+cpu"):
+        index = ("--no-deps", "--extra-index-url", CPU_TORCH, "--retries", "1", "--timeout", "15")
+        known = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
+        if checked([f"torch=={wanted}+cpu"], *index) if known else pip(*index, f"torch=={wanted}+cpu"):
             return True
         say(
             f"no CPU build of torch within reach (it is at {CPU_TORCH}); the package index's own follows, "
             "which on Linux brings several GB of CUDA libraries that nothing here uses"
         )
-    return pip("install", f"torch=={wanted}")
+    return pip(f"torch=={wanted}")
 
 
 def llama_cpp() -> bool:
@@ -85,7 +93,21 @@ def llama_cpp() -> bool:
             "llama.cpp is compiled for this processor, without its multimodal and common libraries: "
             f"about 3 minutes of processor time, shared by {cores} core{'s' * (cores > 1)}"
         )
-    return pip("install", f"llama-cpp-python=={wanted}", **environment)
+    return checked([f"llama-cpp-python=={wanted}"], "--no-deps", **environment)
+
+
+def project() -> bool:
+    """Install the project, linked to this folder, and all else that it and its development need."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        if not pip("--dry-run", "--quiet", "--report", str(report), *declared, *BUILD, *DEVELOPMENT):
+            return False
+        found = json.loads(report.read_text(encoding="utf-8"))["install"]
+    pins = [f"{part['metadata']['name']}=={part['metadata']['version']}" for part in found]
+    if pins and not checked(pins, "--no-deps"):
+        return False
+    return pip("--no-deps", "--no-build-isolation", "-e", str(ROOT))
 
 
 def own_pip_cache(cmake_arguments: str) -> Path | None:
@@ -116,11 +138,33 @@ def installed(name: str) -> str | None:
 
 
 def pip(*arguments: str, **environment: str) -> bool:
-    """Run pip in this environment under the constraints; True if it succeeded."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "-c", str(CONSTRAINTS)]
+    """Run `pip install` in this environment under the constraints; True if it succeeded."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *arguments]
+    if "--require-hashes" not in arguments:  # which take exact versions, and no constraints
+        command += ["-c", str(CONSTRAINTS)]
     return (
         subprocess.run(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL).returncode == 0
     )
+
+
+def checked(pins: list[str], *arguments: str, **environment: str) -> bool:
+    """Install exact versions from files whose hashes are in hashes.txt alone; True if it succeeded."""
+    known = {}
+    for entry in HASHES.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        pin, *hashes = entry.split() or [""]
+        known[pin] = hashes
+    lines = []
+    for pin in pins:
+        name, _, version = pin.partition("==")
+        plain = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version.split('+')[0]}"
+        if not known.get(plain):
+            say(f"hashes.txt has no file of {plain}: run tools/lock.py after a change of constraints.txt")
+            return False
+        lines.append(" ".join((pin, *known[plain])))
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text("\n".join(lines), encoding="utf-8")
+        return pip(*arguments, "--require-hashes", "-r", str(wanted), **environment)
 
 
 def say(text: str) -> None:

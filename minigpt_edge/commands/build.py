@@ -171,6 +171,8 @@ def build(
     from minigpt_edge.sizing import parse_count, parse_size
     from minigpt_edge_runtime.errors import UsageError
 
+    if dry_run and parallel.started() > 1:
+        raise UsageError("--dry-run is for one process", "start it without accelerate or torchrun")
     if no_recover and recover_until:
         raise UsageError("--no-recover and --recover-until contradict each other")
     recipe = Recipe(

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_build import SMALL, write_corpus, write_model
 
 from minigpt_edge.plan import read_plan
+from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,37 @@ def test_two_processes_build_what_one_does(inputs: Path, alone: dict[str, Any]) 
 def test_two_processes_with_shards_build_what_one_does(inputs: Path, alone: dict[str, Any]) -> None:
     launch = [part if part != "--multi_gpu" else "--use_fsdp" for part in LAUNCH]
     check_same(build(inputs, "shards", *launch), alone)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["domains"], "only build does"),
+        (["build", "--domain", "law", "--dry-run"], "is for one process"),
+    ],
+)
+def test_what_several_processes_may_not_do(
+    command: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from minigpt_edge.cli import cli
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code and message in str(done.exception)
+
+
+def test_a_step_is_dealt_out_evenly_or_refused() -> None:
+    from minigpt_edge.training_settings import Settings
+
+    def settings(processes: int, micro: int = 4096) -> Settings:
+        return Settings(4096, 512, 2048, 1e-3, 0, 1, 1, 1, None, micro_tokens=micro, processes=processes)
+
+    assert [settings(n).micro_batch for n in (1, 2, 4)] == [4, 2, 1]
+    assert settings(2, 512).micro_batch == 1
+    with pytest.raises(EdgeError, match="3 processes can't share"):
+        settings(3)
 
 
 RESUME = """

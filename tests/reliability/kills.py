@@ -5,7 +5,8 @@
 kills: a build of a tiny model is ended at moments spread over all that it writes: at the opening of a file,
 at a rename, or a little later, in the middle of writing; by SIGKILL, every fifth by Ctrl-C. Resumed, it must
 end with the files of a build that nobody disturbed.
-disk: the same on a file system that is too small (tmpfs, which needs root) and then is not.
+disk: the same on a file system that is too small (tmpfs, which needs root) and then is not; and on one that
+fills up while the build writes, at moments spread over all that it writes.
 twice: two builds of the same in one work directory at once; and with other work directories.
 """
 
@@ -29,7 +30,8 @@ sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "tests/e
 
 from tiny_build import SMALL, write_corpus, write_model  # noqa: E402
 
-# Every Python process reads this when it starts; the first one counts, and dies where it is told to.
+# Every Python process reads this when it starts; the first one counts, and dies where it is told to, or (0)
+# fills the file system.
 HOOK = """
 import os, signal, sys, threading
 log, at, number = os.environ.pop("WRITES", None), int(os.environ.pop("DIE_AT", -1)), 0
@@ -47,7 +49,12 @@ def hook(event, values):
     number += 1
     with open(log, "a") as file:
         file.write(f"{event} {path}\\n")
-    if number == at:
+    if number == at and how == 0:
+        where = os.statvfs(os.environ["WATCHED"])
+        full = os.open(os.environ["WATCHED"] + "/runs/full", os.O_WRONLY | os.O_CREAT)
+        os.posix_fallocate(full, 0, where.f_bavail * where.f_frsize)
+        os.close(full)
+    elif number == at:
         if number % 2 or how != signal.SIGKILL:
             os.kill(os.getpid(), how)
         else:
@@ -55,6 +62,8 @@ def hook(event, values):
 if log:
     sys.addaudithook(hook)
 """
+
+FILLED = 12  # builds whose disk fills up
 
 
 class Place:
@@ -101,17 +110,28 @@ def digests(bundle: Path) -> dict[str, str]:
     }
 
 
-def kills(place: Place, count: int, expected: dict[str, str]) -> dict[str, Any]:
-    """End builds at `count` of the moments at which one writes."""
-    log = place.folder / "writes"
-    whole = place.folder / "counted"
+def count_moments(place: Place, expected: dict[str, str]) -> list[str]:
+    """What a build that nobody disturbs writes, in order."""
+    log, whole = place.folder / "writes", place.folder / "counted"
+    log.unlink(missing_ok=True)
     process = place.start(whole, WRITES=str(log))
     process.communicate(timeout=600)
     assert process.returncode == 0 and digests(whole / "out") == expected
-    moments = log.read_text().splitlines()
+    shutil.rmtree(whole)
+    return [line.replace(str(whole) + "/", "") for line in log.read_text().splitlines()]
+
+
+def moment(index: int, count: int, moments: list[str]) -> int:
+    """The number of one of `count` moments spread over all."""
+    return 1 + index * (len(moments) - 1) // max(1, count - 1)
+
+
+def kills(place: Place, count: int, expected: dict[str, str]) -> dict[str, Any]:
+    """End builds at `count` of the moments at which one writes."""
+    log, moments = place.folder / "writes", count_moments(place, expected)
     rows: list[dict[str, Any]] = []
     for index in range(count):
-        at = 1 + index * (len(moments) - 1) // max(1, count - 1)
+        at = moment(index, count, moments)
         how = signal.SIGINT if index % 5 == 4 else signal.SIGKILL
         run = place.folder / "killed"
         shutil.rmtree(run, ignore_errors=True)
@@ -124,7 +144,7 @@ def kills(place: Place, count: int, expected: dict[str, str]) -> dict[str, Any]:
         same = place.finish(run) == expected
         row = {
             "moment": at,
-            "what": _relative(moments[at - 1], whole),
+            "what": moments[at - 1],
             "signal": how.name,
             "status": process.returncode,
             "seconds": round(lived, 2),
@@ -136,35 +156,67 @@ def kills(place: Place, count: int, expected: dict[str, str]) -> dict[str, Any]:
     return {"moments": len(moments), "kills": rows}
 
 
-def _relative(line: str, folder: Path) -> str:
-    return line.replace(str(folder) + "/", "")
-
-
 def disk(place: Place, expected: dict[str, str]) -> dict[str, Any]:
     """Builds on a file system that is too small, by several degrees, and then is made large enough."""
     needed = sum(p.stat().st_size for p in (place.folder / "whole").rglob("*") if p.is_file())
-    rows = []
+    run, rows = place.folder / "small", []
     for share in (0.05, 0.2, 0.4, 0.6, 0.8, 0.95):
-        run = place.folder / "small"
-        run.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={int(needed * share)}", "tmpfs", str(run)]
-        if subprocess.run(mount, capture_output=True).returncode:
-            run.rmdir()
+        if not mounted(run, int(needed * share)):
             return {"skipped": "mounting a tmpfs needs root"}
         try:
-            process = place.start(run)
-            said = process.communicate(timeout=600)[1]
-            clear = process.returncode == 1 and "Traceback" not in said
-            clear = clear and ("no space left" in said or "are free" in said)
+            error, clear = failed_for_space(place.start(run))
             subprocess.run(["mount", "-o", f"remount,size={needed * 3}", str(run)], check=True)
             same = place.finish(run) == expected
         finally:
-            subprocess.run(["umount", str(run)], check=True)
-            run.rmdir()
-        error = next((line for line in said.splitlines() if line.startswith("error:")), "")
+            unmounted(run)
         rows.append({"share": share, "said": error.replace(str(place.folder), ""), "ok": clear and same})
         print(json.dumps(rows[-1]), file=sys.stderr)
-    return {"bytes": needed, "runs": rows}
+    return {"bytes": needed, "runs": rows, "filled": filled(place, run, needed * 3, expected)}
+
+
+def filled(place: Place, run: Path, size: int, expected: dict[str, str]) -> list[dict[str, Any]]:
+    """Builds whose file system fills up just before a write, and then has room again."""
+    log, moments, rows = place.folder / "writes", count_moments(place, expected), []
+    for index in range(FILLED):
+        at = moment(index + 1, FILLED + 2, moments)
+        log.unlink(missing_ok=True)
+        mounted(run, size)
+        (run / "runs").mkdir()
+        try:
+            error, clear = failed_for_space(place.start(run, WRITES=str(log), DIE_AT=str(at), DIE_BY="0"))
+            kept = {p.name for p in (run / "cache" / "work").glob("*-*") if p.suffix == ""}
+            (run / "runs" / "full").unlink()
+            same = place.finish(run) == expected
+            there = kept <= {p.name for p in (run / "cache" / "work").glob("*-*")}
+        finally:
+            unmounted(run)
+        said = error.replace(str(place.folder), "")
+        rows.append({"moment": at, "what": moments[at - 1], "said": said, "ok": clear and same and there})
+        print(json.dumps(rows[-1]), file=sys.stderr)
+    return rows
+
+
+def mounted(run: Path, size: int) -> bool:
+    """Whether a file system of so many bytes could be put at an empty folder."""
+    run.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(run)]
+    if subprocess.run(mount, capture_output=True).returncode == 0:
+        return True
+    run.rmdir()
+    return False
+
+
+def unmounted(run: Path) -> None:
+    subprocess.run(["umount", str(run)], check=True)
+    run.rmdir()
+
+
+def failed_for_space(process: subprocess.Popen[str]) -> tuple[str, bool]:
+    """The error that a build ended with, and whether that is one clear message about space."""
+    said = process.communicate(timeout=600)[1]
+    error = next((line for line in said.splitlines() if line.startswith("error:")), "")
+    clear = process.returncode == 1 and "Traceback" not in said
+    return error, clear and ("no space left" in said or "are free" in said)
 
 
 def twice(place: Place, expected: dict[str, str]) -> dict[str, Any]:
@@ -203,7 +255,7 @@ def main() -> None:
         if "kills" in given.only:
             result["kills"] = kills(place, given.kills, expected)
     checks = [row["ok"] for row in result.get("kills", {}).get("kills", [])]
-    checks += [row["ok"] for row in result.get("disk", {}).get("runs", [])]
+    checks += [row["ok"] for part in ("runs", "filled") for row in result.get("disk", {}).get(part, [])]
     checks += [row["ok"] for row in result.get("twice", {}).values()]
     result["checks"], result["broken"] = len(checks), checks.count(False)
     if given.out:
