@@ -320,6 +320,31 @@ def _laser(result: dict[str, Any]) -> list[str]:
     return [_table("Rank reduction and facts (LASER)", columns, cells, note + _origin(result))]
 
 
+def _sizes(result: dict[str, Any]) -> list[str]:
+    cells = []
+    for row in result["rows"]:
+        took = {name: row["stages"][name]["seconds"] for name in ("prune", "export")}
+        cells.append(
+            [
+                row["shape"],
+                f"{row['parameters'] / 1e9:.2f} B",
+                f"{row['calibration_tokens']:,}",
+                duration(took["prune"]),
+                number(row["prune_seconds_per_1e12"], 1),
+                duration(took["export"]),
+                duration(row["seconds"]),
+                f"{row['peak_gib']:.1f} GiB",
+                f"{row['bound_gib']} GiB" if row["bound_gib"] else MISSING,
+            ]
+        )
+    columns = ["shape", "parameters", "tokens", "pruning", "s ÷ 10¹² parameters × tokens", "export"]
+    columns += ["whole build", "peak memory", "wanted"]
+    note = "Random weights of each shape, 42 % removed, no fine-tuning; each build in its own process. "
+    last = max(result["rows"], key=lambda row: row["date"])
+    note += _origin(last)
+    return [_table("Time and memory by size", columns, cells, note)]
+
+
 def _with_error(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f} ± {value['stderr']:.3f}"
 
@@ -337,4 +362,5 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "questions-terms": _terms,
     "laser": _laser,
     "families": _families,
+    "sizes": _sizes,
 }
