@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ from minigpt_edge import corpus, domains, held_out, tasks
 from minigpt_edge.packages import cache_dir
 from minigpt_edge_runtime.bundle import open_bundle
 from minigpt_edge_runtime.engine import Engine, open_engine
-from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 if TYPE_CHECKING:
     from minigpt_edge.console import Talk
+    from minigpt_edge.models import BaseModel
     from minigpt_edge.tasks.items import Item
 
 COMPLETIONS, TRANSLATIONS = 400, 100
@@ -31,12 +32,14 @@ class Subject:
         path: the model file, or the checkpoint's directory.
         domain: the bundle's, or the one that is asked for.
         base: the base model whose tokens perplexity counts: as `models.resolve_model` takes it.
+        made_from: what the bundle says of its base model, where none was given: name, source, sha256.
     """
 
     path: Path
     domain: str | None
     base: str | None
     document_start: str | None
+    made_from: dict[str, Any] | None = None
 
     @contextmanager
     def open(self, threads: int) -> Iterator[Engine]:
@@ -69,7 +72,8 @@ def subject_of(
     bundle = open_bundle(path, file, check=check)
     manifest = bundle.manifest
     known = domain or manifest.get("domain")
-    return Subject(bundle.model_path, known, base, bundle.document_start)
+    made_from = None if base else manifest.get("base_model")
+    return Subject(bundle.model_path, known, base, bundle.document_start, made_from)
 
 
 @dataclass(frozen=True)
@@ -212,13 +216,36 @@ def _windows(name: str, subject: Subject, request: Request, talk: Talk) -> dict[
 
 def _corpus(domain: str, subject: Subject, request: Request, talk: Talk) -> Path:
     """The corpus stage of a domain, as `build` makes it."""
-    from minigpt_edge import models, pipeline
+    from minigpt_edge import pipeline
     from minigpt_edge.recipe import Recipe
 
     recipe = Recipe(domain=domain, offline=request.offline)
-    base = models.resolve_model(subject.base, offline=request.offline)
+    base = _base_model(subject, request.offline)
     sources, work = pipeline.corpus_sources(recipe), cache_dir() / "work"
     return pipeline.corpus_stage(work, recipe, base, sources, talk, to_train=False).path
+
+
+def _base_model(subject: Subject, offline: bool) -> BaseModel:
+    """The base model that was given, or else the bundle's; the default one for a file that tells nothing.
+
+    Raises:
+        UsageError: the bundle's can't be found from what the bundle says of it.
+    """
+    from minigpt_edge import models
+
+    if not subject.made_from:
+        return models.resolve_model(subject.base, offline=offline)
+    name, source = (str(subject.made_from.get(key)) for key in ("name", "source"))
+    short = [key for key, entry in models.known_models().items() if entry["title"] == name]
+    for wanted in (*short, source, name):
+        with suppress(EdgeError):  # a bundle is no reason to fetch anything but a model with a short name
+            found = models.resolve_model(wanted, offline=offline or wanted not in short)
+            if found.fingerprint == subject.made_from.get("sha256"):
+                return found
+    raise UsageError(
+        f"the bundle was made from {name} ({source}), which is not found, and perplexity counts its tokens",
+        "give that model with --base-model",
+    )
 
 
 def _text(engine: Engine, name: str, content: dict[str, Any], talk: Talk) -> dict[str, Any]:

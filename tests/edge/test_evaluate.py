@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -18,15 +19,17 @@ from tiny_build import WORDS, write_corpus, write_model
 from minigpt_edge import tasks
 from minigpt_edge.checkpoint import load_model
 from minigpt_edge.cli import cli
+from minigpt_edge.console import Talk
 from minigpt_edge.evaluate.multiple_choice import answer, summarize
 from minigpt_edge.evaluate.torch_engine import TorchEngine
-from minigpt_edge.evaluating import subject_of
+from minigpt_edge.evaluating import Request, Subject, evaluate, subject_of
 from minigpt_edge.models import resolve_model
 from minigpt_edge.pairs import format_pair
 from minigpt_edge.tasks.items import Item
 from minigpt_edge_export.gguf import write_gguf
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.choices import encode_pair, score_pairs
+from minigpt_edge_runtime.errors import UsageError
 
 ITEMS = [
     Item(("the licensee shall not",), (" distribute", " copy the work", " zebras and dogs", " or"), 0),
@@ -91,6 +94,19 @@ def test_likelihoods_are_those_of_the_tokens_that_the_context_lacks(place: Path,
                 expected = sum(float(rows[at, ids[0, at + 1]]) for at in places)
                 assert score == pytest.approx(expected, rel=0.02, abs=0.02)
                 assert likeliest == all(int(rows[at].argmax()) == int(ids[0, at + 1]) for at in places)
+
+
+def test_a_bundle_is_scored_by_its_own_base_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
+    base = resolve_model(str(place / "model"))
+    said = {"name": "model", "source": str(place / "model"), "sha256": base.fingerprint}
+    subject = Subject(place / "model.gguf", "clauses", None, None, said)
+    with Talk(quiet=True) as talk:
+        found = evaluate(subject, ["text"], Request(threads=1), talk)["tasks"]["text:clauses"]
+        assert found["bits_per_byte"] > 0 and found["perplexity_per_base_token"] > 1
+        other = dataclasses.replace(subject, made_from={**said, "sha256": "0" * 64})
+        with pytest.raises(UsageError, match="made from model .* which is not found"):
+            evaluate(other, ["text"], Request(threads=1), talk)
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(place: Path) -> None:
