@@ -16,8 +16,8 @@ setup: $(READY) ## create .venv and install everything, pinned (about 4 minutes 
 demo: $(READY) ## build the law model with the default settings (about 15 minutes)
 	$(BIN)/minigpt-edge build --domain law --target gguf-q4
 
-test: $(READY) ## run the tests that need no real model (about 7 minutes on two cores)
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests that need no real model (about 4 minutes on two cores)
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 test-slow: $(READY) ## run the tests with real models and installations (minutes)
 	$(BIN)/python -m pytest -m slow

@@ -30,7 +30,17 @@ HASHES = ROOT / "hashes.txt"
 SLIM = ROOT / "tools" / "llama_cpp.cmake"
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 BUILD = ("editables", "hatchling")  # what installs the project itself
-DEVELOPMENT = ("jsonschema", "lm-eval", "mypy", "onnxruntime-genai", "openai", "playwright", "pytest", "ruff")
+DEVELOPMENT = (
+    "jsonschema",
+    "lm-eval",
+    "mypy",
+    "onnxruntime-genai",
+    "openai",
+    "playwright",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+)
 
 
 def main() -> int:
