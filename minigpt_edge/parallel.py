@@ -23,12 +23,17 @@ _FSDP = "ACCELERATE_USE_FSDP"
 
 def started() -> int:
     """How many processes the launcher started, by its environment variables."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return _number("WORLD_SIZE") if "RANK" in os.environ else 1
 
 
 def on_this_machine() -> int:
     """How many of them share this machine's cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return _number("LOCAL_WORLD_SIZE") if "RANK" in os.environ else 1
+
+
+def _number(variable: str) -> int:
+    value = os.environ.get(variable, "")
+    return max(1, int(value)) if value.isdigit() else 1
 
 
 def wants_shards() -> bool:

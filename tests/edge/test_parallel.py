@@ -118,6 +118,7 @@ def test_what_several_processes_may_not_do(
 
     from minigpt_edge.cli import cli
 
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = CliRunner().invoke(cli, command)
     assert done.exit_code and message in str(done.exception)
