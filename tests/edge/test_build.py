@@ -128,10 +128,8 @@ def test_run_and_verify_accept_the_bundle(place: Path, built: Path) -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("corpus", "export-")),
-        "prune",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("corpus", "prune", "export-", "export-gguf-q8")),
         "recover",
-        "export-gguf-q8",
     ],
 )
 def test_killed_anywhere_it_resumes_to_the_same_file(

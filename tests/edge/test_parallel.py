@@ -121,7 +121,7 @@ def test_what_several_processes_may_not_do(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = CliRunner().invoke(cli, command)
-    assert done.exit_code and message in str(done.exception)
+    assert done.exit_code == 2 and message in done.stderr
 
 
 def test_a_step_is_dealt_out_evenly_or_refused() -> None:
