@@ -23,6 +23,7 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
         return {}
     result = json.loads(source.read_text(encoding="utf-8"))
     parts = [_head(result), _corpora(result["domains"]), _perplexity(result["domains"])]
+    parts += [_second(result["second"])] if result.get("second") else []
     parts += [*_questions(result["domains"]), _forgetting(result["domains"]), *_training(result["domains"])]
     return {docs / "results.md": "\n\n".join(part for part in parts if part) + "\n"}
 
@@ -81,7 +82,13 @@ def _bits(text: Mapping[str, Any]) -> str:
     return f"{text['bits_per_byte']:.4f} ± {2 * (text.get('stderr') or 0):.4f}"
 
 
-def _perplexity(domains: Mapping[str, Any]) -> str:
+def _second(domains: Mapping[str, Any]) -> str:
+    name = next(iter(domains.values()))["model"]
+    note = f"{name}, which was trained on simple stories alone and knows nothing of the domain."
+    return _perplexity(domains, "Another base model", note)
+
+
+def _perplexity(domains: Mapping[str, Any], title: str = "Size, perplexity and speed", note: str = "") -> str:
     rows = []
     for name, found in domains.items():
         dense = next(row for row in found["rows"] if row["model"] == "dense" and row["type"] == "f16")
@@ -98,7 +105,7 @@ def _perplexity(domains: Mapping[str, Any]) -> str:
                 ]
             )
     columns = ("model", "file", "of dense F16", "perplexity", "bits per byte", "tokens/s")
-    return _table("Size, perplexity and speed", columns, rows)
+    return _table(title, columns, rows, note)
 
 
 def _questions(domains: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,8 @@
     python benchmarks/domains.py [--only DOMAIN ...] [--threads N]
 
 Every figure is of the GGUF file in llama.cpp, on the domain's test split, and of four-bit files on the test
-windows of the other domains and of general text too: what specialising cost there. Steps are finished
+windows of the other domains and of general text too: what specialising cost there. A second base model goes
+through two of the domains. Steps are finished
 stages, so an interrupted run goes on where it was. Writes benchmarks/results/domains.json.
 """
 
@@ -17,10 +18,12 @@ from typing import Any
 
 import front
 import methods
+import stories
 
 RESULT = methods.RESULTS / "domains.json"
 DOMAINS = ("law", "medical", "economics", "games", "translation")
 GENERAL = "general"
+SECOND = ("law", "games")  # of the second base model
 SPARSITIES = {"law": (0.2, 0.42, 0.6)}
 FOUR_BITS = "iq4_nl"
 QUESTIONS = 300  # of each set at most, drawn by a fixed seed
@@ -59,7 +62,7 @@ def evaluated(bench: methods.Bench, domain: str, kind: str, stage: Any, path: Pa
     from minigpt_edge_runtime.measure import run_fresh
 
     threads = bench.recipe.threads
-    subject = evaluating.Subject(path, domain, None, bench.base.document_start)
+    subject = evaluating.Subject(path, domain, bench.recipe.model, bench.base.document_start)
     names = ["text", "completion"]
     names += ["mcq"] if domain != "games" else []  # no question set is known for it
     if kind != "f16":
@@ -113,19 +116,31 @@ def main() -> None:
     """Run the domains that are asked for, keeping the others' rows."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.console import Talk
+    from minigpt_edge.packages import cache_dir
 
     parser = argparse.ArgumentParser(description="The five domains.")
     parser.add_argument("--only", nargs="+", choices=DOMAINS, default=list(DOMAINS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    found = json.loads(RESULT.read_text())["domains"] if RESULT.exists() else {}
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {"domains": {}, "second": {}}
     with Talk() as talk:
         for domain in given.only:
             bench = methods.opened(given.threads, talk=talk, domain=domain)
-            splits = bench.text.metrics["splits"]
-            dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
-            found[domain] = {"splits": splits, "dropped": dropped, "rows": rows_of(bench, domain)}
-            methods.write(RESULT, bench, {"domains": found})
+            found["domains"][domain] = of_domain(bench, domain)
+            methods.write(RESULT, bench, {key: found[key] for key in ("domains", "second")})
+            if domain not in SECOND:
+                continue
+            other = methods.opened(
+                given.threads, talk=talk, domain=domain, model=str(stories.base_model(cache_dir()))
+            )
+            found["second"][domain] = {"model": stories.NAME, **of_domain(other, domain)}
+            methods.write(RESULT, bench, {key: found[key] for key in ("domains", "second")})
+
+
+def of_domain(bench: methods.Bench, domain: str) -> dict[str, Any]:
+    """What is told of a domain under one base model."""
+    dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
+    return {"splits": bench.text.metrics["splits"], "dropped": dropped, "rows": rows_of(bench, domain)}
 
 
 if __name__ == "__main__":

@@ -120,18 +120,24 @@ class Bench:
         return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
 
 
-def opened(threads: int, corpus: Path | None = None, talk: Any = None, domain: str = "law") -> Bench:
-    """A domain's corpus, or another, and the default model, dense quality included."""
+def opened(
+    threads: int,
+    corpus: Path | None = None,
+    talk: Any = None,
+    domain: str = "law",
+    model: str | None = None,
+) -> Bench:
+    """A domain's corpus, or another, and a model, by default the default one, dense quality included."""
     from minigpt_edge import models, pipeline
     from minigpt_edge.console import Talk
     from minigpt_edge.packages import cache_dir
     from minigpt_edge.recipe import Recipe
 
     source: dict[str, Any] = {"corpus": (str(corpus),)} if corpus else {"domain": domain}
-    recipe = Recipe(**source, threads=threads, recover="no")
+    recipe = Recipe(**source, model=model, threads=threads, recover="no")
     work, talk = cache_dir() / "work", talk or Talk()
     work.mkdir(parents=True, exist_ok=True)
-    base = models.resolve_model()
+    base = models.resolve_model(model)
     text = pipeline.corpus_stage(work, recipe, base, pipeline.corpus_sources(recipe), talk)
     return Bench(work, base, text, recipe, talk, pipeline.dense_stage(work, recipe, base, text, talk))
 
