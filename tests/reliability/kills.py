@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     result: dict[str, Any] = {}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells have it ignored
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
         expected = place.finish(place.folder / "whole")
