@@ -90,7 +90,8 @@ class Export:
         """The parity gate; its figures go to `out`/parity.json, and to the work directory if it fails."""
         from minigpt_edge_export.verify import check
 
-        evidence = self.work / "parity-failure.json"
+        # builds at once share the work directory
+        evidence = self.work / f"parity-failure-{out.name.removesuffix('.partial')}.json"
         logits, token_parity = check(
             model,
             kind=kind,
