@@ -15,7 +15,7 @@ from minigpt_edge_export.families import BUFFERS, FAMILIES, Family
 from minigpt_edge_export.pretokenizers import check_tokenizer, name_of
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json, write_json, write_text
+from minigpt_edge_runtime.files import os_error, read_json, understanding, write_json, write_text
 
 SMALL_FILES = (
     "config.json",
@@ -98,12 +98,13 @@ def convert_directory(source: Path, target: Path) -> None:
             "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), or use another model",
         )
     tokenizer = read_json(source / "tokenizer.json")
-    if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
-        # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
-        tokenizer["normalizer"] = None
-    check_tokenizer(tokenizer)
-    # A config that names it is believed; the export compares token ids with llama.cpp in any case.
-    tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
+    with understanding(source / "tokenizer.json"):
+        if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
+            # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
+            tokenizer["normalizer"] = None
+        check_tokenizer(tokenizer)
+        # A config that names it is believed; the export compares token ids with llama.cpp in any case.
+        tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
     config = _explicit_config(source)
     config["minigpt_edge"] = {"tokenizer_pre": tokenizer_pre}
     _copy_tokenizer(source, target, config, tokenizer)
