@@ -215,9 +215,8 @@ def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path:
     cases.append((cut, "ends before its last tensor"))
     (shutil.copytree(model_dir, tmp_path / "8") / "tokenizer.json").unlink()
     cases.append((tmp_path / "8", "no tokenizer.json"))
-    odd = shutil.copytree(model_dir, tmp_path / "9") / "tokenizer.json"
-    odd.write_text(json.dumps({**json.loads(odd.read_text()), "model": "BPE"}))
-    cases.append((odd.parent, "tokenizer.json is damaged"))
+    odd = changed(model_dir, tmp_path / "10", "tokenizer.json", {"model": "BPE"})
+    cases.append((odd, "tokenizer.json is damaged"))
     for folder, message in cases:
         with pytest.raises(EdgeError, match=message):
             resolve_model(str(folder), cache=tmp_path / "cache")
