@@ -300,12 +300,14 @@ class _Session:
     def _scores(self) -> dict[str, float]:
         import torch
 
+        from minigpt_edge import attention
         from minigpt_edge.checkpoint import load_model
         from minigpt_edge.sharding import is_sharded, put_weight, whole_weights
 
         model = self.model
         if is_sharded(model):  # for this, each process has a copy that is whole
             model = load_model(self.checkpoint)
+            attention.use_in(model)
             for name, tensor in whole_weights(self.model).items():
                 put_weight(model, name, tensor)
         nll = torch.tensor(sum_nll(model, parallel.share(self.sequences)), dtype=torch.float64)

@@ -118,7 +118,12 @@ def count_moments(place: Place, expected: dict[str, str]) -> list[str]:
     process.communicate(timeout=600)
     assert process.returncode == 0 and digests(whole / "out") == expected
     shutil.rmtree(whole)
-    return [line.replace(str(whole) + "/", "") for line in log.read_text().splitlines()]
+    return [within(whole, line) for line in log.read_text().splitlines()]
+
+
+def within(run: Path, said: str) -> str:
+    """What was said, without where the build's folder and its cache are."""
+    return said.replace(f"{run}/", "").replace("cache/", "")
 
 
 def moment(index: int, count: int, moments: list[str]) -> int:
@@ -169,7 +174,7 @@ def disk(place: Place, expected: dict[str, str]) -> dict[str, Any]:
             same = place.finish(run) == expected
         finally:
             unmounted(run)
-        rows.append({"share": share, "said": error.replace(str(place.folder), ""), "ok": clear and same})
+        rows.append({"share": share, "said": within(run, error), "ok": clear and same})
         print(json.dumps(rows[-1]), file=sys.stderr)
     return {"bytes": needed, "runs": rows, "filled": filled(place, run, needed * 3, expected)}
 
@@ -190,8 +195,8 @@ def filled(place: Place, run: Path, size: int, expected: dict[str, str]) -> list
             there = kept <= {p.name for p in (run / "cache" / "work").glob("*-*")}
         finally:
             unmounted(run)
-        said = error.replace(str(place.folder), "")
-        rows.append({"moment": at, "what": moments[at - 1], "said": said, "ok": clear and same and there})
+        said = {"what": moments[at - 1], "said": within(run, error)}
+        rows.append({"moment": at, **said, "ok": clear and same and there})
         print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
