@@ -157,6 +157,8 @@ def measured(command: list[str]) -> tuple[float, float]:
 
 def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One shape through the stages; a row of the result."""
+    from minigpt_edge import checkpoint, memory
+
     settings, bound = SHAPES[name]
     if given.blocks:
         settings = {**settings, "num_hidden_layers": given.blocks}
@@ -167,12 +169,14 @@ def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command += ["--work", str(folder / "work"), "--out", str(folder / "out")]
     command += ["--calibration-tokens", str(given.calibration_tokens), "--threads", str(given.threads)]
     command += [part for target in given.target for part in ("--target", target)]
-    seconds, memory = measured(command)
+    seconds, peak = measured(command)
     stages = {}
     for manifest in sorted(folder.glob("work/*/manifest.json")):
         record = json.loads(manifest.read_text())
         stages[record["stage"]] = {"seconds": record["seconds"], "peak_rss_mb": record["peak_rss_mb"]}
     prune = stages["prune"]["seconds"]
+    model = folder / "model"
+    estimate = partial(memory.of_pruning, checkpoint.read_config(model), parameters, given.calibration_tokens)
     return {
         "shape": name,
         "blocks": settings["num_hidden_layers"],
@@ -182,7 +186,8 @@ def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": given.threads,
         "seconds": seconds,
         # stages set the system's figure back when they begin
-        "peak_gib": max(memory, *(stage["peak_rss_mb"] * 1e6 / 2**30 for stage in stages.values())),
+        "peak_gib": max(peak, *(stage["peak_rss_mb"] * 1e6 / 2**30 for stage in stages.values())),
+        "pruning_estimated_gib": estimate(lazy=checkpoint.is_large(model)) / 2**30,
         "bound_gib": bound,
         "stages": stages,
         "prune_seconds_per_1e12": prune / (parameters * given.calibration_tokens / 1e12),
