@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-DOCUMENTS = 60
+DOCUMENTS = 120
 RESULT = Path(__file__).parent / "results" / "sizes.json"
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_parameters": ROPE}
