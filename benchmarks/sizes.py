@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-DOCUMENTS = 120
+DOCUMENTS = {"train": 60, "validation": 5, "test": 5}  # they come to the same splits again
 RESULT = Path(__file__).parent / "results" / "sizes.json"
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_parameters": ROPE}
@@ -91,7 +91,7 @@ SHAPES: dict[str, tuple[dict[str, Any], float | None]] = {
 
 
 def write_texts(path: Path) -> None:
-    """The first documents of the law domain's training split."""
+    """The first documents of the law domain's splits."""
     from minigpt_edge import corpus, models, pipeline
     from minigpt_edge.console import Talk
     from minigpt_edge.packages import cache_dir
@@ -100,7 +100,11 @@ def write_texts(path: Path) -> None:
     recipe, work = Recipe(domain="law"), cache_dir() / "work"
     sources = pipeline.corpus_sources(recipe)
     text = pipeline.corpus_stage(work, recipe, models.resolve_model(), sources, Talk(quiet=True))
-    documents = corpus.read_split(text.path, "train")[:DOCUMENTS]
+    documents = [
+        document
+        for split, count in DOCUMENTS.items()
+        for document in corpus.read_split(text.path, split)[:count]
+    ]
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
 
 
