@@ -17,8 +17,8 @@ from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
 from minigpt_edge.backward import backward
-from minigpt_edge.moments import bf16_products
 from minigpt_edge.plan import BlockPlan
+from minigpt_edge.precision import compute_dtype, products_of
 from minigpt_edge.prune.least_squares import DAMPING, factor, removal_costs
 from minigpt_edge.resident import put_by
 from minigpt_edge_runtime.errors import EdgeError
@@ -46,7 +46,7 @@ class Costs:
 
 def _gram(x: Tensor) -> Tensor:
     x = x.detach().flatten(0, -2)
-    with torch.autocast("cpu", enabled=False), bf16_products():
+    with torch.autocast("cpu", enabled=False), products_of(compute_dtype()):
         wide = x.float().t()
         return wide @ wide.t()
 
@@ -65,7 +65,7 @@ class _Probe:
         self._handle.remove()
 
     def _forward(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.gram = self.gram + _gram(inputs[0].bfloat16())
+        self.gram = self.gram + _gram(inputs[0].to(compute_dtype()))
         output.register_hook(self._backward)
 
     def _backward(self, gradient: Tensor) -> None:

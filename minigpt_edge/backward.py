@@ -12,7 +12,7 @@ from torch.nn import functional  # noqa: TID253
 from minigpt_edge.archs.base import Arch
 from minigpt_edge.chunked_loss import chunk_rows
 from minigpt_edge.evaluate.perplexity import head_of
-from minigpt_edge.fast_llama import compute_dtype
+from minigpt_edge.precision import compute_dtype
 from minigpt_edge.resident import resident
 
 MICRO_BATCH_TOKENS = 2048

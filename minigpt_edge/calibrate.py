@@ -108,7 +108,7 @@ def _walk(stream: Stream, model: nn.Module) -> Iterator[tuple[int, Any, Half, Un
     arch = stream.arch
     for index, block in enumerate(arch.blocks(model)):
         with resident(block):
-            fast = copy.deepcopy(block).bfloat16()
+            fast = copy.deepcopy(block).to(stream.dtype)
             for half in stream.halves(block):
                 read = torch.zeros(stream.pruned.shape[-1])
                 values, _ = stream.gather(half, block, fast, read)
@@ -211,7 +211,7 @@ def _shrink_half(
 ) -> Tensor:
     """Choose, cut and refit one half of a block; ascending indices of the groups or neurons that stay."""
     index, linear = choice.index // 2, half.out(block)
-    fast = copy.deepcopy(block).bfloat16()
+    fast = copy.deepcopy(block).to(stream.dtype)
     read = torch.zeros(stream.pruned.shape[-1])
     values, moments = stream.gather(half, block, fast, read)
     statistics = choice.statistics(values, moments, linear.weight.t(), half.group)

@@ -18,15 +18,10 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
 from minigpt_edge.attention import causal_attention
+from minigpt_edge.precision import compute_dtype
 
 QUERY_ROWS = 128  # of the score matrix at a time: fewer do less beyond the diagonal but compile for longer
 MOST_ATTENTION_SIZES = 8  # each is compiled on its own, for about 8 seconds; MLP widths share one
-
-
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it, else float32."""
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 class Linear(torch.autograd.Function):

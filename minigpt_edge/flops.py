@@ -34,7 +34,7 @@ def matmul_flops(
     """Operations per second of a square product in the training dtype on all threads, the best of some."""
     import torch
 
-    from minigpt_edge.fast_llama import compute_dtype
+    from minigpt_edge.precision import compute_dtype
 
     a = torch.ones(size, size, dtype=compute_dtype())
     best, deadline = float("inf"), time.monotonic() + seconds

@@ -17,7 +17,6 @@ from minigpt_edge_runtime.errors import EdgeError
 PROCESS = 900 << 20  # torch, transformers and what they load
 COMPILED = 400 << 20  # the compiler of the training step
 GRAMS = 5  # matrices of a half's width that a refit holds
-ACTIVATION_BYTES = 2  # bfloat16
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -42,13 +41,14 @@ def of_pruning(config: dict[str, Any], parameters: int, tokens: int, *, lazy: bo
         lazy: blocks stay on disk.
     """
     from minigpt_edge.evaluate.perplexity import BATCH_TOKENS
+    from minigpt_edge.precision import compute_dtype
     from minigpt_edge.streams import KEPT_BYTES
 
     hidden, width, rows = (config[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
     tables = rows * hidden * (1 if config["tie_word_embeddings"] else 2)
     block = (parameters - tables) / config["num_hidden_layers"]
     weights = 4 * (tables + 3 * block) if lazy else 4 * 1.2 * parameters
-    streams = 2 * 4 * tokens * hidden + min(KEPT_BYTES, 2 * tokens * width)
+    streams = 2 * 4 * tokens * hidden + min(KEPT_BYTES, compute_dtype().itemsize * tokens * width)
     logits = 2 * 4 * BATCH_TOKENS * rows
     return math.ceil(PROCESS + weights + streams + GRAMS * 4 * width**2 + logits)
 
@@ -63,12 +63,15 @@ def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: in
         micro: tokens of one forward and backward pass.
         lora: adapters are trained in place of all weights.
     """
+    from minigpt_edge.precision import compute_dtype
+
+    size = compute_dtype().itemsize
     hidden, width, blocks = (
         config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
     )
     trained = 4 * parameters * (1 if lora else 4)  # weights; gradients and AdamW's two moments
-    step = micro * blocks * (10 * hidden + 4 * width) * ACTIVATION_BYTES
-    return math.ceil(PROCESS + COMPILED + trained + 2 * teacher + 4 * parameters + step)
+    step = micro * blocks * (10 * hidden + 4 * width) * size
+    return math.ceil(PROCESS + COMPILED + trained + size * teacher + 4 * parameters + step)
 
 
 def check(needed: int, limit: int | None, what: str) -> None:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor  # noqa: TID253
 
 from minigpt_edge import parallel
+from minigpt_edge.precision import products_of
 
 GRAM_COLUMNS = 256
 CHUNK_TOKENS = 4096
-
-
-@contextmanager
-def bf16_products() -> Iterator[None]:
-    """Float32 matrix products with bfloat16 factors and float32 sums: exact for bfloat16 input.
-
-    A plain bfloat16 product would round the sums too, and the Gram matrix would not be positive definite.
-    """
-    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
 
 
 def mirror(gram: Tensor) -> None:
@@ -57,8 +41,8 @@ class Moments:
         return cls(torch.zeros(units, units), torch.zeros(units, outputs))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add bfloat16 x [tokens, units] and float32 y [tokens, outputs]."""
-        with bf16_products():
+        """Add x [tokens, units], bfloat16 or float32, and float32 y [tokens, outputs]."""
+        with products_of(x.dtype):
             wide = x.float()
             for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
                 rows = slice(start, start + GRAM_COLUMNS)
@@ -101,7 +85,7 @@ class Means:
 
     @classmethod
     def of(cls, values: Iterable[Tensor]) -> Means:
-        """From bfloat16 values [..., units], in parts, and those of the other processes."""
+        """From values [..., units], in parts, and those of the other processes."""
         sums: Tensor | float = 0.0
         tokens = 0
         for some in values:

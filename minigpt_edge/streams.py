@@ -13,6 +13,7 @@ from torch import Tensor, nn  # noqa: TID253
 from minigpt_edge import parallel
 from minigpt_edge.archs.base import Arch
 from minigpt_edge.moments import Moments
+from minigpt_edge.precision import compute_dtype
 from minigpt_edge_runtime.errors import EdgeError
 
 MICRO_BATCH_TOKENS = 4096
@@ -43,12 +44,13 @@ class Stream:
     Attributes:
         pruned: of the model as it is so far.
         dense: of the dense model; None where nothing is refitted to it.
-        entered: both as they entered the block, bfloat16, where its MLP reads that.
+        entered: both as they entered the block, where its MLP reads that, in `dtype`.
         tokens: of all windows.
+        dtype: of the products of the forward passes.
     """
 
     def __init__(self, arch: Arch, model: nn.Module, windows: Tensor, *, two: bool) -> None:
-        self.arch, self.tokens = arch, windows.numel()
+        self.arch, self.tokens, self.dtype = arch, windows.numel(), compute_dtype()
         held_out = max(1, int(len(windows) * VALIDATION_SHARE))
         parts = parallel.share(windows[:held_out]), parallel.share(windows[held_out:])
         if not len(parts[1]):
@@ -59,7 +61,7 @@ class Stream:
         self.held_out, windows = len(parts[0]), torch.cat(parts)
         self.pruned = arch.embed(model, windows).detach().clone()
         self.dense = self.pruned.clone() if two else None
-        self.position = tuple(part.bfloat16() for part in arch.positions(model, self.pruned))
+        self.position = tuple(part.to(self.dtype) for part in arch.positions(model, self.pruned))
         self.entered: tuple[Tensor, Tensor | None] | None = None
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
 
@@ -67,7 +69,8 @@ class Stream:
         """The two halves of a block that the streams enter now, in the order they are computed."""
         arch = self.arch
         if arch.parallel(block):
-            self.entered = self.pruned.bfloat16(), None if self.dense is None else self.dense.bfloat16()
+            dense = None if self.dense is None else self.dense.to(self.dtype, copy=True)
+            self.entered = self.pruned.to(self.dtype, copy=True), dense
         return (
             Half(
                 "attention",
@@ -97,7 +100,7 @@ class Stream:
         """Advance the dense stream by a half; the pruned stream's units and [fitted, held-out] moments.
 
         Args:
-            block: float32, for its norms; fast: its bfloat16 copy.
+            block: float32, for its norms; fast: its copy in the stream's dtype.
             read: float32 [hidden], zeros; becomes the summed squared inputs.
 
         Returns:
@@ -111,7 +114,7 @@ class Stream:
         for rows, part in self.batches():
             values = units.compute(rows, read)
             if self.dense is not None and taught is not None:
-                wanted = half.values(fast, half.enter(block, taught[rows].float()).bfloat16())
+                wanted = half.values(fast, half.enter(block, taught[rows].float()).to(self.dtype))
                 self.dense[rows] += half.out(fast)(wanted)
                 wanted = self.dense[rows] - self.pruned[rows]
                 wanted = wanted if bias is None else wanted - bias
@@ -129,8 +132,8 @@ class Stream:
     def advance(self, units: Units, kept: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Add units[..., kept] @ weight [kept, hidden] + bias to the pruned stream."""
         # zero rows for what goes: multiplying all of it is faster than gathering what stays
-        full = torch.zeros(units.width, weight.shape[1], dtype=torch.bfloat16)
-        full[kept] = weight.bfloat16()
+        full = torch.zeros(units.width, weight.shape[1], dtype=self.dtype)
+        full[kept] = weight.to(self.dtype)
         for rows, _ in self.batches():
             self.pruned[rows] += units[rows] @ full
         if bias is not None:
@@ -138,7 +141,7 @@ class Stream:
 
 
 class Units:
-    """What the kept stream makes of a half: neurons, or mixed values of heads; bfloat16 [windows, s, width].
+    """What the kept stream makes of a half: neurons, or mixed values of heads [windows, s, width].
 
     Kept where they are few, else computed again for every batch of windows that is asked for.
     """
@@ -147,8 +150,8 @@ class Units:
         self.stream, self.half, self.block, self.fast = stream, half, block, fast
         self.width = half.out(fast).in_features
         shape = (*stream.pruned.shape[:2], self.width)
-        few = 2 * math.prod(shape) <= KEPT_BYTES
-        self.values = torch.empty(shape, dtype=torch.bfloat16) if few else None
+        few = stream.dtype.itemsize * math.prod(shape) <= KEPT_BYTES
+        self.values = torch.empty(shape, dtype=stream.dtype) if few else None
 
     def compute(self, rows: slice, read: Tensor | None = None) -> Tensor:
         """The units of some windows, from the stream as it is; adds up squared inputs [hidden] in `read`."""
@@ -156,7 +159,7 @@ class Units:
         normalised = self.half.enter(self.block, entering)
         if read is not None:
             read += normalised.square().sum((0, 1))
-        values = self.half.values(self.fast, normalised.bfloat16())
+        values = self.half.values(self.fast, normalised.to(self.stream.dtype))
         if self.values is not None:
             self.values[rows] = values
         return values

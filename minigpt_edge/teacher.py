@@ -35,7 +35,7 @@ class Teacher:
         """
         from minigpt_edge import attention
         from minigpt_edge.checkpoint import load_model, trim_embeddings
-        from minigpt_edge.fast_llama import compute_dtype
+        from minigpt_edge.precision import compute_dtype
 
         model = load_model(self.checkpoint)
         trim_embeddings(model, self.tokens)

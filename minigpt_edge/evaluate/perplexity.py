@@ -93,7 +93,7 @@ def hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """What the head reads [batch, s, width] for token ids [batch, s], in bf16 where the processor has it."""
     import torch
 
-    from minigpt_edge.fast_llama import compute_dtype
+    from minigpt_edge.precision import compute_dtype
 
     dtype = compute_dtype()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):

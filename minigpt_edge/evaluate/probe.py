@@ -17,7 +17,7 @@ from torch import Tensor  # noqa: TID253
 from minigpt_edge.archs.base import Arch
 from minigpt_edge.chunked_loss import chunk_rows
 from minigpt_edge.evaluate.perplexity import BATCH_TOKENS, head_of
-from minigpt_edge.fast_llama import compute_dtype
+from minigpt_edge.precision import compute_dtype
 
 KEPT_BYTES = 2**29  # of hidden states between blocks; with more of them, only every nth block's are kept
 

@@ -21,6 +21,7 @@ from minigpt_edge.archs.base import Arch
 from minigpt_edge.chunked_loss import chunked_nll
 from minigpt_edge.evaluate.perplexity import head_of
 from minigpt_edge.moments import Moments
+from minigpt_edge.precision import compute_dtype
 from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
 from minigpt_edge.streams import MICRO_BATCH_TOKENS, VALIDATION_SHARE
 from minigpt_edge_runtime.errors import EdgeError
@@ -56,13 +57,13 @@ def blocks_for(arch: Arch, config: dict[str, Any], parameters: int) -> int:
 
 
 class _Forward:
-    """The blocks in bfloat16 beside the float32 model; streams [windows, s, hidden] are float32."""
+    """The blocks in `compute_dtype()` beside the float32 model; streams [windows, s, hidden] are float32."""
 
     def __init__(self, model: Any, arch: Arch, windows: Tensor) -> None:
-        self.model, self.arch, self.windows = model, arch, windows
+        self.model, self.arch, self.windows, self.dtype = model, arch, windows, compute_dtype()
         self.blocks: list[Any] = arch.blocks(model)
-        self.fast: list[Any] = [copy.deepcopy(block).bfloat16() for block in self.blocks]
-        self.position = tuple(part.bfloat16() for part in arch.positions(model, self.embed(slice(1))))
+        self.fast: list[Any] = [copy.deepcopy(block).to(self.dtype) for block in self.blocks]
+        self.position = tuple(part.to(self.dtype) for part in arch.positions(model, self.embed(slice(1))))
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
 
     def embed(self, rows: slice) -> Tensor:
@@ -72,14 +73,14 @@ class _Forward:
     def attend(self, index: int, x: Tensor) -> Tensor:
         """x after a block's attention."""
         block, fast = self.blocks[index], self.fast[index]
-        mixed = self.arch.mix(fast, self.arch.attention_input(block, x).bfloat16(), self.position)
+        mixed = self.arch.mix(fast, self.arch.attention_input(block, x).to(self.dtype), self.position)
         return x + self.arch.attention_out(fast)(mixed)
 
     def neurons(self, index: int, x: Tensor, after: Tensor) -> Tensor:
-        """A block's neurons, bfloat16, from the stream before its attention and after it."""
+        """A block's neurons from the stream before its attention and after it."""
         block, fast = self.blocks[index], self.fast[index]
         read = x if self.arch.parallel(block) else after
-        return self.arch.neurons(fast, self.arch.ffn_input(block, read).bfloat16())
+        return self.arch.neurons(fast, self.arch.ffn_input(block, read).to(self.dtype))
 
     def run(self, index: int, x: Tensor) -> Tensor:
         """x after a block."""
@@ -97,7 +98,7 @@ class _Forward:
             stream = x[rows]
             for index in indices:
                 stream = self.run(index, stream)
-            final = self.arch.final_norm(self.model, stream)[:, :-1].bfloat16().flatten(0, 1)
+            final = self.arch.final_norm(self.model, stream)[:, :-1].to(self.dtype).flatten(0, 1)
             nll = chunked_nll(*head_of(self.model, final), windows[rows, 1:].flatten())
             total, count = total + float(nll.double().sum()), count + len(nll)
         return total / count
@@ -132,8 +133,8 @@ def drop_blocks(
     raises the loss least: of all blocks at first, later of the CANDIDATES that raised it least when last
     tried. Then one pass over the blocks, with the dense stream and that of the smaller model, refits the
     matrix before each gap on the other windows; its ridge and whether it is used at all are decided by the
-    held-out windows. Memory: the blocks in bfloat16; (blocks + 1) float32 streams of the held-out windows,
-    then two of all windows.
+    held-out windows. Memory: the blocks in `compute_dtype()`; (blocks + 1) float32 streams of the held-out
+    windows, then two of all windows.
 
     Args:
         model: float32; transformers' attention modules are renumbered, its config says the new number.
@@ -231,7 +232,7 @@ def _replace(
             loss = now
             refitted.append(index)
             forward.arch.ffn_out(forward.blocks[index]).weight.data = weight.clone()
-            forward.arch.ffn_out(forward.fast[index]).weight.data = weight.bfloat16()
+            forward.arch.ffn_out(forward.fast[index]).weight.data = weight.to(forward.dtype)
         out = forward.arch.ffn_out(forward.fast[index])
         for rows in forward.batches(0, len(small)):
             small[rows] += out(block.neurons(small, rows))
@@ -273,7 +274,7 @@ def _fit(block: _Entered, after: Tensor, wanted: Tensor, held_out: int) -> Tenso
 def _loss_with(block: _Entered, after: Tensor, weight: Tensor, left: list[int]) -> float:
     """Held-out loss of the smaller model if a block's FFN output matrix were `weight`."""
     forward, bias = block.forward, block.out().bias
-    fast, fast_bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
+    fast, fast_bias = weight.to(forward.dtype), None if bias is None else bias.to(forward.dtype)
     stream = torch.empty_like(after)
     for rows in forward.batches(0, len(after)):
         made = nn.functional.linear(block.neurons(after, rows), fast, fast_bias)

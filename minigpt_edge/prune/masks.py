@@ -11,7 +11,7 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
-from minigpt_edge.moments import GRAM_COLUMNS, bf16_products, mirror
+from minigpt_edge.moments import GRAM_COLUMNS, mirror
+from minigpt_edge.precision import compute_dtype, products_of
 from minigpt_edge.prune import UNSTRUCTURED, magnitude, sparsegpt, wanda
 from minigpt_edge.resident import keep, resident
 from minigpt_edge.streams import MICRO_BATCH_TOKENS
@@ -105,7 +106,7 @@ class _Read:
         if not self.whole:
             self.sums += wide.square().sum(0)
             return
-        with bf16_products() if x.dtype is torch.bfloat16 else nullcontext():
+        with products_of(x.dtype):
             for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
                 rows = slice(start, start + GRAM_COLUMNS)
                 self.sums[rows, start:].addmm_(wide[:, rows].t(), wide[:, start:])
@@ -204,7 +205,7 @@ def mask_blocks(
     sparsity: float,
     on_block: Callable[[int, int], None] = lambda done, total: None,
     *,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
 ) -> MaskResult:
     """Set weights of a model's blocks to zero in place, first block to last.
 
@@ -214,7 +215,7 @@ def mask_blocks(
         method: one of MASK_METHODS.
         sparsity: share of the blocks' matrix weights that become zero; n/m for an n:m pattern.
         on_block: called with (blocks done, blocks).
-        dtype: of the products in the forward passes.
+        dtype: of the products in the forward passes; None for the faster one.
 
     Raises:
         UsageError: unknown method, or a sparsity or matrices that do not suit the pattern.
@@ -223,7 +224,7 @@ def mask_blocks(
     matrices = [_matrices(arch, block, index) for index, block in enumerate(blocks)]
     _check([shared for block in matrices for shared in block], method, pattern, sparsity)
     with torch.inference_mode():
-        stream = None if method == "magnitude" else _Stream(arch, model, windows, dtype)
+        stream = None if method == "magnitude" else _Stream(arch, model, windows, dtype or compute_dtype())
         for index, block in enumerate(blocks):
             with resident(block):
                 _mask_block(arch, stream, block, index, (method, pattern, sparsity), result)

@@ -16,7 +16,7 @@ from minigpt_edge_runtime.engine import default_threads
 def device_info() -> dict[str, Any]:
     """CPU model, architecture, cores, memory (bytes), operating system and Python; unknown facts are None."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "cores_usable": default_threads(),
@@ -60,7 +60,8 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def _cpu_model() -> str | None:
+def cpu_model() -> str | None:
+    """The processor's name; None where the system does not tell."""
     if sys.platform.startswith("linux"):
         try:
             lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -61,7 +61,7 @@ def test_halves_of_blocks_compute_what_the_model_does(
 ) -> None:
     """The calibration's way through the blocks, in float32, gives the loss that the whole model has."""
     monkeypatch.setattr("minigpt_edge.evaluate.probe.compute_dtype", lambda: torch.float32)
-    monkeypatch.setattr("minigpt_edge.fast_llama.compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr("minigpt_edge.precision.compute_dtype", lambda: torch.float32)
     model: Any = load_model(family(name).path)
     arch = load_arch(model.config.model_type)
     probe = Probe(model, arch, ROWS.tolist(), [1] * len(ROWS))

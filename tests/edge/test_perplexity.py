@@ -40,11 +40,11 @@ def test_evaluate_counts_every_byte_from_the_document_start(tmp_path: Path) -> N
 
 
 def test_batches_and_padding_do_not_change_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge import fast_llama
+    from minigpt_edge import precision
     from minigpt_edge.checkpoint import load_model
     from minigpt_edge.evaluate import perplexity
 
-    monkeypatch.setattr(fast_llama, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(precision, "compute_dtype", lambda: torch.float32)
     model = load_model(make_checkpoint(tmp_path, unequal=True))
     sequences = [torch.randint(0, 300, (n,)).tolist() for n in (5, 60, 1, 33, 34)]
     together = perplexity.sum_nll(model, sequences)
