@@ -5,8 +5,8 @@
 Each shape gets bfloat16 weights and the default model's tokenizer, and goes through `minigpt-edge build
 --no-recover --no-baseline` in a process of its own. The text is a few documents of the law domain, so that
 scoring, which is not what is asked here, takes little. With --blocks, models of so many blocks show what one
-block takes. Writes benchmarks/results/sizes.json, one row per shape, keeping the rows of shapes that are not
-asked for.
+block takes. Writes benchmarks/results/sizes.json, one row per shape and number of tokens, keeping the other
+rows.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--blocks", type=int, help="this many blocks, written to no result")
-    parser.add_argument("--calibration-tokens", type=int, default=16_384)
+    parser.add_argument("--calibration-tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=all_cores())
     parser.add_argument("--target", nargs="+", default=["gguf-q8_0"])
     given = parser.parse_args()
@@ -217,7 +217,12 @@ def main() -> None:
         print(json.dumps(row, indent=2))
         if given.blocks:
             continue
-        rows = [other for other in rows if other["shape"] != name] + [row]
+        same = [
+            (other["shape"], other["calibration_tokens"]) == (name, given.calibration_tokens)
+            for other in rows
+        ]
+        rows = [other for other, again in zip(rows, same, strict=True) if not again] + [row]
+        rows.sort(key=lambda one: (one["parameters"], one["calibration_tokens"]))
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
         row["commit"], row["date"], row["device"] = commit, time.strftime("%Y-%m-%d"), device_info()
         RESULT.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
