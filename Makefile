@@ -65,9 +65,10 @@ bench-sizes: $(READY) ## time and memory of 0.1 to 7 billion parameters (hours, 
 fuzz: $(READY) ## read ten thousand damaged files (about 6 minutes)
 	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
 
-reliability: $(READY) ## the figures of docs/reliability.md: kills, full disks, damaged files, load on BUNDLE (about half an hour)
+reliability: $(READY) ## the figures of docs/reliability.md: kills, full disks, damaged files, memory, load on BUNDLE (under an hour)
 	$(BIN)/python tests/reliability/kills.py --kills 50 --out benchmarks/results/reliability.json
 	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/serve_load.py $(BUNDLE)
 	$(BIN)/python benchmarks/tables.py
 

@@ -334,11 +334,12 @@ def _sizes(result: dict[str, Any]) -> list[str]:
                 duration(took["export"]),
                 duration(row["seconds"]),
                 f"{row['peak_gib']:.1f} GiB",
+                f"{row['pruning_estimated_gib']:.1f} GiB",
                 f"{row['bound_gib']} GiB" if row["bound_gib"] else MISSING,
             ]
         )
     columns = ["shape", "parameters", "tokens", "pruning", "s ÷ 10¹² parameters × tokens", "export"]
-    columns += ["whole build", "peak memory", "wanted"]
+    columns += ["whole build", "peak memory", "estimated", "wanted"]
     note = "Random weights of each shape, 42 % removed, no fine-tuning; each build in its own process. "
     last = max(result["rows"], key=lambda row: row["date"])
     note += _origin(last)

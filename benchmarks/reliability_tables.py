@@ -1,4 +1,4 @@
-"""The figures of docs/reliability.md from reliability.json, fuzz.json and serve_load.json.
+"""The figures of docs/reliability.md from reliability.json, memory.json, fuzz.json and serve_load.json.
 
 Used by benchmarks/tables.py; what is between the two marks of the page is written here.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.card import markdown
-from minigpt_edge.report_tables import Table, number
+from minigpt_edge.report_tables import MISSING, Table, duration, number
 
 BEGIN, END = "<!-- figures: benchmarks/tables.py -->\n", "<!-- /figures -->\n"
 
@@ -25,7 +25,7 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"error: {page} lacks the lines {BEGIN.strip()} and {END.strip()}")
-    made = {"reliability": _disturbed, "fuzz": _fuzz, "serve_load": _load}
+    made = {"reliability": _disturbed, "memory": _memory, "fuzz": _fuzz, "serve_load": _load}
     parts = [
         part
         for name, table in made.items()
@@ -55,6 +55,19 @@ def _disturbed(result: dict[str, Any]) -> list[str]:
         what = {"repeated": "the same build in another directory, equal to the byte"}
         rows.append([what.get(name, "two builds into one directory at once: one refused"), _yes(row["ok"])])
     return [_table("Disturbed builds", ["", ""], rows)]
+
+
+def _memory(result: dict[str, Any]) -> list[str]:
+    cells = []
+    for row in result["rows"]:
+        kind = {"prune": "pruning", "recover": "recovery with adapters" if row["lora"] else "recovery"}
+        sizes = [row[name] for name in ("limit_bytes", "estimated_bytes", "peak_bytes")]
+        said = [f"{size / 2**30:.2f} GiB" if size else MISSING for size in sizes]
+        cells.append([kind[row["stage"]], *said, duration(row["seconds"])])
+    columns = ["", "--max-memory", "estimated", "peak measured", "time"]
+    note = f"{result['model']}, {result['calibration_tokens']:,} tokens of calibration, "
+    note += f"{result['recover_tokens']:,} of recovery, {result['threads']} threads."
+    return [_table("Memory", columns, cells, note)]
 
 
 def _good(rows: list[dict[str, Any]]) -> str:

@@ -198,6 +198,10 @@ def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def _kind(row: dict[str, Any]) -> tuple[str, int]:
+    return row["shape"], row["calibration_tokens"]
+
+
 def main() -> None:
     """Run the shapes that are asked for, smallest first."""
     from minigpt_edge.commands.build import all_cores

@@ -127,9 +127,13 @@ def test_calibration_prunes_every_architecture(
     assert read_checkpoint(tmp_path / "saved").blocks[0].intermediate_size == 64
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_refit_of_everything_changes_nothing(family: Callable[[str], Checkpoint], name: str) -> None:
+def test_a_refit_of_everything_changes_nothing(
+    family: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
+) -> None:
     """With biases and parallel halves too, the least-squares target is what the block gave before."""
+    monkeypatch.setattr("minigpt_edge.streams.compute_dtype", lambda: dtype)
     model: Any = load_model(family(name).path)
     arch = load_arch(model.config.model_type)
     rows = torch.from_numpy(np.random.default_rng(2).integers(0, 399, (40, 40)))

@@ -135,3 +135,20 @@ def test_reliability_says_what_was_broken(script: ModuleType, root: Path) -> Non
     assert "(1 by SIGINT, 2 by SIGKILL) and resumed to the same files | 2 of 3 |" in text
     assert "50% of the disk they need, resumed with more | 1 of 1 |" in text
     assert text.count("**no**") == 1
+
+
+def test_reliability_shows_estimates_beside_peaks(script: ModuleType, root: Path) -> None:
+    page = root / "docs" / "reliability.md"
+    page.parent.mkdir()
+    marks = importlib.import_module("reliability_tables")
+    page.write_text(marks.BEGIN + marks.END)
+    sizes = {"limit_bytes": None, "estimated_bytes": 3 << 30, "peak_bytes": 5 << 29, "seconds": 125.0}
+    rows = [{"stage": "recover", "lora": True, **sizes}, {"stage": "prune", "lora": False, **sizes}]
+    rows[1]["limit_bytes"] = 1 << 30
+    result = {"model": "m", "calibration_tokens": 4096, "recover_tokens": 2048, "rows": rows}
+    result |= {"device": {"cpu": "c"}, "threads": 2}
+    (root / "benchmarks" / "results" / "memory.json").write_text(json.dumps(result))
+    assert script.main([], root) == 0
+    text = page.read_text()
+    assert "| recovery with adapters | – | 3.00 GiB | 2.50 GiB | 2 min 05 s |" in text
+    assert "| pruning | 1.00 GiB | 3.00 GiB | 2.50 GiB | 2 min 05 s |" in text

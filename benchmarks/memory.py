@@ -1,0 +1,121 @@
+"""What pruning and recovery took in memory beside what was estimated, without a limit and with one.
+
+    python benchmarks/memory.py [--model NAME] [--calibration-tokens N] [--recover-tokens N]
+
+The default model on the law domain, every build in a process of its own: as it is, with adapters, and with
+the least `--max-memory` that the estimates allow. Fine-tuning is short, which takes no less memory. Writes
+benchmarks/results/memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "memory.json"
+STAGES = ("prune", "recover")
+
+
+def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | None, lora: bool) -> Any:
+    """Bytes that `build` reckons with for each stage, and the tokens of one pass."""
+    from minigpt_edge import memory
+    from minigpt_edge.checkpoint import dense_parameters, read_config
+    from minigpt_edge.finetune import STEP_TOKENS
+    from minigpt_edge.settings import WINDOW
+
+    config, parameters, tokens = read_config(base), dense_parameters(base), given.calibration_tokens
+    lazy = memory.stays_on_disk(base, tokens, limit, may=True)
+    room = memory.Recovery(pruned, base, lora, limit)
+    micro = room.micro_tokens(STEP_TOKENS, WINDOW)
+    pruning = memory.of_pruning(config, parameters, tokens, lazy=lazy)
+    return {"prune": pruning, "recover": room.needed(micro)}, micro
+
+
+def least(base: Path, pruned: Path, tokens: int) -> int:
+    """The least limit, in bytes, under which neither stage is refused."""
+    from minigpt_edge import memory
+    from minigpt_edge.checkpoint import dense_parameters, read_config
+    from minigpt_edge.settings import WINDOW
+
+    pruning = memory.of_pruning(read_config(base), dense_parameters(base), tokens, lazy=True)
+    return max(pruning, memory.Recovery(pruned, base, lora=False, limit=None).needed(WINDOW))
+
+
+def build(work: Path, given: argparse.Namespace, *options: str) -> dict[str, dict[str, Any]]:
+    """The manifests of a build's stages, by name."""
+    command = [sys.executable, "-m", "minigpt_edge", "build", "--domain", "law"]
+    command += ["--work", str(work), "--out", str(work / "out"), "--no-baseline", *options]
+    command += ["--calibration-tokens", str(given.calibration_tokens)]
+    command += ["--recover-tokens", str(given.recover_tokens), "--target", "gguf-q4"]
+    command += ["--model", given.model] if given.model else []
+    subprocess.run(command, check=True)
+    newest = sorted(work.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    records = [json.loads(path.read_text()) for path in newest]
+    return {record["stage"]: record for record in records}
+
+
+def measured(
+    work: Path, base: Path, given: argparse.Namespace, *, lora: bool = False, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Build, and give the rows of pruning and recovery."""
+    options = ["--lora-rank", "16"] if lora else []
+    options += ["--max-memory", str(limit)] if limit else []
+    stages = build(work, given, *options)
+    (pruned,) = work.glob("prune-*/checkpoint")
+    estimated, micro = estimates(base, pruned, given, limit, lora)
+    rows = [
+        {
+            "stage": name,
+            "lora": lora,
+            "limit_bytes": limit,
+            "estimated_bytes": estimated[name],
+            "peak_bytes": round(stages[name]["peak_rss_mb"] * 1e6),
+            "seconds": stages[name]["seconds"],
+            "micro_tokens": micro if name == "recover" else None,
+        }
+        for name in STAGES
+    ]
+    print(json.dumps(rows, indent=2))
+    return rows
+
+
+def main() -> None:
+    """Three builds, and a row for each of their stages."""
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.models import resolve_model
+    from minigpt_edge_runtime.device import device_info
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="short name, directory or hub id [default: the default model]")
+    parser.add_argument("--calibration-tokens", type=int, default=32_768)
+    parser.add_argument("--recover-tokens", type=int, default=16_384)
+    given = parser.parse_args()
+    base = resolve_model(given.model)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as free, tempfile.TemporaryDirectory() as narrow:
+        rows += measured(Path(free), base.path, given)
+        (pruned,) = Path(free).glob("prune-*/checkpoint")
+        rows += measured(Path(free), base.path, given, lora=True)[1:]  # pruning is the same
+        limit = least(base.path, pruned, given.calibration_tokens)
+        rows += measured(Path(narrow), base.path, given, limit=limit)
+    record = {
+        "model": base.name,
+        "threads": all_cores(),
+        "calibration_tokens": given.calibration_tokens,
+        "recover_tokens": given.recover_tokens,
+        "rows": rows,
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device_info(),
+    }
+    RESULT.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
