@@ -17,9 +17,10 @@ from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
 from minigpt_edge.backward import backward
+from minigpt_edge.moments import add_gram, mirror
 from minigpt_edge.plan import BlockPlan
-from minigpt_edge.precision import compute_dtype, products_of
-from minigpt_edge.prune.least_squares import DAMPING, factor, removal_costs
+from minigpt_edge.precision import compute_dtype
+from minigpt_edge.prune.least_squares import Refitted
 from minigpt_edge.resident import put_by
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -44,20 +45,12 @@ class Costs:
     metrics: Callable[[], list[Tensor]]
 
 
-def _gram(x: Tensor) -> Tensor:
-    x = x.detach().flatten(0, -2)
-    with torch.autocast("cpu", enabled=False), products_of(compute_dtype()):
-        wide = x.float().t()
-        return wide @ wide.t()
-
-
 class _Probe:
     """Hooks on one matrix: sums the Gram matrix of its input, and the Fisher information of its output."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self.linear = linear
-        self.gram: Tensor | float = 0.0
-        self.fisher: Tensor | float = 0.0
+        self.gram, self.fisher = (torch.zeros(n, n) for n in (linear.in_features, linear.out_features))
         self._handle = linear.register_forward_hook(self._forward)
 
     def remove(self) -> None:
@@ -65,11 +58,21 @@ class _Probe:
         self._handle.remove()
 
     def _forward(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.gram = self.gram + _gram(inputs[0].to(compute_dtype()))
+        self._add(self.gram, inputs[0])
         output.register_hook(self._backward)
 
     def _backward(self, gradient: Tensor) -> None:
-        self.fisher = self.fisher + _gram(gradient)
+        self._add(self.fisher, gradient)
+
+    def _add(self, sums: Tensor, x: Tensor) -> None:
+        with torch.autocast("cpu", enabled=False):
+            add_gram(sums, x.detach().flatten(0, -2).to(compute_dtype()))
+
+    def means(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The two matrices per token."""
+        mirror(self.gram)
+        mirror(self.fisher)
+        return self.gram.div_(tokens), self.fisher.div_(tokens)
 
 
 def measure_costs(
@@ -108,27 +111,22 @@ def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: int, multiple: int) -> Costs:
     attention, ffn = probes
-    gram = torch.as_tensor(attention.gram) / tokens
-    fisher = torch.as_tensor(attention.fisher) / tokens
+    gram, fisher = attention.means(tokens)
     groups = [GROUP_RISK * c for c in _group_path(gram, attention.linear.weight.t(), fisher, group)]
-    ffn_fisher = torch.as_tensor(ffn.fisher) / tokens
-    widths, path = _removal_path(
-        torch.as_tensor(ffn.gram) / tokens, ffn.linear.weight.t(), ffn_fisher, multiple
-    )
+    gram, ffn_fisher = ffn.means(tokens)
+    widths, path = _removal_path(gram, ffn.linear.weight.t(), ffn_fisher, multiple)
     return Costs(widths, path, groups, put_by(block, [fisher, ffn_fisher]))
 
 
 def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> list[float]:
     """Cost of removing 0, 1, ... KV groups, each time the cheapest of those left; one always stays."""
-    cross = gram @ weight
-    units = torch.arange(len(gram)).view(-1, group)
+    left = Refitted.of(gram, gram @ weight, fisher)
     costs = [0.0]
-    while len(units) > 1:
-        left = units.flatten()
-        rise = removal_costs(gram[left[:, None], left], cross[left], fisher, group) / 2
+    for _ in range(len(gram) // group - 1):
+        rise = left.costs(group) / 2
         cheapest = int(rise.argmin())
         costs.append(costs[-1] + float(rise[cheapest]))
-        units = torch.cat((units[:cheapest], units[cheapest + 1 :]))
+        left = left.without(cheapest * group + torch.arange(group))
     return costs
 
 
@@ -136,27 +134,23 @@ def _removal_path(
     gram: Tensor, weight: Tensor, fisher: Tensor, multiple: int
 ) -> tuple[list[int], list[float]]:
     """Widths from all neurons down to `multiple`, and the cost of each when removed in OBS order."""
-    total = len(gram)
-    units = torch.arange(total)
-    cross = gram @ weight
+    total, cross = len(gram), gram @ weight
     full = float(((weight @ fisher) * cross).sum())
+    left = Refitted.of(gram, cross, fisher)
     widths = list(range(total // multiple * multiple, 0, -multiple))
     costs = [0.0]
     at, stride = 0, max(WIDTHS_PER_STEP, len(widths) // REFITS)
     while at < len(widths) - 1:
         steps = min(stride, len(widths) - 1 - at)
-        removal = removal_costs(gram[units[:, None], units], cross[units], fisher) / 2
+        removal = left.costs() / 2
         order = removal.argsort()
-        drop = len(units) - widths[at + steps]
-        rise = removal[order[:drop]].cumsum(0)
+        count = len(order)
+        rise = removal[order].cumsum(0)
         before = costs[-1]
         for step in range(1, steps + 1):
-            costs.append(before + float(rise[len(units) - widths[at + step] - 1]))
-        units = units[order[drop:].sort().values]
-        lower, scale = factor(gram[units[:, None], units], DAMPING)
-        fitted = torch.cholesky_solve(cross[units] * scale[:, None], lower) * scale[:, None]
-        exact = (full - float(((fitted @ fisher) * cross[units]).sum())) / 2
-        costs[-1] = max(exact, before)
+            costs.append(before + float(rise[count - widths[at + step] - 1]))
+        left = left.without(order[: count - widths[at + steps]])
+        costs[-1] = max((full - left.explained(cross)) / 2, before)
         at += steps
     return widths, costs
 

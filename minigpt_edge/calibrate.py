@@ -171,35 +171,6 @@ class Choice:
         seed = 1000 * self.seed + self.index
         return UnitStatistics(weight, energy, mean, mean_abs, gram, cross, self.metric, seed, group)
 
-    def select(self, statistics: UnitStatistics, keep: int) -> Tensor:
-        """Ascending indices of the `keep` (groups of) units of highest score, over the method's rounds."""
-        size = statistics.group
-        left = torch.arange(len(statistics.weight) // size)
-        total, rounds = len(left), self.method.rounds if size == 1 else 1
-        for part in range(1, rounds + 1):
-            stay = total - (total - keep) * part // rounds
-            units = (left[:, None] * size + torch.arange(size)).flatten()
-            now = _of_units(statistics, units) if len(units) < len(statistics.weight) else statistics
-            left = left[self.method.scores(now).topk(stay).indices.sort().values]
-        return left
-
-
-def _of_units(statistics: UnitStatistics, units: Tensor) -> UnitStatistics:
-    def some(values: Tensor | None) -> Any:
-        return None if values is None else values[units]
-
-    return UnitStatistics(
-        statistics.weight[units],
-        statistics.energy[units],
-        some(statistics.mean),
-        some(statistics.mean_abs),
-        None if statistics.gram is None else statistics.gram[units[:, None], units],
-        some(statistics.cross),
-        statistics.metric,
-        statistics.seed,
-        statistics.group,
-    )
-
 
 def _shrink_half(
     stream: Stream,
@@ -215,7 +186,7 @@ def _shrink_half(
     read = torch.zeros(stream.pruned.shape[-1])
     values, moments = stream.gather(half, block, fast, read)
     statistics = choice.statistics(values, moments, linear.weight.t(), half.group)
-    kept = choice.select(statistics, keep) if isinstance(keep, int) else torch.tensor(keep)
+    kept = choice.method.select(statistics, keep) if isinstance(keep, int) else torch.tensor(keep)
     kept = parallel.told(kept)  # machines that are not alike may round, and choose, otherwise
     units = (kept[:, None] * half.group + torch.arange(half.group)).flatten()
     weight, bias = statistics.weight[units], linear.bias

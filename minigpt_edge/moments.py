@@ -15,6 +15,18 @@ GRAM_COLUMNS = 256
 CHUNK_TOKENS = 4096
 
 
+def add_gram(sums: Tensor, x: Tensor) -> None:
+    """Add x^T x of x [tokens, units], bfloat16 or float32, to the upper triangle of `sums` [units, units].
+
+    What is below the diagonal means nothing until `mirror` fills it.
+    """
+    wide = x.float()
+    with products_of(x.dtype):
+        for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
+            rows = slice(start, start + GRAM_COLUMNS)
+            sums[rows, start:].addmm_(wide[:, rows].t(), wide[:, start:])
+
+
 def mirror(gram: Tensor) -> None:
     """Fill a symmetric matrix below its diagonal, in place and without a copy: they can be gigabytes."""
     for start in range(0, len(gram), GRAM_COLUMNS):
@@ -42,12 +54,9 @@ class Moments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add x [tokens, units], bfloat16 or float32, and float32 y [tokens, outputs]."""
+        add_gram(self.gram, x)
         with products_of(x.dtype):
-            wide = x.float()
-            for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
-                rows = slice(start, start + GRAM_COLUMNS)
-                self.gram[rows, start:].addmm_(wide[:, rows].t(), wide[:, start:])
-            self.cross.addmm_(wide.t(), y)
+            self.cross.addmm_(x.float().t(), y)
         self.energy += float(y.square().sum())
         self.tokens += len(x)
 

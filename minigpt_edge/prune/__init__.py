@@ -58,7 +58,8 @@ class Method:
             or "least_squares".
         widths: how blocks share the cut unless --widths says: "equal", "free" (by estimated loss per
             parameter) or "global" (one cut over all blocks' scores).
-        rounds: scores again after each part of the units is gone.
+        reconsiders: scores single units again after each part of them is gone: the module offers
+            `select(statistics, keep)`.
         reads: what it needs beyond the energy: "mean", "mean_abs", "gram", or "gradient" (then the module
             offers `unit_scores(model, arch, windows)` for all blocks at once).
     """
@@ -71,7 +72,7 @@ class Method:
     patterns: tuple[str, ...] = (STRUCTURED,)
     compensation: str = "none"
     widths: str = "equal"
-    rounds: int = 1
+    reconsiders: bool = False
     reads: tuple[str, ...] = ()
 
     def scores(self, statistics: UnitStatistics) -> Tensor:
@@ -80,6 +81,12 @@ class Method:
             importlib.import_module(self.module), self.function
         )
         return function(statistics)
+
+    def select(self, statistics: UnitStatistics, keep: int) -> Tensor:
+        """Ascending indices of the `keep` units (or groups) that stay."""
+        if self.reconsiders and statistics.group == 1:
+            return importlib.import_module(self.module).select(statistics, keep)  # type: ignore[no-any-return]
+        return self.scores(statistics).topk(keep).indices.sort().values
 
 
 _MASKS = (UNSTRUCTURED, "2:4", "4:8")
@@ -94,7 +101,7 @@ METHODS = {
             f"{_PRUNE}.least_squares",
             compensation="least_squares",
             widths="free",
-            rounds=4,
+            reconsiders=True,
             reads=("gram",),
         ),
         Method(

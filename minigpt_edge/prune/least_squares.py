@@ -7,12 +7,15 @@ it is W_j S W_j^T / [G^-1]_jj, which estimates the rise of the loss when S is th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch  # noqa: TID253 - imported on demand
 from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.prune import UnitStatistics
 
 DAMPING = 0.01  # of each unit's own energy: keeps the inverse of a Gram matrix from few tokens tame
+ROUNDS = 4  # of choosing single units
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
@@ -28,28 +31,93 @@ def factor(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return torch.linalg.cholesky(unit), scale
 
 
-def removal_costs(gram: Tensor, cross: Tensor, metric: Tensor | None, group: int = 1) -> Tensor:
-    """Rise of the output error when a unit (or group of units) goes and the others are refitted.
+@dataclass(frozen=True)
+class Refitted:
+    """The least-squares fit of the units that are left, and what it costs to do without more of them.
 
-    Returns float32 [units / group]: tr(W_g^T ([G^-1]_gg)^-1 W_g S), OBS for a block of units.
+    Attributes:
+        units: their indices among all, int64 [left].
+        inverse: of their Gram matrix, scaled and damped by `factor`, float32 [left, left].
+        fitted: what the matrix behind them becomes [left, outputs], times 1 / scale.
+        weighted: fitted times the metric of the output error [left, outputs].
+        scale: float32 [left].
     """
-    lower, scale = factor(gram, DAMPING)
-    fitted = torch.cholesky_solve(cross * scale[:, None], lower)
-    weighted = fitted if metric is None else fitted @ metric
-    inverse = torch.cholesky_inverse(lower)
-    if group == 1:
-        return (weighted * fitted).sum(1) / inverse.diagonal()
-    count = len(gram) // group
-    own = inverse.view(count, group, count, group)[range(count), :, range(count)]
-    left = torch.cholesky_solve(fitted.view(count, group, -1), torch.linalg.cholesky(own))
-    return (left * weighted.view(count, group, -1)).sum((1, 2))
+
+    units: Tensor
+    inverse: Tensor
+    fitted: Tensor
+    weighted: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor, cross: Tensor, metric: Tensor | None) -> Refitted:
+        """Of all units: gram [units, units], cross [units, outputs], metric [outputs, outputs] or none."""
+        lower, scale = factor(gram, DAMPING)
+        fitted = torch.cholesky_solve(cross * scale[:, None], lower)
+        weighted = fitted if metric is None else fitted @ metric
+        return cls(torch.arange(len(gram)), torch.cholesky_inverse(lower), fitted, weighted, scale)
+
+    def costs(self, group: int = 1) -> Tensor:
+        """Rise of the output error when a unit (or group of units) goes and the others are refitted.
+
+        Returns float32 [left / group]: tr(W_g^T ([G^-1]_gg)^-1 W_g S), OBS for a block of units.
+        """
+        if group == 1:
+            return (self.weighted * self.fitted).sum(1) / self.inverse.diagonal()
+        count = len(self.units) // group
+        own = self.inverse.view(count, group, count, group)[range(count), :, range(count)]
+        fitted, weighted = (part.view(count, group, -1) for part in (self.fitted, self.weighted))
+        left = torch.cholesky_solve(fitted, torch.linalg.cholesky(own))
+        return (left * weighted).sum((1, 2))
+
+    def without(self, gone: Tensor) -> Refitted:
+        """The fit without the units at these positions, by block elimination: as if it were made anew."""
+        stays = complement(gone, len(self.units))
+        lower = torch.linalg.cholesky(self.inverse[gone[:, None], gone])
+        between = self.inverse[gone[:, None], stays]
+        change = torch.cholesky_solve(between, lower).t()
+        return Refitted(
+            self.units[stays],
+            self.inverse[stays[:, None], stays].addmm_(change, between, alpha=-1),
+            self.fitted[stays].addmm_(change, self.fitted[gone], alpha=-1),
+            self.weighted[stays].addmm_(change, self.weighted[gone], alpha=-1),
+            self.scale[stays],
+        )
+
+    def explained(self, cross: Tensor) -> float:
+        """tr(W^T C S), the output's energy that the fit accounts for; cross [units, outputs] is of all."""
+        return float((self.weighted * self.scale[:, None] * cross[self.units]).sum())
+
+
+def complement(gone: Tensor, count: int) -> Tensor:
+    """Those of the first `count` indices that are not among `gone`, ascending."""
+    stays = torch.ones(count, dtype=torch.bool)
+    stays[gone] = False
+    return stays.nonzero()[:, 0]
 
 
 def scores(statistics: UnitStatistics) -> Tensor:
     """float32 [units / group]."""
+    return _all_of(statistics).costs(statistics.group)
+
+
+def select(statistics: UnitStatistics, keep: int) -> Tensor:
+    """Ascending indices of the `keep` units that stay when they go in `ROUNDS` parts, cheapest first."""
+    left = _all_of(statistics)
+    total = len(left.units)
+    for part in range(1, ROUNDS + 1):
+        stay = total - (total - keep) * part // ROUNDS
+        gone = left.costs().argsort()[: len(left.units) - stay]
+        if part == ROUNDS:
+            return left.units[complement(gone, len(left.units))]
+        left = left.without(gone)
+    raise AssertionError("there is a last round")
+
+
+def _all_of(statistics: UnitStatistics) -> Refitted:
     if statistics.gram is None or statistics.cross is None:
         raise ValueError("the least-squares score needs Gram matrices")
-    return removal_costs(statistics.gram, statistics.cross, statistics.metric, statistics.group)
+    return Refitted.of(statistics.gram, statistics.cross, statistics.metric)
 
 
 def refit(gram: Tensor, cross: Tensor, weight: Tensor, ridge: float) -> Tensor:

@@ -19,8 +19,8 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.archs.base import Arch
-from minigpt_edge.moments import GRAM_COLUMNS, mirror
-from minigpt_edge.precision import compute_dtype, products_of
+from minigpt_edge.moments import add_gram, mirror
+from minigpt_edge.precision import compute_dtype
 from minigpt_edge.prune import UNSTRUCTURED, magnitude, sparsegpt, wanda
 from minigpt_edge.resident import keep, resident
 from minigpt_edge.streams import MICRO_BATCH_TOKENS
@@ -102,14 +102,11 @@ class _Read:
 
     def add(self, x: Tensor) -> None:
         """Add x [..., units], bfloat16 or float32."""
-        wide = x.flatten(0, -2).float()
-        if not self.whole:
-            self.sums += wide.square().sum(0)
-            return
-        with products_of(x.dtype):
-            for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
-                rows = slice(start, start + GRAM_COLUMNS)
-                self.sums[rows, start:].addmm_(wide[:, rows].t(), wide[:, start:])
+        flat = x.flatten(0, -2)
+        if self.whole:
+            add_gram(self.sums, flat)
+        else:
+            self.sums += flat.float().square().sum(0)
 
     def gram(self) -> Tensor:
         """sum x x^T [units, units]."""

@@ -19,7 +19,7 @@ from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan, from_ranges, to_ranges
 from minigpt_edge.prune import METHODS, UnitStatistics, get_method
 from minigpt_edge.prune.flap import bias as mean_bias
-from minigpt_edge.prune.least_squares import DAMPING, refit, removal_costs
+from minigpt_edge.prune.least_squares import DAMPING, Refitted, refit
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -74,7 +74,34 @@ def test_removal_cost_is_the_rise_of_the_refitted_error(group: int) -> None:
         error([u for u in everything if u // group != removed]) - error(everything)
         for removed in range(12 // group)
     ]
-    assert removal_costs(s.gram, s.cross, None, group).tolist() == pytest.approx(expected, rel=1e-2)
+    assert Refitted.of(s.gram, s.cross, None).costs(group).tolist() == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("gone", [[0], [7, 2, 11], [3, 4, 5, 6, 8]])
+def test_going_without_units_is_a_fit_made_anew(gone: list[int]) -> None:
+    x, weight = samples()
+    s = statistics(x, weight)
+    outputs = torch.randn(weight.shape[1], weight.shape[1])
+    metric = outputs @ outputs.t()
+    left = Refitted.of(s.gram, s.cross, metric).without(torch.tensor(gone))
+    kept = [unit for unit in range(12) if unit not in gone]
+    anew = Refitted.of(s.gram[kept][:, kept], s.cross[kept], metric)
+    assert left.units.tolist() == kept
+    for name in ("inverse", "fitted", "weighted", "scale"):
+        assert torch.allclose(getattr(left, name), getattr(anew, name), rtol=1e-3, atol=1e-4), name
+    assert left.explained(s.cross) == pytest.approx(anew.explained(s.cross[kept]), rel=1e-4)
+    assert torch.allclose(left.costs(), anew.costs(), rtol=1e-3)
+
+
+def test_units_are_chosen_in_rounds() -> None:
+    """Two that stand in for each other do not both go, though each alone would cost nothing."""
+    x, weight = samples()
+    x[:, 1] = x[:, 0]
+    s = statistics(x, weight)
+    for keep in (11, 8, 4):
+        kept = METHODS["least_squares"].select(s, keep).tolist()
+        assert len(kept) == keep and kept == sorted(kept)
+    assert len({0, 1} & set(METHODS["least_squares"].select(s, 8).tolist())) == 1
 
 
 def test_scores_follow_their_papers() -> None:
