@@ -4,8 +4,8 @@
 
 Every figure is of the GGUF file in llama.cpp, on the domain's test split, and of four-bit files on the test
 windows of the other domains and of general text too: what specialising cost there. A second base model goes
-through two of the domains. Steps are finished
-stages, so an interrupted run goes on where it was. Writes benchmarks/results/domains.json.
+through two of the domains. Steps are finished stages, so an interrupted run goes on where it was. Writes
+benchmarks/results/domains.json.
 """
 
 from __future__ import annotations
