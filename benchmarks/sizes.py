@@ -221,11 +221,7 @@ def main() -> None:
         print(json.dumps(row, indent=2))
         if given.blocks:
             continue
-        same = [
-            (other["shape"], other["calibration_tokens"]) == (name, given.calibration_tokens)
-            for other in rows
-        ]
-        rows = [other for other, again in zip(rows, same, strict=True) if not again] + [row]
+        rows = [other for other in rows if _kind(other) != _kind(row)] + [row]
         rows.sort(key=lambda one: (one["parameters"], one["calibration_tokens"]))
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
         row["commit"], row["date"], row["device"] = commit, time.strftime("%Y-%m-%d"), device_info()

@@ -42,13 +42,16 @@ def of_pruning(config: dict[str, Any], parameters: int, tokens: int, *, lazy: bo
     """
     from minigpt_edge.evaluate.perplexity import BATCH_TOKENS
     from minigpt_edge.precision import compute_dtype
+    from minigpt_edge.shrink.decide import SENSITIVITY_TOKENS
     from minigpt_edge.streams import KEPT_BYTES
 
+    size, blocks = compute_dtype().itemsize, config["num_hidden_layers"]
     hidden, width, rows = (config[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
     tables = rows * hidden * (1 if config["tie_word_embeddings"] else 2)
-    block = (parameters - tables) / config["num_hidden_layers"]
+    block = (parameters - tables) / blocks
     weights = 4 * (tables + 3 * block) if lazy else 4 * 1.2 * parameters
-    streams = 2 * 4 * tokens * hidden + min(KEPT_BYTES, compute_dtype().itemsize * tokens * width)
+    entering = size * (blocks + 1) * min(tokens, SENSITIVITY_TOKENS) * hidden  # all blocks, for the costs
+    streams = max(2 * 4 * tokens * hidden + min(KEPT_BYTES, size * tokens * width), entering)
     logits = 2 * 4 * BATCH_TOKENS * rows
     return math.ceil(PROCESS + weights + streams + GRAMS * 4 * width**2 + logits)
 

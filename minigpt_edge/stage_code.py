@@ -13,6 +13,7 @@ PRUNE_CODE = (
     "minigpt_edge.evaluate.probe",
     "minigpt_edge.moments",
     "minigpt_edge.parallel",
+    "minigpt_edge.precision",
     "minigpt_edge.prune.least_squares",  # the ridges serve every refit
     "minigpt_edge.prune.masks",
     "minigpt_edge.resident",
@@ -34,6 +35,7 @@ RECOVER_CODE = (
     "minigpt_edge.objective",
     "minigpt_edge.packing",
     "minigpt_edge.parallel",
+    "minigpt_edge.precision",
     "minigpt_edge.resident",
     "minigpt_edge.sharding",
     "minigpt_edge.teacher",
@@ -42,7 +44,11 @@ RECOVER_CODE = (
     "minigpt_edge.training_settings",
 )
 EVALUATE_CODE = (
-    *(f"minigpt_edge.{name}" for name in ("attention", "checkpoint", "evaluate.perplexity", "resident")),
+    "minigpt_edge.attention",
+    "minigpt_edge.checkpoint",
+    "minigpt_edge.evaluate.perplexity",
+    "minigpt_edge.precision",
+    "minigpt_edge.resident",
 )
 CORPUS_CODE = (
     *(f"minigpt_edge.{name}" for name in ("corpus", "documents", "package_readers", "pairs", "windows")),

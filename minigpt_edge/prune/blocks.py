@@ -62,7 +62,9 @@ class _Forward:
     def __init__(self, model: Any, arch: Arch, windows: Tensor) -> None:
         self.model, self.arch, self.windows, self.dtype = model, arch, windows, compute_dtype()
         self.blocks: list[Any] = arch.blocks(model)
-        self.fast: list[Any] = [copy.deepcopy(block).to(self.dtype) for block in self.blocks]
+        self.fast: list[Any] = self.blocks
+        if self.dtype is not torch.float32:
+            self.fast = [copy.deepcopy(block).to(self.dtype) for block in self.blocks]
         self.position = tuple(part.to(self.dtype) for part in arch.positions(model, self.embed(slice(1))))
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
 

@@ -72,7 +72,9 @@ class Refitted:
 
     def without(self, gone: Tensor) -> Refitted:
         """The fit without the units at these positions, by block elimination: as if it were made anew."""
-        stays = complement(gone, len(self.units))
+        left = torch.ones(len(self.units), dtype=torch.bool)
+        left[gone] = False
+        stays = left.nonzero()[:, 0]
         lower = torch.linalg.cholesky(self.inverse[gone[:, None], gone])
         between = self.inverse[gone[:, None], stays]
         change = torch.cholesky_solve(between, lower).t()
@@ -89,13 +91,6 @@ class Refitted:
         return float((self.weighted * self.scale[:, None] * cross[self.units]).sum())
 
 
-def complement(gone: Tensor, count: int) -> Tensor:
-    """Those of the first `count` indices that are not among `gone`, ascending."""
-    stays = torch.ones(count, dtype=torch.bool)
-    stays[gone] = False
-    return stays.nonzero()[:, 0]
-
-
 def scores(statistics: UnitStatistics) -> Tensor:
     """float32 [units / group]."""
     return _all_of(statistics).costs(statistics.group)
@@ -105,13 +100,10 @@ def select(statistics: UnitStatistics, keep: int) -> Tensor:
     """Ascending indices of the `keep` units that stay when they go in `ROUNDS` parts, cheapest first."""
     left = _all_of(statistics)
     total = len(left.units)
-    for part in range(1, ROUNDS + 1):
+    for part in range(1, ROUNDS):
         stay = total - (total - keep) * part // ROUNDS
-        gone = left.costs().argsort()[: len(left.units) - stay]
-        if part == ROUNDS:
-            return left.units[complement(gone, len(left.units))]
-        left = left.without(gone)
-    raise AssertionError("there is a last round")
+        left = left.without(left.costs().argsort()[: len(left.units) - stay])
+    return left.units[left.costs().topk(keep).indices.sort().values]
 
 
 def _all_of(statistics: UnitStatistics) -> Refitted:
