@@ -47,27 +47,27 @@ def least(base: Path, pruned: Path, tokens: int) -> int:
     return max(pruning, memory.Recovery(pruned, base, lora=False, limit=None).needed(WINDOW))
 
 
-def build(work: Path, given: argparse.Namespace, *options: str) -> dict[str, dict[str, Any]]:
+def build(folder: Path, given: argparse.Namespace, *options: str) -> dict[str, dict[str, Any]]:
     """The manifests of a build's stages, by name."""
     command = [sys.executable, "-m", "minigpt_edge", "build", "--domain", "law"]
-    command += ["--work", str(work), "--out", str(work / "out"), "--no-baseline", *options]
+    command += ["--work", str(folder / "work"), "--out", str(folder / "out"), "--no-baseline", *options]
     command += ["--calibration-tokens", str(given.calibration_tokens)]
     command += ["--recover-tokens", str(given.recover_tokens), "--target", "gguf-q8_0"]  # quickest
     command += ["--model", given.model] if given.model else []
     subprocess.run(command, check=True)
-    newest = sorted(work.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    newest = sorted(folder.glob("work/*/manifest.json"), key=lambda path: path.stat().st_mtime)
     records = [json.loads(path.read_text()) for path in newest]
     return {record["stage"]: record for record in records}
 
 
 def measured(
-    work: Path, base: Path, given: argparse.Namespace, *, lora: bool = False, limit: int | None = None
+    folder: Path, base: Path, given: argparse.Namespace, *, lora: bool = False, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """Build, and give the rows of pruning and recovery."""
     options = ["--lora-rank", "16"] if lora else []
     options += ["--max-memory", str(limit)] if limit else []
-    stages = build(work, given, *options)
-    (pruned,) = work.glob("prune-*/checkpoint")
+    stages = build(folder, given, *options)
+    (pruned,) = folder.glob("work/prune-*/checkpoint")
     estimated, micro = estimates(base, pruned, given, limit, lora)
     rows = [
         {
@@ -100,7 +100,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as free, tempfile.TemporaryDirectory() as narrow:
         rows += measured(Path(free), base.path, given)
-        (pruned,) = Path(free).glob("prune-*/checkpoint")
+        (pruned,) = Path(free).glob("work/prune-*/checkpoint")
         rows += measured(Path(free), base.path, given, lora=True)[1:]  # pruning is the same
         limit = least(base.path, pruned, given.calibration_tokens)
         rows += measured(Path(narrow), base.path, given, limit=limit)
