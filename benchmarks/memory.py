@@ -50,7 +50,15 @@ def least(base: Path, pruned: Path, tokens: int) -> int:
 def build(folder: Path, given: argparse.Namespace, *options: str) -> dict[str, dict[str, Any]]:
     """The manifests of a build's stages, by name."""
     command = [sys.executable, "-m", "minigpt_edge", "build", "--domain", "law"]
-    command += ["--work", str(folder / "work"), "--out", str(folder / "out"), "--no-baseline", *options]
+    command += [
+        "--work",
+        str(folder / "work"),
+        "--out",
+        str(folder / "out"),
+        "--no-baseline",
+        "--force",
+        *options,
+    ]
     command += ["--calibration-tokens", str(given.calibration_tokens)]
     command += ["--recover-tokens", str(given.recover_tokens), "--target", "gguf-q8_0"]  # quickest
     command += ["--model", given.model] if given.model else []
