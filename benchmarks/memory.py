@@ -50,15 +50,8 @@ def least(base: Path, pruned: Path, tokens: int) -> int:
 def build(folder: Path, given: argparse.Namespace, *options: str) -> dict[str, dict[str, Any]]:
     """The manifests of a build's stages, by name."""
     command = [sys.executable, "-m", "minigpt_edge", "build", "--domain", "law"]
-    command += [
-        "--work",
-        str(folder / "work"),
-        "--out",
-        str(folder / "out"),
-        "--no-baseline",
-        "--force",
-        *options,
-    ]
+    command += ["--work", str(folder / "work"), "--out", str(folder / "out"), "--force"]
+    command += ["--no-baseline", *options]
     command += ["--calibration-tokens", str(given.calibration_tokens)]
     command += ["--recover-tokens", str(given.recover_tokens), "--target", "gguf-q8_0"]  # quickest
     command += ["--model", given.model] if given.model else []
@@ -101,8 +94,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", help="short name, directory or hub id [default: the default model]")
-    parser.add_argument("--calibration-tokens", type=int, default=32_768)
-    parser.add_argument("--recover-tokens", type=int, default=16_384)
+    parser.add_argument("--calibration-tokens", type=int, default=8192)
+    parser.add_argument("--recover-tokens", type=int, default=8192)
     given = parser.parse_args()
     base = resolve_model(given.model)
     rows: list[dict[str, Any]] = []

@@ -16,6 +16,7 @@ from minigpt_edge_runtime.errors import EdgeError
 
 PROCESS = 900 << 20  # torch, transformers and what they load
 COMPILED = 400 << 20  # the compiler of the training step
+EAGER = 1.5  # activations that adapters keep, whose step is not compiled, over those of all weights
 GRAMS = 5  # matrices of a half's width that a refit holds
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -73,7 +74,7 @@ def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: in
         config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
     )
     trained = 4 * parameters * (1 if lora else 4)  # weights; gradients and AdamW's two moments
-    step = micro * blocks * (10 * hidden + 4 * width) * size
+    step = micro * blocks * (10 * hidden + 4 * width) * size * (EAGER if lora else 1)
     return math.ceil(PROCESS + COMPILED + trained + size * teacher + 4 * parameters + step)
 
 
