@@ -126,7 +126,7 @@ def write_model(folder: Path, settings: dict[str, Any]) -> int:
         model: Any = AutoModelForCausalLM.from_config(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tensors = [
-        Tensor(n, shape, partial(_random, index, shape), "BF16")
+        Tensor(n, shape, partial(_values, index, n, shape), "BF16")
         for index, (n, shape) in enumerate(shapes.items())
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,11 +138,11 @@ def write_model(folder: Path, settings: dict[str, Any]) -> int:
     return sum(tensor.parameters for tensor in tensors)
 
 
-def _random(seed: int, shape: tuple[int, ...]) -> Any:
-    """Bits of bfloat16: a matrix of small normal numbers, or ones for a norm (and for a bias)."""
+def _values(seed: int, name: str, shape: tuple[int, ...]) -> Any:
+    """Bits of bfloat16, as models begin: small normal numbers, ones for a norm, zeros for a bias."""
     import numpy as np
 
-    values = np.ones(shape, dtype=np.float32)
+    values = np.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=np.float32)
     if len(shape) > 1:
         rows = np.random.default_rng(seed).standard_normal((64, shape[1]), dtype=np.float32) * 0.02
         values = np.concatenate([np.roll(rows, turn, 1) for turn in range(-(-shape[0] // 64))])[: shape[0]]

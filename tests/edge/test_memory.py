@@ -38,7 +38,9 @@ def test_staying_on_disk_and_smaller_passes_take_less() -> None:
     assert lazy < whole / 1.5
     most, least = (memory.of_recovery(SMOLLM2, 10**8, 0, micro, lora=False) for micro in (2048, 512))
     assert least < most
-    assert memory.of_recovery(SMOLLM2, 10**8, 0, 2048, lora=True) < most
+    # adapters spare gradients and moments but keep more activations: they pay for large models
+    tuned, adapted = (memory.of_recovery(large, 10**9, 0, 2048, lora=lora) for lora in (False, True))
+    assert adapted < tuned / 1.5
 
 
 @pytest.mark.parametrize("limit", [None, 10**6])
