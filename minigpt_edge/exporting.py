@@ -251,7 +251,7 @@ def _target_stage(
         settings={
             "target": target.name,
             "types": target.types,
-            "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW),
+            "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW, GPTQ_BYTES),
             "metadata": job.metadata,
             "max_bytes": job.max_bytes if target.format == "gguf" else None,
             "threads": job.threads,

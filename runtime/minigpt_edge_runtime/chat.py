@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from minigpt_edge_runtime.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 WITHOUT_TEMPLATE = "let the model continue a text instead, without chat"
 
@@ -86,61 +80,19 @@ class Conversation:
 
 
 def render_chat(template: str, messages: Sequence[Mapping[str, Any]], bos: str, eos: str) -> str:
-    """The text of a conversation. Templates come from strangers and run in jinja2's sandbox.
+    """The text of a conversation. Templates come from strangers and run in a sandbox.
 
     Raises:
         ChatTemplateError: the template is broken or refuses the messages.
         EdgeError: jinja2 is not installed.
     """
     try:
-        compiled = _compile(template)
-        return compiled.render(messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
-    except EdgeError:
-        raise
-    except Exception as error:  # a template is foreign code and may raise anything
-        message = f"the model's chat template failed ({error})"
-        raise ChatTemplateError(message, f"change the messages, or {WITHOUT_TEMPLATE}") from error
-
-
-@lru_cache(maxsize=4)
-def _compile(template: str) -> Template:
-    """A template in the environment that transformers gives it."""
-    try:
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from minigpt_edge_runtime.chat_template import render
     except ImportError as error:
         hint = 'pip install "jinja2>=3.1.6"'
         raise EdgeError(f"chat needs jinja2 for the model's template ({error})", hint) from error
-
-    class GenerationBlock(Extension):
-        """{% generation %}…{% endgeneration %} marks answers for training and changes no text."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json  # jinja2's own escapes for HTML
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(template)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ValueError(message)
+    try:
+        return render(template, messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
+    except Exception as error:  # a template is foreign code and may raise anything
+        message = f"the model's chat template failed ({error})"
+        raise ChatTemplateError(message, f"change the messages, or {WITHOUT_TEMPLATE}") from error

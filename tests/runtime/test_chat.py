@@ -7,6 +7,7 @@ import pytest
 from tiny_gguf import make_gguf
 from tokenizers import Tokenizer
 
+from minigpt_edge_runtime import chat_template
 from minigpt_edge_runtime.chat import ChatTemplateError, Conversation, chat_ids, render_chat
 from minigpt_edge_runtime.engine import open_engine
 
@@ -16,6 +17,7 @@ MESSAGES = [
     {"role": "assistant", "content": "Hello!"},
     {"role": "user", "content": "And?"},
 ]
+DOUBLING = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
 TEMPLATES = {
     "blocks lose their line breaks": (
         "{%- for m in messages %}\n    {% if m.role == 'user' %}\n[{{ m['content'] | trim }}]\n"
@@ -28,6 +30,10 @@ TEMPLATES = {
     "{% endgeneration %}{% endif %}{% endfor %}",
     "namespaces": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
     "{{ bos_token }}{{ ns.n }}{% if add_generation_prompt %}go{% endif %}{{ missing }}",
+    "loop variables": "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
+    "{{ loop.previtem is defined }}{% else %}none{% endfor %}"
+    "{% for k, v in messages[0].items() %}{{ k }}{% endfor %}",
+    "operators": "{{ 'ab' * 3 }}{{ 2 ** 10 }}{{ 6 * 7 }}{{ [1] * 2 }}{{ 1.5 * 2 }}",
     "names": "{{ tools is not defined or tools is none }}{{ messages[0].name is defined }}",
 }
 
@@ -59,9 +65,16 @@ def test_the_date_is_now() -> None:
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{% for i in range(10**9) %}x{% endfor %}", "template failed"),
+        ("{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}", "seconds"),
+        ("{% set minigpt_edge_deadline = 10**30 %}" + DOUBLING, "seconds"),
+        ("{{ 9 ** 9999999 }}", "too large"),
+        ("{{ 'x' * 10**9 }}{{ [1] * 10**9 }}", "too large"),
     ],
 )
-def test_bad_and_hostile_templates_are_an_error(template: str, message: str) -> None:
+def test_bad_and_hostile_templates_are_an_error(
+    template: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "SECONDS", 0.1)
     with pytest.raises(ChatTemplateError, match=message):
         render_chat(template, MESSAGES, "", "")
 
