@@ -4,20 +4,19 @@
 
 Each shape gets bfloat16 weights and the default model's tokenizer, and goes through `minigpt-edge build
 --no-recover --no-baseline` in a process of its own. The text is a few documents of the law domain, so that
-scoring, which is not what is asked here, takes little. With --blocks, models of so many blocks show what one
-block takes. Writes benchmarks/results/sizes.json, one row per shape and number of tokens, keeping the other
-rows.
+scoring, which is not what is asked here, takes little. The target is F16: random weights leave the likeliest
+token to chance, so that at 7 B a Q8_0 file is refused. With --blocks, models of so many blocks show what one
+block takes. What was finished when a run is stopped is kept in the cache, and removed with the row. Writes
+benchmarks/results/sizes.json, one row per shape and number of tokens, keeping the other rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -149,16 +148,6 @@ def _values(seed: int, name: str, shape: tuple[int, ...]) -> Any:
     return (np.ascontiguousarray(values).view("<u4") >> 16).astype("<u2")
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak memory in GiB of a process, or of those it started."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 2**20
-
-
 def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One shape through the stages; a row of the result."""
     from minigpt_edge import checkpoint, memory
@@ -167,13 +156,15 @@ def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if given.blocks:
         settings = {**settings, "num_hidden_layers": given.blocks}
     parameters = write_model(folder / "model", settings)
-    write_texts(folder / "texts.jsonl")
+    texts = folder / "texts.jsonl"
+    write_texts(texts)
     command = [sys.executable, "-m", "minigpt_edge", "build", "--model", str(folder / "model")]
-    command += ["--corpus", str(folder / "texts.jsonl"), "--no-recover", "--no-baseline"]
-    command += ["--work", str(folder / "work"), "--out", str(folder / "out")]
+    command += ["--corpus", str(texts), "--no-recover", "--no-baseline"]
+    command += ["--work", str(folder / "work"), "--out", str(folder / "out"), "--force"]
     command += ["--calibration-tokens", str(given.calibration_tokens), "--threads", str(given.threads)]
     command += [part for target in given.target for part in ("--target", target)]
-    seconds, peak = measured(command)
+    if subprocess.run(command).returncode:
+        raise SystemExit(f"failed: {' '.join(command)}")
     stages = {}
     for manifest in sorted(folder.glob("work/*/manifest.json")):
         record = json.loads(manifest.read_text())
@@ -188,9 +179,8 @@ def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "calibration_tokens": given.calibration_tokens,
         "targets": given.target,
         "threads": given.threads,
-        "seconds": seconds,
-        # stages set the system's figure back when they begin
-        "peak_gib": max(peak, *(stage["peak_rss_mb"] * 1e6 / 2**30 for stage in stages.values())),
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "peak_gib": max(stage["peak_rss_mb"] for stage in stages.values()) * 1e6 / 2**30,
         "pruning_estimated_gib": estimate(lazy=checkpoint.is_large(model)) / 2**30,
         "bound_gib": bound,
         "stages": stages,
@@ -205,6 +195,7 @@ def _kind(row: dict[str, Any]) -> tuple[str, int]:
 def main() -> None:
     """Run the shapes that are asked for, smallest first."""
     from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.packages import cache_dir
     from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -212,12 +203,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="this many blocks, written to no result")
     parser.add_argument("--calibration-tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=all_cores())
-    parser.add_argument("--target", nargs="+", default=["gguf-q8_0"])
+    parser.add_argument("--target", nargs="+", default=["gguf-f16"])
     given = parser.parse_args()
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     for name in given.only:
-        with tempfile.TemporaryDirectory() as folder:
-            row = build(name, given, Path(folder))
+        folder = cache_dir() / "sizes" / f"{name}-{given.blocks or 'all'}"
+        row = build(name, given, folder)
+        shutil.rmtree(folder)
         print(json.dumps(row, indent=2))
         if given.blocks:
             continue

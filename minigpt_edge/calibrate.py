@@ -22,7 +22,7 @@ from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan
 from minigpt_edge.prune import Method, UnitStatistics
 from minigpt_edge.prune.flap import bias as mean_bias
-from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
+from minigpt_edge.prune.least_squares import best_ridge, output_error, refit
 from minigpt_edge.resident import keep as keep_block
 from minigpt_edge.resident import resident
 from minigpt_edge.streams import Half, Stream, Units
@@ -209,14 +209,13 @@ def _shrink_half(
 
 
 def _choose_ridge(fit: Moments, held_out: Moments, weight: Tensor, units: Tensor) -> tuple[float, float]:
-    """The ridge with the lowest output error on the held-out windows, and that error (relative)."""
+    """The best ridge and its relative output error on the held-out windows."""
+    weight = weight[units]
     gram, cross, _ = fit.mean(units)
     held_gram, held_cross, energy = held_out.mean(units)
-    errors = {
-        r: output_error(held_gram, held_cross, energy, refit(gram, cross, weight[units], r)) for r in RIDGES
-    }
-    best = min(errors, key=errors.__getitem__)
-    return best, errors[best] / energy
+    ridge = best_ridge(gram, cross, weight, held_gram, held_cross)
+    error = output_error(held_gram, held_cross, energy, refit(gram, cross, weight, ridge))
+    return ridge, error / energy
 
 
 def _fit(moments: list[Moments], weight: Tensor, units: Tensor) -> tuple[Tensor, float]:

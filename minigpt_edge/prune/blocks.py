@@ -22,7 +22,7 @@ from minigpt_edge.chunked_loss import chunked_nll
 from minigpt_edge.evaluate.perplexity import head_of
 from minigpt_edge.moments import Moments
 from minigpt_edge.precision import compute_dtype
-from minigpt_edge.prune.least_squares import RIDGES, output_error, refit
+from minigpt_edge.prune.least_squares import best_ridge, refit
 from minigpt_edge.streams import MICRO_BATCH_TOKENS, VALIDATION_SHARE
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -268,9 +268,9 @@ def _fit(block: _Entered, after: Tensor, wanted: Tensor, held_out: int) -> Tenso
             missing = missing if bias is None else missing - bias
             moments[part].add(block.neurons(after, rows).flatten(0, 1), missing.flatten(0, 1))
     gram, cross, _ = moments[0].mean()
-    fits = [refit(gram, cross, weight, ridge) for ridge in RIDGES]
-    held = moments[1].mean()
-    return min(fits, key=lambda fit: output_error(*held, fit)).t().contiguous()
+    held_gram, held_cross, _ = moments[1].mean()
+    ridge = best_ridge(gram, cross, weight, held_gram, held_cross)
+    return refit(gram, cross, weight, ridge).t().contiguous()
 
 
 def _loss_with(block: _Entered, after: Tensor, weight: Tensor, left: list[int]) -> float:
