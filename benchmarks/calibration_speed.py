@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+
 RESULT = Path(__file__).parent / "results" / "calibration_speed.json"
 
 
@@ -31,7 +33,6 @@ def main() -> None:
     from minigpt_edge.shrink.prepare import calibration_windows
     from minigpt_edge.shrink.weights import shrink
     from minigpt_edge.streams import MICRO_BATCH_TOKENS
-    from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibration-tokens", type=int, default=Recipe.calibration_tokens)
@@ -84,7 +85,7 @@ def main() -> None:
         "finished_at_seconds": {name: round(at, 2) for name, at in marks.items()},
         "sparsity": metrics["sparsity"],
         "threads": given.threads,
-        "device": device_info(),
+        **provenance(),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

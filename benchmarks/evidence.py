@@ -341,8 +341,9 @@ def _sizes(result: dict[str, Any]) -> list[str]:
     columns = ["shape", "parameters", "tokens", "pruning", "s ÷ 10¹² parameters × tokens", "export"]
     columns += ["whole build", "peak memory", "estimated", "wanted"]
     note = "Random weights of each shape, 42 % removed, no fine-tuning; each build in its own process. "
-    last = max(result["rows"], key=lambda row: row["date"])
-    note += _origin(last)
+    note += "Commits: " + ", ".join(dict.fromkeys(str(row["commit"])[:9] for row in result["rows"])) + ". "
+    dates = [row["date"] for row in result["rows"]]
+    note += f"{result['rows'][-1]['device']['cpu']}, {result['rows'][-1]['threads']} threads, to {max(dates)}."
     return [_table("Time and memory by size", columns, cells, note)]
 
 

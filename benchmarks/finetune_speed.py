@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch  # noqa: TID253
+from provenance import provenance
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: TID253
 
 from minigpt_edge import fast_llama
@@ -29,7 +30,6 @@ from minigpt_edge.chunked_loss import chunked_cross_entropy
 from minigpt_edge.commands.build import all_cores
 from minigpt_edge.evaluate import perplexity
 from minigpt_edge.flops import matmul_flops, peak_memory_bytes, training_flops
-from minigpt_edge_runtime.device import device_info
 
 RESULT = Path(__file__).parent / "results" / "finetune_speed.json"
 VARIANTS = ("compiled", "uncompiled", "plain")
@@ -130,7 +130,7 @@ def main() -> None:
         "batch": [given.batch, given.length],
         "variants": variants,
         "threads": given.threads,
-        "device": device_info(),
+        **provenance(),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

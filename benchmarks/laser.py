@@ -19,13 +19,14 @@ import json
 import math
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from provenance import provenance
 
 from minigpt_edge_runtime.files import read_json, sha256_file, sha256_json, write_json
 
@@ -230,7 +231,6 @@ def main() -> None:
     from minigpt_edge.evaluate import probe
     from minigpt_edge.packages import cache_dir
     from minigpt_edge.prune import laser
-    from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--questions", type=int, default=700, help="of each set, validation and test")
@@ -260,15 +260,12 @@ def main() -> None:
         random.Random(SEED).shuffle(chosen)
         facts = Facts(base.path, chosen[: given.questions], base.document_start)
         found[name] = kept(work / f"{name}.json", partial(run_set, reducer, facts, work / name))["value"]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     result = {
         **settings,
         "products": products,
         "threads": given.threads,
         "sets": found,
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": device_info(),
+        **provenance(),
     }
     write_json(given.out, result)
 

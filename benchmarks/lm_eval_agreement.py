@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+
 RESULT = Path(__file__).parent / "results" / "lm_eval_agreement.json"
 NAMES = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 
@@ -87,7 +89,6 @@ def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[
 def main() -> None:
     """Both, and their differences in points."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
@@ -107,7 +108,7 @@ def main() -> None:
         }
         rows.append({**row, "difference": row["ours"] - row["lm_eval"]})
         print(f"{name:15} {row['ours']:6.2f} {row['lm_eval']:6.2f}  {rows[-1]['difference']:+.2f} points")
-    result = {"model": Path(given.model).name, "limit": given.limit, "rows": rows, "device": device_info()}
+    result = {"model": Path(given.model).name, "limit": given.limit, "rows": rows, **provenance()}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -14,9 +14,10 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 STAGES = ("prune", "recover")
@@ -90,7 +91,6 @@ def main() -> None:
     """Three builds, and a row for each of their stages."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.models import resolve_model
-    from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", help="short name, directory or hub id [default: the default model]")
@@ -111,9 +111,7 @@ def main() -> None:
         "calibration_tokens": given.calibration_tokens,
         "recover_tokens": given.recover_tokens,
         "rows": rows,
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": device_info(),
+        **provenance(),
     }
     RESULT.write_text(json.dumps(record, indent=2) + "\n")
 

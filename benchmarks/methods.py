@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 SPARSITIES = (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)
@@ -276,17 +276,12 @@ def recovery(bench: Bench) -> list[dict[str, Any]]:
 
 def write(path: Path, bench: Bench, found: dict[str, Any]) -> None:
     """Write a result with what it was made on."""
-    from minigpt_edge_runtime.device import device_info
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
     result = {
         "domain": bench.recipe.domain,
         "model": bench.base.name,
         **found,
         "threads": bench.recipe.threads,
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": device_info(),
+        **provenance(),
     }
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     bench.talk.line("written", path.name)

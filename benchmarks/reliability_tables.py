@@ -39,6 +39,14 @@ def _table(title: str, columns: list[str], rows: list[list[str]], note: str = ""
     return f"**{title}**\n\n{markdown(Table('', title, columns, rows, note))}\n"
 
 
+def _origin(result: dict[str, Any]) -> str:
+    """What a result was measured on, as a sentence to append."""
+    known = [(result.get("device") or {}).get("cpu"), result.get("date")]
+    known += [f"commit {result['commit'][:9]}"] if result.get("commit") else []
+    said = ", ".join(part for part in known if part)
+    return f" {said}." if said else ""
+
+
 def _disturbed(result: dict[str, Any]) -> list[str]:
     rows = []
     if kills := result.get("kills"):
@@ -54,7 +62,7 @@ def _disturbed(result: dict[str, Any]) -> list[str]:
     for name, row in result.get("twice", {}).items():
         what = {"repeated": "the same build in another directory, equal to the byte"}
         rows.append([what.get(name, "two builds into one directory at once: one refused"), _yes(row["ok"])])
-    return [_table("Disturbed builds", ["", ""], rows)]
+    return [_table("Disturbed builds", ["", ""], rows, _origin(result).strip())]
 
 
 def _memory(result: dict[str, Any]) -> list[str]:
@@ -67,6 +75,7 @@ def _memory(result: dict[str, Any]) -> list[str]:
     columns = ["", "--max-memory", "estimated", "peak measured", "time"]
     note = f"{result['model']}, {result['calibration_tokens']:,} tokens of calibration, "
     note += f"{result['recover_tokens']:,} of recovery, {result['threads']} threads."
+    note += _origin(result)
     return [_table("Memory", columns, cells, note)]
 
 
@@ -84,7 +93,7 @@ def _fuzz(result: dict[str, Any]) -> list[str]:
         counts = [f"{one.get(what, 0):,}" for what in ("sound", "refused", "bad")]
         rows.append([name, *counts, number(one["slowest"], 1, "s")])
     columns = ["", "read", "refused with a message", "anything else", "slowest"]
-    note = f"{result['cases']:,} damaged files, seed {result['seed']}."
+    note = f"{result['cases']:,} damaged files, seed {result['seed']}.{_origin(result)}"
     return [_table("Damaged files", columns, rows, note)]
 
 
@@ -100,4 +109,5 @@ def _load(result: dict[str, Any]) -> list[str]:
         ["open files at the end", str(result["open_files"])],
     ]
     note = f"{result['bundle']}, {result['clients']} clients at a time, {result['tokens']} tokens each."
+    note += _origin(result)
     return [_table("The endpoint under load", ["", ""], rows, note)]

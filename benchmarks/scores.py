@@ -12,6 +12,8 @@ import json
 import tempfile
 from pathlib import Path
 
+from provenance import provenance
+
 RESULT = Path(__file__).parent / "results" / "scores.json"
 
 
@@ -26,7 +28,6 @@ def main() -> None:
     from minigpt_edge.shrink.decide import ShrinkSettings
     from minigpt_edge.shrink.prepare import CHECKPOINT
     from minigpt_edge.shrink.weights import shrink
-    from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibration-tokens", type=int, default=32_768)
@@ -65,7 +66,7 @@ def main() -> None:
         "widths": "equal",
         "dense": dense,
         "methods": found,
-        "device": device_info(),
+        **provenance(),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

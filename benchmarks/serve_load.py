@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from provenance import provenance
 
-from minigpt_edge_runtime.device import device_info
 from minigpt_edge_runtime.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "serve_load.json"
@@ -122,7 +122,7 @@ def main() -> None:
         "tokens": given.tokens,
         **found,
         "exit_status": status,
-        "device": device_info(),
+        **provenance(),
     }
     write_json(given.out, result)
     print(json.dumps(found, indent=2))

@@ -17,10 +17,11 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 DOCUMENTS = {"train": 60, "validation": 5, "test": 5}  # they come to the same splits again
 RESULT = Path(__file__).parent / "results" / "sizes.json"
@@ -196,7 +197,6 @@ def main() -> None:
     """Run the shapes that are asked for, smallest first."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.packages import cache_dir
-    from minigpt_edge_runtime.device import device_info
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SHAPES), default=list(SHAPES))
@@ -215,8 +215,7 @@ def main() -> None:
             continue
         rows = [other for other in rows if _kind(other) != _kind(row)] + [row]
         rows.sort(key=lambda one: (one["parameters"], one["calibration_tokens"]))
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        row["commit"], row["date"], row["device"] = commit, time.strftime("%Y-%m-%d"), device_info()
+        row.update(provenance())
         RESULT.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 

@@ -23,8 +23,10 @@ from candidates import NONUNIFORM, UNIFORM, Candidate, export, given, model_byte
 
 from minigpt_edge.packages import cache_dir
 from minigpt_edge_export.targets import PRECISIONS
-from minigpt_edge_runtime.device import device_info
 from minigpt_edge_runtime.files import sha256_file, sha256_json, write_json
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE.parent / "results" / "onnx.json"
@@ -168,7 +170,7 @@ def facts(chosen: list[Candidate], options: argparse.Namespace) -> dict[str, Any
     used = sorted({candidate.environment for candidate in chosen} | {"genai", environments.PROJECT})
     names = ("prompt_tokens", "depths", "generate_tokens", "rounds", "repeat", "threads")
     return {
-        "device": device_info(),
+        **provenance(),
         "settings": {name: getattr(options, name) for name in names},
         "includes": INCLUDES,
         "versions": {name: environments.versions(name) for name in used},

@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = [f"tests/{name}" for name in ("fuzz", "edge", "runtime", "tiny")]
-sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", *TESTS)]
+sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "benchmarks", *TESTS)]
 
 SECONDS = 60.0
 MEMORY = 4 << 30  # bytes of address space beside what the libraries take
@@ -186,6 +186,7 @@ def fuzz(subjects: list[str], total: int, seed: int, first: int = 0) -> dict[str
 
 def main() -> None:
     """The command line; exit status 1 if a case was bad."""
+    from provenance import provenance
     from subjects import SUBJECTS
 
     parser = argparse.ArgumentParser(description="Read thousands of damaged files.")
@@ -202,7 +203,7 @@ def main() -> None:
         return
     result = fuzz(given.only, given.cases, given.seed, given.first)
     if given.out:
-        given.out.write_text(json.dumps(result, indent=2) + "\n")
+        given.out.write_text(json.dumps({**result, **provenance()}, indent=2) + "\n")
     sys.exit(bool(result["bad"]))
 
 

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "tests/edge")]
+sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "tests/edge", "benchmarks")]
 
+from provenance import provenance  # noqa: E402
 from tiny_build import SMALL, write_corpus, write_model  # noqa: E402
 
 # Every Python process reads this when it starts; the first one counts, and dies where it is told to, or (0)
@@ -265,7 +266,7 @@ def main() -> None:
     checks += [row["ok"] for row in result.get("twice", {}).values()]
     result["checks"], result["broken"] = len(checks), checks.count(False)
     if given.out:
-        given.out.write_text(json.dumps(result, indent=2) + "\n")
+        given.out.write_text(json.dumps({**result, **provenance()}, indent=2) + "\n")
     print(f"{len(checks)} checks, {result['broken']} broken", file=sys.stderr)
     sys.exit(bool(result["broken"]))
 
