@@ -342,8 +342,8 @@ def _sizes(result: dict[str, Any]) -> list[str]:
     columns += ["whole build", "peak memory", "estimated", "wanted"]
     note = "Random weights of each shape, 42 % removed, no fine-tuning; each build in its own process. "
     note += "Commits: " + ", ".join(dict.fromkeys(str(row["commit"])[:9] for row in result["rows"])) + ". "
-    dates = [row["date"] for row in result["rows"]]
-    note += f"{result['rows'][-1]['device']['cpu']}, {result['rows'][-1]['threads']} threads, to {max(dates)}."
+    last = max(result["rows"], key=lambda row: row["date"])
+    note += f"{last['device']['cpu']}, {last['threads']} threads, to {last['date']}."
     return [_table("Time and memory by size", columns, cells, note)]
 
 
