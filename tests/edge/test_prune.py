@@ -19,7 +19,7 @@ from minigpt_edge.moments import Means, Moments
 from minigpt_edge.plan import BlockPlan, from_ranges, to_ranges
 from minigpt_edge.prune import METHODS, UnitStatistics, get_method
 from minigpt_edge.prune.flap import bias as mean_bias
-from minigpt_edge.prune.least_squares import DAMPING, Refitted, refit
+from minigpt_edge.prune.least_squares import DAMPING, RIDGES, Refitted, best_ridge, output_error, refit
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -55,6 +55,19 @@ def test_a_strong_ridge_leaves_the_weights_as_they_were() -> None:
     kept = torch.arange(6)
     fitted = refit(s.gram[kept][:, kept], s.cross[kept], weight[kept], 1e6)
     assert torch.allclose(fitted, weight[kept], atol=1e-3)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 1.0])
+def test_random_directions_choose_the_ridge_that_all_outputs_do(noise: float) -> None:
+    x, weight = samples(units=40, outputs=700, tokens=120)
+    generator = torch.Generator().manual_seed(1)
+    y = x @ (weight + 0.1 * torch.randn(weight.shape, generator=generator))
+    y += noise * x.std() * torch.randn(y.shape, generator=generator)
+    fit, held = x[:80], x[80:]
+    gram, cross = fit.t() @ fit / 80, fit.t() @ y[:80] / 80
+    held_gram, held_cross = held.t() @ held / 40, held.t() @ y[80:] / 40
+    errors = [output_error(held_gram, held_cross, 0.0, refit(gram, cross, weight, r)) for r in RIDGES]
+    assert best_ridge(gram, cross, weight, held_gram, held_cross) == RIDGES[errors.index(min(errors))]
 
 
 @pytest.mark.parametrize("group", [1, 3])
