@@ -6,6 +6,7 @@ The tables have the form of Mini-GPTs' tables 1 to 4 (arXiv 2312.12682), measure
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,17 @@ def _text(row: Mapping[str, Any], domain: str) -> dict[str, Any]:
     return dict(row["tasks"].get(f"text:{domain}") or {})
 
 
-def _bits(text: Mapping[str, Any]) -> str:
+def _bits(text: Mapping[str, Any], digits: int = 4) -> str:
     if not text:
         return MISSING
-    return f"{text['bits_per_byte']:.4f} ± {2 * (text.get('stderr') or 0):.4f}"
+    return f"{text['bits_per_byte']:.{digits}f} ± {2 * (text.get('stderr') or 0):.{digits}f}"
+
+
+def _perplexity_of(text: Mapping[str, Any]) -> str:
+    """Per token of the unpruned tokenizer, with the interval that bits per byte gives it."""
+    middle, per_token = text["perplexity_per_base_token"], text["bytes"] / text["base_tokens"] * math.log(2)
+    factor = math.exp(2 * (text.get("stderr") or 0) * per_token)
+    return f"{middle:.2f} ({middle / factor:.2f} to {middle * factor:.2f})"
 
 
 def _second(domains: Mapping[str, Any]) -> str:
@@ -93,18 +101,34 @@ def _perplexity(domains: Mapping[str, Any], title: str = "Size, perplexity and s
     for name, found in domains.items():
         dense = next(row for row in found["rows"] if row["model"] == "dense" and row["type"] == "f16")
         for row in found["rows"]:
-            text = _text(row, name)
+            text, speed = _text(row, name), row["speed"]
             rows.append(
                 [
                     f"{name}, {row['model']}, {row['type'].upper()}",
                     megabytes(row["bytes"]),
                     percent(row["bytes"] / dense["bytes"]),
-                    number(text.get("perplexity_per_base_token"), 2),
+                    _perplexity_of(text),
                     _bits(text),
-                    number((row.get("speed") or {}).get("decode_tokens_per_second")),
+                    number(text["windows"]),
+                    number(speed["decode_tokens_per_second"]),
+                    f"{speed['itl_ms']['p50']:.1f} / {speed['itl_ms']['p99']:.1f}",
                 ]
             )
-    columns = ("model", "file", "of dense F16", "perplexity", "bits per byte", "tokens/s")
+    columns = (
+        "model",
+        "file",
+        "of dense F16",
+        "perplexity",
+        "bits per byte",
+        "windows",
+        "tokens/s",
+        "ms p50 / p99",
+    )
+    settings = speed["settings"]
+    note += (
+        f" Tokens per second: median of {settings['repetitions']} runs of {settings['n_gen']} tokens; the "
+        "milliseconds are between two tokens of those runs."
+    )
     return _table(title, columns, rows, note)
 
 
@@ -147,24 +171,21 @@ def _chrf(row: Mapping[str, Any]) -> str:
 
 def _forgetting(domains: Mapping[str, Any]) -> str:
     """Bits per byte of each domain's models on the other domains' text."""
-    others = sorted(
-        {
-            task
-            for found in domains.values()
-            for row in found["rows"]
-            for task in row["tasks"]
-            if task.startswith("text:")
-        }
-    )
+    everything = [row for found in domains.values() for row in found["rows"]]
+    others = sorted({task for row in everything for task in row["tasks"] if task.startswith("text:")})
     rows = []
     for name, found in domains.items():
         for row in found["rows"]:
             if row["type"] == "f16" or row["model"].endswith("not fine-tuned"):
                 continue
-            cells = [number(row["tasks"].get(task, {}).get("bits_per_byte"), 3) for task in others]
+            cells = [_bits(_text(row, task.partition(":")[2]), 3) for task in others]
             rows.append([f"{row['model']}, for {name}", *cells])
     columns = ("model, four bits", *(task.partition(":")[2] for task in others))
-    note = "Bits per byte on each domain's test windows: what specialising cost elsewhere."
+    counts = {
+        task: row["tasks"][task]["windows"] for row in everything for task in others if task in row["tasks"]
+    }
+    note = "Bits per byte on each domain's test windows: what specialising cost elsewhere. Windows: "
+    note += ", ".join(f"{task.partition(':')[2]} {count}" for task, count in counts.items()) + "."
     return _table("Elsewhere", columns, rows, note)
 
 

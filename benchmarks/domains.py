@@ -26,7 +26,9 @@ GENERAL = "general"
 SECOND = ("law", "games")  # of the second base model
 SPARSITIES = {"law": (0.2, 0.42, 0.6)}
 FOUR_BITS = "iq4_nl"
-QUESTIONS = 300  # of each set at most, drawn by a fixed seed
+COMPLETIONS = 300  # made from held-out documents
+QUESTIONS = 100  # of each set at most, drawn by a fixed seed; a domain has up to five sets
+NOT_TUNED = "not fine-tuned"  # its text alone is scored
 
 
 def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
@@ -34,7 +36,7 @@ def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Pa
     from minigpt_edge.shrink.prepare import CHECKPOINT
     from minigpt_edge.shrink.weights import IMPORTANCE
 
-    whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
+    whole = bench.prune(sparsity=0.0, min_count=0, refit=False)  # nothing goes: for its importance matrix
     importance = whole.path / IMPORTANCE
     yield "dense", bench.base.path, importance, {}
     tuned = bench.recover(whole, distill=0.0)
@@ -44,7 +46,7 @@ def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Pa
         own = pruned.path / IMPORTANCE
         facts = {"sparsity": pruned.metrics["sparsity"], "vocabulary": pruned.metrics["vocabulary"]}
         if sparsity == 0.42:
-            yield f"pruned {sparsity:.0%}, not fine-tuned", pruned.path / CHECKPOINT, own, facts
+            yield f"pruned {sparsity:.0%}, {NOT_TUNED}", pruned.path / CHECKPOINT, own, facts
         stage = bench.recover(pruned)
         yield f"pruned {sparsity:.0%}", stage.path, own, {**facts, **_training(stage)}
 
@@ -55,43 +57,67 @@ def _training(stage: Any) -> dict[str, Any]:
     return {"seconds": stage.manifest["seconds"], "tokens": stage.metrics["tokens"], "history": history}
 
 
-def evaluated(bench: methods.Bench, domain: str, kind: str, stage: Any, path: Path) -> dict[str, Any]:
-    """Texts and questions under one file, kept as a stage."""
+def evaluated(bench: methods.Bench, domain: str, name: str, kind: str, made: Any) -> dict[str, Any]:
+    """Texts, questions and speed of one file, each group a stage of its own."""
+    path = made.path / (front.F16 if kind == "f16" else "model.gguf")
+    groups = [([f"text:{domain}"], None)]
+    if not name.endswith(NOT_TUNED):
+        groups += [(["completion"], COMPLETIONS)]
+        groups += [(["mcq"], QUESTIONS)] if domain != "games" else []  # no question set is known for it
+        if kind != "f16":
+            groups += [([f"text:{other}" for other in (*DOMAINS, GENERAL) if other != domain], None)]
+    tasks: dict[str, Any] = {}
+    for names, limit in groups:
+        tasks |= _results(bench, domain, made, path, names, limit)
+    for result in tasks.values():  # what every answer was is of no use here
+        for scoring in ("sum", "per_byte"):
+            result.get(scoring, {}).pop("answers", None)
+    return {"bytes": path.stat().st_size, "tasks": tasks, "speed": _speed(bench, made, path)}
+
+
+def _results(
+    bench: methods.Bench, domain: str, made: Any, path: Path, names: list[str], limit: int | None
+) -> dict[str, Any]:
     from minigpt_edge import evaluating
+    from minigpt_edge.stage import run_stage
+
+    threads = bench.recipe.threads
+    subject = evaluating.Subject(path, domain, bench.recipe.model, bench.base.document_start)
+    request = evaluating.Request(limit=limit, threads=threads)
+    stage = run_stage(
+        bench.work,
+        "evaluate",
+        settings={"tasks": names, "limit": limit, "threads": threads},
+        inputs={"model": made.digest, "corpus": bench.text.digest},
+        code=(
+            "minigpt_edge.evaluating",
+            "minigpt_edge.evaluate.multiple_choice",
+            "minigpt_edge.evaluate.translation",
+            "minigpt_edge.tasks",
+            "minigpt_edge.tasks.items",
+            "minigpt_edge_runtime.choices",
+            "minigpt_edge_runtime.scoring",
+            "minigpt_edge_runtime.gguf",
+        ),
+        make=lambda out: {"tasks": evaluating.evaluate(subject, names, request, bench.talk)["tasks"]},
+    )
+    return dict(stage.metrics["tasks"])
+
+
+def _speed(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
     from minigpt_edge.stage import run_stage
     from minigpt_edge_runtime.measure import run_fresh
 
     threads = bench.recipe.threads
-    subject = evaluating.Subject(path, domain, bench.recipe.model, bench.base.document_start)
-    names = ["text", "completion"]
-    names += ["mcq"] if domain != "games" else []  # no question set is known for it
-    if kind != "f16":
-        names += [f"text:{other}" for other in (*DOMAINS, GENERAL) if other != domain]
-
-    def make(out: Path) -> dict[str, Any]:
-        request = evaluating.Request(limit=QUESTIONS, threads=threads)
-        found = evaluating.evaluate(subject, names, request, bench.talk)["tasks"]
-        return {"tasks": found, "speed": run_fresh("speed", path, threads=threads)}
-
-    return dict(
-        run_stage(
-            bench.work,
-            "evaluate",
-            settings={"tasks": names, "limit": QUESTIONS, "threads": threads},
-            inputs={"model": stage.digest, "corpus": bench.text.digest},
-            code=(
-                "minigpt_edge.evaluating",
-                "minigpt_edge.evaluate.multiple_choice",
-                "minigpt_edge.evaluate.translation",
-                "minigpt_edge.tasks",
-                "minigpt_edge.tasks.items",
-                "minigpt_edge_runtime.choices",
-                "minigpt_edge_runtime.scoring",
-                "minigpt_edge_runtime.gguf",
-            ),
-            make=make,
-        ).metrics
+    stage = run_stage(
+        bench.work,
+        "speed",
+        settings={"threads": threads},
+        inputs={"model": made.digest},
+        code=("minigpt_edge_runtime.measure", "minigpt_edge_runtime.gguf"),
+        make=lambda out: dict(run_fresh("speed", path, threads=threads)),
     )
+    return dict(stage.metrics)
 
 
 def rows_of(bench: methods.Bench, domain: str) -> list[dict[str, Any]]:
@@ -101,15 +127,10 @@ def rows_of(bench: methods.Bench, domain: str) -> list[dict[str, Any]]:
         for name, checkpoint, importance, facts in list(models_of(bench, domain))
         for kind, made, _ in front.gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
     ]
-    rows = []
-    for name, facts, kind, made in files:
-        path = made.path / (front.F16 if kind == "f16" else "model.gguf")
-        found = evaluated(bench, domain, kind, made, path)
-        for result in found["tasks"].values():  # what every answer was is of no use here
-            for scoring in ("sum", "per_byte"):
-                result.get(scoring, {}).pop("answers", None)
-        rows.append({"model": name, "type": kind, "bytes": path.stat().st_size, **facts, **found})
-    return rows
+    return [
+        {"model": name, "type": kind, **facts, **evaluated(bench, domain, name, kind, made)}
+        for name, facts, kind, made in files
+    ]
 
 
 def main() -> None:
