@@ -36,7 +36,7 @@ def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Pa
     from minigpt_edge.shrink.prepare import CHECKPOINT
     from minigpt_edge.shrink.weights import IMPORTANCE
 
-    whole = bench.prune(sparsity=0.0, min_count=0, refit=False)  # nothing goes: for its importance matrix
+    whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
     importance = whole.path / IMPORTANCE
     yield "dense", bench.base.path, importance, {}
     tuned = bench.recover(whole, distill=0.0)

@@ -127,6 +127,11 @@ class Recipe:
             raise UsageError(
                 f"{self.method} has no pattern {pattern!r}", f"it has {', '.join(method.patterns)}"
             )
+        if self.refit is False and "gram" in method.reads:
+            raise UsageError(
+                f"{self.method} scores a unit by what a refit can't make up for, so it goes with one",
+                "leave --no-refit out, or choose another method: `minigpt-edge methods`",
+            )
         if pattern == RANK and self.recover != "no":
             raise UsageError("fine-tuning would undo the low rank of the matrices", "add --no-recover")
         if pattern == RANK and self.sparsity is not None:

@@ -177,6 +177,7 @@ def test_max_params_and_min_speedup_are_met(place: Path) -> None:
         ({"threshold": 0.1}, "Mini-GPTs"),
         ({"method": "sparsegpt", "pattern": "structured"}, "no pattern"),
         ({"method": "wanda", "pattern": "2:4", "widths": "equal"}, "--widths is for"),
+        ({"refit": False}, "goes with one"),
         ({"method": "laser", "recover": "tokens"}, "undo"),
         ({"method": "laser", "sparsity": 0.3}, "no sparsity"),
         ({"reductions": "1:up:0.5"}, "LASER"),
