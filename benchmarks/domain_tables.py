@@ -129,7 +129,7 @@ def _perplexity(domains: Mapping[str, Any], title: str = "Size, perplexity and s
         f" Tokens per second: median of {settings['repetitions']} runs of {settings['n_gen']} tokens; the "
         "milliseconds are between two tokens of those runs."
     )
-    return _table(title, columns, rows, note)
+    return _table(title, columns, rows, note.strip())
 
 
 def _questions(domains: Mapping[str, Any]) -> Iterator[str]:
