@@ -30,12 +30,10 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
 
 
 def _head(result: Mapping[str, Any]) -> str:
-    machine = (result.get("device") or {}).get("cpu", "machine not recorded")
     return (
         "# Five domains\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/domains.json` "
-        f"(`make bench-domains`). {result['model']}, {machine}, {result.get('threads', '?')} threads, "
-        f"{result.get('date', '')}, commit {str(result.get('commit'))[:9]}.\n\nAll figures are of the GGUF "
-        "file in llama.cpp, on documents that neither calibration nor fine-tuning saw; nothing was chosen by "
+        f"(`make bench-domains`). {result['model']}, {result.get('threads', '?')} threads.\n\n"
+        "All figures are of the GGUF file in llama.cpp, on documents that neither calibration nor fine-tuning saw; nothing was chosen by "
         "them. Perplexity is per token of the unpruned tokenizer. Each model was made once: what another "
         "seed would give is not known. Intervals are 95 %: of questions Wilson's, of bits per byte twice the "
         "standard error over windows."
@@ -58,6 +56,7 @@ def _corpora(domains: Mapping[str, Any]) -> str:
                 percent((dropped["near_duplicate"] + dropped["identical"]) / dropped["read"]),
                 *(number(splits[split]["documents"]) for split in ("train", "validation", "test")),
                 number(splits["train"]["base_tokens"]),
+                f"{found['date']}, {str(found['commit'])[:9]}, {found['device']['cpu']}",
             ]
         )
     columns = (
@@ -69,6 +68,7 @@ def _corpora(domains: Mapping[str, Any]) -> str:
         "validation",
         "test",
         "training tokens",
+        "measured",
     )
     return _table("The corpora", columns, rows)
 
@@ -135,9 +135,10 @@ def _perplexity(domains: Mapping[str, Any], title: str = "Size, perplexity and s
 def _questions(domains: Mapping[str, Any]) -> Iterator[str]:
     for name, found in domains.items():
         asked = [task for task, result in found["rows"][0]["tasks"].items() if "sum" in result]
+        answered = [row for row in found["rows"] if row["tasks"].keys() & set(asked)]
         rows = [
             [f"{row['model']}, {row['type'].upper()}", *(_right(row["tasks"].get(task)) for task in asked)]
-            for row in found["rows"]
+            for row in answered
         ]
         first = found["rows"][0]["tasks"]
         chance = [
@@ -149,7 +150,7 @@ def _questions(domains: Mapping[str, Any]) -> Iterator[str]:
             task.partition(":")[2] if task.startswith("mmlu:") else task.partition(":")[0] for task in asked
         ]
         if any("translations" in first[task] for task in asked):
-            rows = [[*cells, _chrf(row)] for cells, row in zip(rows, found["rows"], strict=True)]
+            rows = [[*cells, _chrf(row)] for cells, row in zip(rows, answered, strict=True)]
             titles.append("chrF")
         yield _table(f"Questions: {name}", ("model", *titles), rows, note)
 
@@ -176,8 +177,8 @@ def _forgetting(domains: Mapping[str, Any]) -> str:
     rows = []
     for name, found in domains.items():
         for row in found["rows"]:
-            if row["type"] == "f16" or row["model"].endswith("not fine-tuned"):
-                continue
+            if not row["tasks"].keys() & set(others) - {f"text:{name}"}:
+                continue  # scored on its own domain alone
             cells = [_bits(_text(row, task.partition(":")[2]), 3) for task in others]
             rows.append([f"{row['model']}, for {name}", *cells])
     columns = ("model, four bits", *(task.partition(":")[2] for task in others))

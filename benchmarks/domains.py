@@ -19,6 +19,7 @@ from typing import Any
 import front
 import methods
 import stories
+from provenance import provenance
 
 RESULT = methods.RESULTS / "domains.json"
 DOMAINS = ("law", "medical", "economics", "games", "translation")
@@ -161,7 +162,8 @@ def main() -> None:
 def of_domain(bench: methods.Bench, domain: str) -> dict[str, Any]:
     """What is told of a domain under one base model."""
     dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
-    return {"splits": bench.text.metrics["splits"], "dropped": dropped, "rows": rows_of(bench, domain)}
+    rows = rows_of(bench, domain)
+    return {"splits": bench.text.metrics["splits"], "dropped": dropped, "rows": rows, **provenance()}
 
 
 if __name__ == "__main__":

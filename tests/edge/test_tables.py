@@ -93,12 +93,15 @@ def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
     rows.append({"model": "pruned 42%", "type": "iq4_nl", **row})
     splits = {name: {"documents": 10, "base_tokens": 5} for name in ("train", "validation", "test")}
     dropped = {"read": 100, "short": 1, "near_duplicate": 9, "identical": 1, "neutralised_tokens": 0}
-    found = {"law": {"splits": splits, "dropped": dropped, "rows": rows}}
+    rows.append({"model": "cut", "type": "iq4_nl", **row, "tasks": {"text:law": text}})  # nothing else scored
+    origin = {"date": "2026-01-01", "commit": "0123456789abcdef", "device": {"cpu": "a processor"}}
+    found = {"law": {"splits": splits, "dropped": dropped, "rows": rows, **origin}}
     path = root / "benchmarks" / "results" / "domains.json"
     path.write_text(json.dumps({"model": "m", "domains": found}))
     assert script.main([], root) == 0
     page = (root / "docs" / "results.md").read_text()
-    assert "| law | 100 | 1 | 10.0 % | 10 | 10 | 10 | 5 |" in page
+    assert "| law | 100 | 1 | 10.0 % | 10 | 10 | 10 | 5 | 2026-01-01, 012345678, a processor |" in page
+    assert page.count("| law, cut, IQ4_NL |") == 1 and page.count("cut") == 1
     # 20 x exp(+-2 x 0.01 bits x 4 bytes per token x ln 2)
     figures = "20.00 (18.92 to 21.14) | 1.0000 ± 0.0200 | 150 | 99 | 10.1 / 12.0"
     assert f"| law, pruned 42%, IQ4_NL | 50.0 MB | 100.0 % | {figures} |" in page
