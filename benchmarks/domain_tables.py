@@ -33,10 +33,10 @@ def _head(result: Mapping[str, Any]) -> str:
     return (
         "# Five domains\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/domains.json` "
         f"(`make bench-domains`). {result['model']}, {result.get('threads', '?')} threads.\n\n"
-        "All figures are of the GGUF file in llama.cpp, on documents that neither calibration nor fine-tuning saw; nothing was chosen by "
-        "them. Perplexity is per token of the unpruned tokenizer. Each model was made once: what another "
-        "seed would give is not known. Intervals are 95 %: of questions Wilson's, of bits per byte twice the "
-        "standard error over windows."
+        "All figures are of the GGUF file in llama.cpp, on documents that neither calibration nor "
+        "fine-tuning saw; nothing was chosen by them. Perplexity is per token of the unpruned tokenizer. "
+        "Each model was made once: what another seed would give is not known. Intervals are 95 %: of "
+        "questions Wilson's, of bits per byte twice the standard error over windows."
     )
 
 
