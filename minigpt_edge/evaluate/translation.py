@@ -59,9 +59,10 @@ def translate(
         on_pair(number, len(pairs))
     metric = CHRF()
     score: Any = metric.corpus_score(written, [[target for _, target in pairs]], n_bootstrap=BOOTSTRAP)
+    middle, half = float(score._mean), float(score._ci)  # numpy's own floats, which JSON does not know
     return {
-        "chrf": score.score,
-        "interval": [score._mean - score._ci, score._mean + score._ci],
+        "chrf": float(score.score),
+        "interval": [middle - half, middle + half],
         "pairs": len(pairs),
         "signature": str(metric.get_signature()),
         "written": [
