@@ -46,8 +46,6 @@ def translate(
     Returns:
         {"chrf", "interval" (0 to 100), "pairs", "signature", "written": the first translations}.
     """
-    from sacrebleu.metrics import CHRF
-
     start, session = engine.document_start(document_start), Session(engine)
     greedy = Sampling(temperature=0, repeat_penalty=1.0)
     written = []
@@ -57,16 +55,30 @@ def translate(
         answer = "".join(Generation(session, tokens, greedy, room, ("\n",))) if room > 0 else ""
         written.append(answer.strip())
         on_pair(number, len(pairs))
-    metric = CHRF()
-    score: Any = metric.corpus_score(written, [[target for _, target in pairs]], n_bootstrap=BOOTSTRAP)
-    middle, half = float(score._mean), float(score._ci)  # numpy's own floats, which JSON does not know
     return {
-        "chrf": float(score.score),
-        "interval": [middle - half, middle + half],
+        **chrf(written, [target for _, target in pairs]),
         "pairs": len(pairs),
-        "signature": str(metric.get_signature()),
         "written": [
             {"source": source, "target": target, "written": mine}
             for (source, target), mine in list(zip(pairs, written, strict=True))[:5]
         ],
+    }
+
+
+def chrf(written: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    """{"chrf", "interval": its 95 % bootstrap interval, "signature"}; 0 to 100."""
+    from sacrebleu.metrics import CHRF
+
+    class PlainCHRF(CHRF):
+        """The bootstrap averages numpy's floats and plain ones (for no match at all), which fails."""
+
+        def _compute_f_score(self, statistics: list[int]) -> float:
+            return float(super()._compute_f_score(statistics))
+
+    metric = PlainCHRF()
+    score: Any = metric.corpus_score(written, [targets], n_bootstrap=BOOTSTRAP)
+    return {
+        "chrf": score.score,
+        "interval": [score._mean - score._ci, score._mean + score._ci],
+        "signature": str(metric.get_signature()),
     }

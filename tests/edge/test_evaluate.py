@@ -22,6 +22,7 @@ from minigpt_edge.cli import cli
 from minigpt_edge.console import Talk
 from minigpt_edge.evaluate.multiple_choice import answer, summarize
 from minigpt_edge.evaluate.torch_engine import TorchEngine
+from minigpt_edge.evaluate.translation import chrf
 from minigpt_edge.evaluating import Request, Subject, evaluate, subject_of
 from minigpt_edge.models import resolve_model
 from minigpt_edge.pairs import format_pair
@@ -201,6 +202,13 @@ def test_translations_are_chosen_and_written(
     written = found["translations"]
     assert written["pairs"] == 6 and 0 <= written["interval"][0] <= written["chrf"] <= 100
     assert "nc:6" in written["signature"] and len(written["written"]) == 5
+
+
+@pytest.mark.parametrize("written", [["nothing"] * 6, ["a b"] * 6, ["nothing"] * 4 + ["a b"] * 2])
+def test_chrf_of_translations_of_which_some_match(written: list[str]) -> None:
+    found = json.loads(json.dumps(chrf(written, ["a b c d"] * 6)))
+    low, high = found["interval"]
+    assert low - 1e-3 <= found["chrf"] <= high + 1e-3 and (found["chrf"] > 0) == ("a b" in written)
 
 
 @pytest.mark.parametrize(
