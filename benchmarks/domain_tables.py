@@ -110,7 +110,7 @@ def _perplexity(domains: Mapping[str, Any], title: str = "Size, perplexity and s
                     _perplexity_of(text),
                     _bits(text),
                     number(text["windows"]),
-                    number(speed["decode_tokens_per_second"]),
+                    _rate(speed),
                     f"{speed['itl_ms']['p50']:.1f} / {speed['itl_ms']['p99']:.1f}",
                 ]
             )
@@ -128,9 +128,14 @@ def _perplexity(domains: Mapping[str, Any], title: str = "Size, perplexity and s
     note += (
         f" Tokens per second: median of {settings['repetitions']} runs of {settings['n_gen']} tokens; the "
         "milliseconds are between two tokens of those runs. A domain's files were measured one after the "
-        "other, in rounds; of each file the faster round."
+        "other, in rounds; of each file the fastest round, in brackets the range over rounds."
     )
     return _table(title, columns, rows, note.strip())
+
+
+def _rate(speed: Mapping[str, Any]) -> str:
+    decode = speed["rounds"]
+    return f"{number(max(decode))} ({number(min(decode))} to {number(max(decode))}), n = {len(decode)}"
 
 
 def _questions(domains: Mapping[str, Any]) -> Iterator[str]:

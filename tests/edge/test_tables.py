@@ -84,7 +84,12 @@ def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
     text = {"bits_per_byte": 1.0, "stderr": 0.01, "perplexity_per_base_token": 20.0}
     text |= {"bytes": 4000, "base_tokens": 1000, "windows": 150}
     settings = {"repetitions": 5, "n_gen": 64}
-    speed = {"decode_tokens_per_second": 99.0, "itl_ms": {"p50": 10.1, "p99": 12.0}, "settings": settings}
+    speed = {
+        "decode_tokens_per_second": 99.0,
+        "rounds": [90.0, 99.0],
+        "itl_ms": {"p50": 10.1, "p99": 12.0},
+        "settings": settings,
+    }
     told = {"completion:law": _asked(0.5), "mmlu:anatomy": _asked(0.3), "text:law": text, "text:games": text}
     history = [{"tokens": 1000, "loss": 2.5, "bits_per_byte": 0.95}]
     tuned = {"history": history, "seconds": 60.0, "tokens": 1000}
@@ -103,7 +108,7 @@ def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
     assert "| law | 100 | 1 | 10.0 % | 10 | 10 | 10 | 5 | 2026-01-01, 012345678, a processor |" in page
     assert page.count("| law, cut, IQ4_NL |") == 1 and page.count("cut") == 1
     # 20 x exp(+-2 x 0.01 bits x 4 bytes per token x ln 2)
-    figures = "20.00 (18.92 to 21.14) | 1.0000 ± 0.0200 | 150 | 99 | 10.1 / 12.0"
+    figures = "20.00 (18.92 to 21.14) | 1.0000 ± 0.0200 | 150 | 99 (90 to 99), n = 2 | 10.1 / 12.0"
     assert f"| law, pruned 42%, IQ4_NL | 50.0 MB | 100.0 % | {figures} |" in page
     assert "median of 5 runs of 64 tokens" in page and "Windows: games 150, law 150." in page
     assert "| pruned 42%, IQ4_NL | 50.0 % (40 to 60) | 30.0 % (20 to 40) |" in page
