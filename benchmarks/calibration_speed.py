@@ -2,8 +2,8 @@
 
     python benchmarks/calibration_speed.py [--calibration-tokens N]
 
-The bare pass is the dense model's own forward, with logits, in bfloat16 autocast, without gradients, in the
-same micro-batches. Writes benchmarks/results/calibration_speed.json.
+The bare pass is the dense model's own forward, with logits, without gradients, in the same micro-batches and
+the dtype that pruning multiplies in. Writes benchmarks/results/calibration_speed.json.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def main() -> None:
     from minigpt_edge import corpus, domains, models
     from minigpt_edge.checkpoint import load_model
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
-    from minigpt_edge.settings import WINDOW
-    from minigpt_edge.shrink.decide import ShrinkSettings
+    from minigpt_edge.precision import compute_dtype
+    from minigpt_edge.recipe import Recipe
+    from minigpt_edge.settings import WINDOW, shrink_settings
     from minigpt_edge.shrink.prepare import calibration_windows
     from minigpt_edge.shrink.weights import shrink
     from minigpt_edge.streams import MICRO_BATCH_TOKENS
@@ -39,16 +39,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     base = models.resolve_model()
-    settings = ShrinkSettings(
-        sparsity=PAPER_SPARSITY,
-        method=Recipe.method,
-        widths=Recipe.widths,
-        min_count=Recipe.min_count,
-        calibration_tokens=given.calibration_tokens,
-        window=WINDOW,
-        seed=Recipe.seed,
-        threads=given.threads,
+    settings = shrink_settings(
+        Recipe(domain="law", calibration_tokens=given.calibration_tokens, threads=given.threads)
     )
+    low = compute_dtype() is torch.bfloat16
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         corpus.build_corpus(
@@ -63,7 +57,7 @@ def main() -> None:
         model: Any = load_model(base.path)
         windows = calibration_windows(documents, base.path, base.document_start, settings)
         batches = windows.split(MICRO_BATCH_TOKENS // WINDOW)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
             model(batches[0], use_cache=False)
             begun = time.monotonic()
             for batch in batches:

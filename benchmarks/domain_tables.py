@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from minigpt_edge.card import markdown
@@ -25,16 +26,18 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
     result = json.loads(source.read_text(encoding="utf-8"))
     parts = [_head(result), _corpora(result["domains"]), _perplexity(result["domains"])]
     parts += [_second(result["second"])] if result.get("second") else []
-    parts += [*_questions(result["domains"]), _forgetting(result["domains"]), *_training(result["domains"])]
+    parts += [*_questions(result["domains"]), _forgetting(result["domains"])]
+    parts += [_overfitting(result["domains"]), *_training(result["domains"])]
     return {docs / "results.md": "\n\n".join(part for part in parts if part) + "\n"}
 
 
 def _head(result: Mapping[str, Any]) -> str:
     return (
-        "# Five domains\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/domains.json` "
+        "# Domains\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/domains.json` "
         f"(`make bench-domains`). {result['model']}, {result.get('threads', '?')} threads.\n\n"
-        "All figures are of the GGUF file in llama.cpp, on documents that neither calibration nor "
-        "fine-tuning saw; nothing was chosen by them. Perplexity is per token of the unpruned tokenizer. "
+        "Quality is that of the GGUF file in llama.cpp, on documents that neither calibration nor "
+        "fine-tuning saw, and nothing was chosen by them, but for the tables about fine-tuning, which say "
+        "what they show. Perplexity is per token of the unpruned tokenizer. "
         "Each model was made once: what another seed would give is not known. Intervals are 95 %: of "
         "questions Wilson's, of bits per byte twice the standard error over windows."
     )
@@ -54,8 +57,12 @@ def _corpora(domains: Mapping[str, Any]) -> str:
                 number(dropped["read"]),
                 number(dropped["short"]),
                 percent((dropped["near_duplicate"] + dropped["identical"]) / dropped["read"]),
+                percent(found["pairs"]["near_duplicate"] / found["pairs"]["read"])
+                if found.get("pairs")
+                else MISSING,
                 *(number(splits[split]["documents"]) for split in ("train", "validation", "test")),
                 number(splits["train"]["base_tokens"]),
+                duration(found.get("seconds")),
                 f"{found['date']}, {str(found['commit'])[:9]}, {found['device']['cpu']}",
             ]
         )
@@ -63,14 +70,17 @@ def _corpora(domains: Mapping[str, Any]) -> str:
         "domain",
         "documents read",
         "too short",
-        "near-duplicates",
+        "repeated or alike",
+        "pairs alike",
         "train",
         "validation",
         "test",
         "training tokens",
+        "from nothing",
         "measured",
     )
-    return _table("The corpora", columns, rows)
+    note = "From nothing: making and measuring all of the domain's models below, alone on this machine."
+    return _table("The corpora", columns, rows, note)
 
 
 def _text(row: Mapping[str, Any], domain: str) -> dict[str, Any]:
@@ -128,44 +138,52 @@ def _perplexity(domains: Mapping[str, Any], title: str = "Size, perplexity and s
     note += (
         f" Tokens per second: median of {settings['repetitions']} runs of {settings['n_gen']} tokens; the "
         "milliseconds are between two tokens of those runs. A domain's files were measured one after the "
-        "other, in rounds; of each file the fastest round, in brackets the range over rounds."
+        "other, in rounds: tokens/s are the median over rounds, in brackets their range; the milliseconds "
+        "are of the fastest round."
     )
     return _table(title, columns, rows, note.strip())
 
 
 def _rate(speed: Mapping[str, Any]) -> str:
     decode = speed["rounds"]
-    return f"{number(max(decode))} ({number(min(decode))} to {number(max(decode))}), n = {len(decode)}"
+    return f"{number(median(decode))} ({number(min(decode))} to {number(max(decode))}), n = {len(decode)}"
 
 
 def _questions(domains: Mapping[str, Any]) -> Iterator[str]:
     for name, found in domains.items():
-        asked = [task for task, result in found["rows"][0]["tasks"].items() if "sum" in result]
-        answered = [row for row in found["rows"] if row["tasks"].keys() & set(asked)]
-        rows = [
-            [f"{row['model']}, {row['type'].upper()}", *(_right(row["tasks"].get(task)) for task in asked)]
-            for row in answered
-        ]
         first = found["rows"][0]["tasks"]
+        asked = [task for task, result in first.items() if "sum" in result]
+        answered = [row for row in found["rows"] if row["tasks"].keys() & set(asked)]
         chance = [
             f"{task}: {first[task]['sum']['questions']:,}, guessing {first[task]['sum']['chance']:.0%}"
             for task in asked
         ]
-        note = "Questions: " + "; ".join(chance) + "."
+        note = "Questions: " + "; ".join(chance) + ". † one answer (A, say) to nine of ten questions or more."
         titles = [
             task.partition(":")[2] if task.startswith("mmlu:") else task.partition(":")[0] for task in asked
         ]
-        if any("translations" in first[task] for task in asked):
-            rows = [[*cells, _chrf(row)] for cells, row in zip(rows, answered, strict=True)]
-            titles.append("chrF")
-        yield _table(f"Questions: {name}", ("model", *titles), rows, note)
+        for scoring, said in (("sum", ""), ("per_byte", ", by log-likelihood per byte")):
+            rows = [
+                [
+                    f"{row['model']}, {row['type'].upper()}",
+                    *(_right(row["tasks"].get(task), scoring) for task in asked),
+                ]
+                for row in answered
+            ]
+            columns = ["model", *titles]
+            if scoring == "sum" and any("translations" in first[task] for task in asked):
+                rows = [[*cells, _chrf(row)] for cells, row in zip(rows, answered, strict=True)]
+                columns.append("chrF")
+            yield _table(f"Questions: {name}{said}", columns, rows, note)
 
 
-def _right(result: Mapping[str, Any] | None) -> str:
+def _right(result: Mapping[str, Any] | None, scoring: str) -> str:
     if not result:
         return MISSING
-    low, high = result["sum"]["interval"]
-    return f"{100 * result['sum']['accuracy']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
+    found = result[scoring]
+    low, high = found["interval"]
+    mark = " †" if found.get("most_chosen", 0) >= 0.9 else ""
+    return f"{100 * found['accuracy']:.1f} % ({100 * low:.0f} to {100 * high:.0f}){mark}"
 
 
 def _chrf(row: Mapping[str, Any]) -> str:
@@ -196,8 +214,26 @@ def _forgetting(domains: Mapping[str, Any]) -> str:
     return _table("Elsewhere", columns, rows, note)
 
 
+def _overfitting(domains: Mapping[str, Any]) -> str:
+    """F16 files on text that fine-tuning took beside the test windows."""
+    rows = []
+    for name, found in domains.items():
+        for row in found["rows"]:
+            if seen := row.get("seen"):
+                text = _text(row, name)
+                cells = [_bits(seen), number(seen["windows"]), _bits(text), number(text["windows"])]
+                rows.append([f"{name}, {row['model']}, F16", *cells])
+    columns = ("model", "text it was tuned on", "windows", "held-out text", "windows")
+    note = (
+        "Bits per byte. The first column's text is what fine-tuning takes first, each token once; the dense "
+        "model has seen neither, so its difference is that of the texts. Where a model's is larger, it is "
+        "overfitted by so much."
+    )
+    return _table("Overfitting", columns, rows, note) if rows else ""
+
+
 def _training(domains: Mapping[str, Any]) -> Iterator[str]:
-    """Training loss beside held-out quality: overfitting shows where they part."""
+    """Training loss and validation quality as fine-tuning went on."""
     for name, found in domains.items():
         rows = []
         for row in found["rows"]:
@@ -215,5 +251,10 @@ def _training(domains: Mapping[str, Any]) -> Iterator[str]:
                 )
             rows[-1][0] += f" ({duration(row['seconds'])})"
         if rows:
-            columns = ("model", "tokens", "training loss (nats per token)", "held-out bits per byte")
-            yield _table(f"Fine-tuning: {name}", columns, rows)
+            columns = ("model", "tokens", "loss of one step (nats per token)", "validation bits per byte")
+            note = (
+                "As fine-tuning went on, in torch. The loss is of one step's 2,048 tokens, so it jumps, and "
+                "of a pruned model it is also against the dense model's predictions, ever less of them. The "
+                "weights that are best on validation are kept."
+            )
+            yield _table(f"Fine-tuning: {name}", columns, rows, note)

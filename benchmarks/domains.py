@@ -11,7 +11,10 @@ benchmarks/results/domains.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ FOUR_BITS = "iq4_nl"
 COMPLETIONS = 300  # made from held-out documents
 QUESTIONS = 100  # of each set at most, drawn by a fixed seed; a domain has up to five sets
 ROUNDS = 4  # of speeds
+SEEN_TOKENS = 28_000  # of text that was trained on, as many as the test windows have
 NOT_TUNED = "not fine-tuned"  # its text alone is scored
 
 
@@ -40,23 +44,30 @@ def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Pa
 
     whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
     importance = whole.path / IMPORTANCE
-    yield "dense", bench.base.path, importance, {}
+    pruning = whole.manifest["seconds"]
+    yield "dense", bench.base.path, importance, {"work_seconds": pruning}
     tuned = bench.recover(whole, distill=0.0)
-    yield "dense, fine-tuned", tuned.path, importance, _training(tuned)
+    yield "dense, fine-tuned", tuned.path, importance, {**_training(tuned), "work_seconds": _seconds(tuned)}
     for sparsity in SPARSITIES.get(domain, (0.42,)):
         pruned = bench.prune(sparsity=sparsity)
         own = pruned.path / IMPORTANCE
         facts = {"sparsity": pruned.metrics["sparsity"], "vocabulary": pruned.metrics["vocabulary"]}
+        pruning = _seconds(pruned)
         if sparsity == 0.42:
             yield f"pruned {sparsity:.0%}, {NOT_TUNED}", pruned.path / CHECKPOINT, own, facts
         stage = bench.recover(pruned)
-        yield f"pruned {sparsity:.0%}", stage.path, own, {**facts, **_training(stage)}
+        facts |= {**_training(stage), "work_seconds": pruning + _seconds(stage)}
+        yield f"pruned {sparsity:.0%}", stage.path, own, facts
+
+
+def _seconds(stage: Any) -> float:
+    return float(stage.manifest["seconds"])
 
 
 def _training(stage: Any) -> dict[str, Any]:
     """Held-out bits per byte and training loss as training went on: overfitting shows where they part."""
     history = [entry for entry in stage.metrics["history"] if "bits_per_byte" in entry]
-    return {"seconds": stage.manifest["seconds"], "tokens": stage.metrics["tokens"], "history": history}
+    return {"seconds": _seconds(stage), "tokens": stage.metrics["tokens"], "history": history}
 
 
 def evaluated(bench: methods.Bench, domain: str, name: str, kind: str, made: Any) -> dict[str, Any]:
@@ -69,28 +80,76 @@ def evaluated(bench: methods.Bench, domain: str, name: str, kind: str, made: Any
         if kind != "f16":
             groups += [([f"text:{other}" for other in (*DOMAINS, GENERAL) if other != domain], None)]
     tasks: dict[str, Any] = {}
+    seconds = _seconds(made)
     for names, limit in groups:
-        tasks |= _results(bench, domain, made, path, names, limit)
-    for result in tasks.values():  # what every answer was is of no use here
-        for scoring in ("sum", "per_byte"):
-            result.get(scoring, {}).pop("answers", None)
-    return {"bytes": path.stat().st_size, "tasks": tasks}
+        stage = _evaluated(bench, domain, made, path, names, limit)
+        tasks |= stage.metrics["tasks"]
+        seconds += _seconds(stage)
+    for result in tasks.values():
+        for scoring in {"sum", "per_byte"} & result.keys():
+            answers = result[scoring].pop("answers")
+            result[scoring]["most_chosen"] = Counter(answers).most_common(1)[0][1] / len(answers)
+    found = {"bytes": path.stat().st_size, "tasks": tasks, "evaluate_seconds": seconds}
+    if kind == "f16" and not name.endswith(NOT_TUNED):
+        found["seen"] = _seen(bench, made, path)
+    return found
+
+
+def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
+    """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
+    from tokenizers import Tokenizer
+
+    from minigpt_edge.packing import read_documents
+    from minigpt_edge.stage import run_stage
+    from minigpt_edge.windows import MAX_TOKENS, choose_windows
+    from minigpt_edge_runtime.files import write_json
+    from minigpt_edge_runtime.measure import run_fresh
+
+    def make(out: Path) -> dict[str, Any]:
+        texts = read_documents(bench.text.path / "train.jsonl")
+        order = random.Random(f"{bench.recipe.seed}:0").sample(
+            range(len(texts)), len(texts)
+        )  # as packing has it
+        tokenizer = Tokenizer.from_file(str(bench.base.tokenizer))
+        documents, tokens = [], 0
+        for text in (texts[number] for number in order):
+            documents.append({"text": text, "id": hashlib.sha256(text.encode()).hexdigest()})
+            tokens += len(tokenizer.encode(text, add_special_tokens=False).ids)
+            if tokens > bench.recipe.recover_tokens // 2:  # a trimmed vocabulary makes more tokens of a text
+                break
+        longest = min(MAX_TOKENS, bench.base.context * 3 // 4)  # as the corpus has it
+        windows = choose_windows(documents, tokenizer, SEEN_TOKENS, longest)
+        content = {"document_start": bench.base.document_start, "split": "train", "windows": windows}
+        write_json(out / "seen.texts.json", content)
+        return dict(
+            run_fresh("quality", path, texts=str(out / "seen.texts.json"), threads=bench.recipe.threads)
+        )
+
+    stage = run_stage(
+        bench.work,
+        "seen-text",
+        settings={"threads": bench.recipe.threads, "tokens": SEEN_TOKENS, "of": bench.recipe.recover_tokens},
+        inputs={"model": made.digest, "corpus": bench.text.digest},
+        code=("minigpt_edge_runtime.measure", "minigpt_edge_runtime.scoring", "minigpt_edge_runtime.gguf"),
+        make=make,
+    )
+    return {key: stage.metrics[key] for key in ("bits_per_byte", "stderr", "windows")}
 
 
 def _file(kind: str, made: Any) -> Path:
     return Path(made.path / (front.F16 if kind == "f16" else "model.gguf"))
 
 
-def _results(
+def _evaluated(
     bench: methods.Bench, domain: str, made: Any, path: Path, names: list[str], limit: int | None
-) -> dict[str, Any]:
+) -> Any:
     from minigpt_edge import evaluating
     from minigpt_edge.stage import run_stage
 
     threads = bench.recipe.threads
     subject = evaluating.Subject(path, domain, bench.recipe.model, bench.base.document_start)
     request = evaluating.Request(limit=limit, threads=threads)
-    stage = run_stage(
+    return run_stage(
         bench.work,
         "evaluate",
         settings={"tasks": names, "limit": limit, "threads": threads},
@@ -107,13 +166,12 @@ def _results(
         ),
         make=lambda out: {"tasks": evaluating.evaluate(subject, names, request, bench.talk)["tasks"]},
     )
-    return dict(stage.metrics["tasks"])
 
 
-def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> list[dict[str, Any]]:
-    """Of every file, one right after the other so that one moment's load does not tell them apart.
+def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
+    """Of every file, one right after the other so that one moment's load does not tell them apart; a stage.
 
-    Of each the fastest of ROUNDS rounds, with all rounds in "rounds": what else a machine does only slows.
+    Of each the fastest of ROUNDS rounds, with all rounds in "rounds".
     """
     from minigpt_edge.stage import run_stage
     from minigpt_edge_runtime.measure import run_fresh
@@ -128,7 +186,7 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> list[dic
             best.append({**runs[decode.index(max(decode))], "rounds": decode})
         return {"speeds": best}
 
-    stage = run_stage(
+    return run_stage(
         bench.work,
         "speeds",
         settings={"threads": threads, "rounds": ROUNDS},
@@ -136,11 +194,10 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> list[dic
         code=("minigpt_edge_runtime.measure", "minigpt_edge_runtime.gguf"),
         make=measure,
     )
-    return list(stage.metrics["speeds"])
 
 
-def rows_of(bench: methods.Bench, domain: str) -> list[dict[str, Any]]:
-    """A row per model and type."""
+def rows_of(bench: methods.Bench, domain: str) -> tuple[list[dict[str, Any]], float]:
+    """A row per model and type, and the seconds that all of it takes from nothing."""
     files = [
         (name, facts, kind, made)
         for name, checkpoint, importance, facts in list(models_of(bench, domain))
@@ -152,7 +209,10 @@ def rows_of(bench: methods.Bench, domain: str) -> list[dict[str, Any]]:
     ]
     paths = [_file(kind, made) for _, _, kind, made in files]
     measured = speeds(bench, [made for *_, made in files], paths)
-    return [{**row, "speed": speed} for row, speed in zip(rows, measured, strict=True)]
+    seconds = _seconds(measured) + sum(row.pop("evaluate_seconds") for row in rows)
+    seconds += sum(row.get("work_seconds", 0.0) for row in rows if row["type"] == "f16")
+    found = zip(rows, measured.metrics["speeds"], strict=True)
+    return [{**row, "speed": speed} for row, speed in found], seconds
 
 
 def main() -> None:
@@ -183,8 +243,10 @@ def main() -> None:
 def of_domain(bench: methods.Bench, domain: str) -> dict[str, Any]:
     """What is told of a domain under one base model."""
     dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
-    rows = rows_of(bench, domain)
-    return {"splits": bench.text.metrics["splits"], "dropped": dropped, "rows": rows, **provenance()}
+    rows, seconds = rows_of(bench, domain)
+    splits, pairs = bench.text.metrics["splits"], bench.text.metrics.get("pairs")
+    found = {"splits": splits, "dropped": dropped, "pairs": pairs, "rows": rows, "seconds": seconds}
+    return {**found, **provenance()}
 
 
 if __name__ == "__main__":

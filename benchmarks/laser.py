@@ -233,7 +233,7 @@ def main() -> None:
     from minigpt_edge.prune import laser
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=700, help="of each set, validation and test")
+    parser.add_argument("--questions", type=int, default=300, help="of each set, validation and test")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=cache_dir() / "benchmarks" / "laser")
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -1,8 +1,9 @@
-"""Every score with the same refit, sizes and data: validation perplexity right after pruning.
+"""Three scores with the same refit, sizes and data: validation perplexity right after pruning.
 
     python benchmarks/scores.py [--calibration-tokens N]
 
-Equal widths, so that only the choice of units differs. Writes benchmarks/results/scores.json.
+Equal widths and the least-squares refit, so that only the choice of units differs. Writes
+benchmarks/results/scores.json.
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ from pathlib import Path
 from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "scores.json"
+SCORES = ("contextual", "wanda", "least_squares")
 
 
 def main() -> None:
-    """Prune once per method, score each on the validation windows, write the result."""
+    """Prune once per score, evaluate each on the validation windows, write the result."""
     from minigpt_edge import corpus, domains, models
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.evaluate.perplexity import evaluate
-    from minigpt_edge.prune import METHODS
     from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
-    from minigpt_edge.settings import WINDOW
-    from minigpt_edge.shrink.decide import ShrinkSettings
+    from minigpt_edge.settings import shrink_settings
     from minigpt_edge.shrink.prepare import CHECKPOINT
     from minigpt_edge.shrink.weights import shrink
 
@@ -44,19 +44,17 @@ def main() -> None:
             document_start=base.document_start,
         )
         documents = corpus.read_split(text, "train")
-        for method in METHODS:
-            settings = ShrinkSettings(
-                sparsity=PAPER_SPARSITY,
+        for method in SCORES:
+            recipe = Recipe(
+                domain="law",
                 method=method,
                 widths="equal",
-                min_count=Recipe.min_count,
+                refit=True,
                 calibration_tokens=given.calibration_tokens,
-                window=WINDOW,
-                seed=Recipe.seed,
                 threads=given.threads,
             )
             out = Path(folder) / method
-            shrink(base.path, base.fingerprint, documents, out, settings)
+            shrink(base.path, base.fingerprint, documents, out, shrink_settings(recipe))
             found[method] = evaluate(out / CHECKPOINT, text / "validation.texts.json")
             print(method, found[method]["perplexity_per_base_token"], flush=True)
         dense = evaluate(base.path, text / "validation.texts.json")

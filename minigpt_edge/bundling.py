@@ -103,7 +103,7 @@ def assemble(
         checks={
             file: _check(directory / file, kind, sample, start, job.threads) for file, kind in kinds.items()
         },
-        extra={"key": key, "sparsity": report["sparsity"]["achieved"]},
+        extra={"key": key, "sparsity": report["sparsity"]["achieved"], "source": recipe.source},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ Made by minigpt-edge{version} from {base}{domain}: {steps}.
 {run}With the runtime that came with it, in this directory:
 
 ```sh
-minigpt-edge-runtime run . "{prompt}"
+minigpt-edge-runtime run . {shell_prompt}
 minigpt-edge-runtime verify .
 ```
 {architecture}
@@ -66,7 +67,7 @@ _RUN_GGUF = """\
 With [llama.cpp](https://github.com/ggml-org/llama.cpp):
 
 ```sh
-llama-completion -no-cnv -m {file} -p "{prompt}"
+llama-completion -no-cnv -m {shell_file} -p {shell_prompt}
 ```
 
 From Python, with `pip install llama-cpp-python`:
@@ -74,8 +75,8 @@ From Python, with `pip install llama-cpp-python`:
 ```python
 from llama_cpp import Llama
 
-model = Llama("{file}", verbose=False)
-print(model("{prompt}", max_tokens=64)["choices"][0]["text"])
+model = Llama({file!r}, verbose=False)
+print(model({prompt!r}, max_tokens=64)["choices"][0]["text"])
 model.close()
 ```
 
@@ -83,7 +84,7 @@ With ollama:
 
 ```sh
 ollama create {tag} -f Modelfile
-ollama run {tag} "{prompt}"
+ollama run {tag} {shell_prompt}
 ```
 
 """
@@ -94,12 +95,12 @@ With [onnxruntime-genai](https://github.com/microsoft/onnxruntime-genai), `pip i
 ```python
 import onnxruntime_genai as genai
 
-model = genai.Model("{folder}")
+model = genai.Model({folder!r})
 tokenizer = genai.Tokenizer(model)
 settings = genai.GeneratorParams(model)
 settings.set_search_options(max_length=128)
 generator = genai.Generator(model, settings)
-generator.append_tokens(tokenizer.encode("{prompt}"))
+generator.append_tokens(tokenizer.encode({prompt!r}))
 while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))
@@ -144,7 +145,7 @@ def model_card(report: Mapping[str, Any], prompt: str = "This") -> str:
         steps=_steps(report, shipped.get("quantization"), mixed=bool(shipped.get("mix"))),
         figures="\n\n".join(f"**{t.title}**\n\n{markdown(t)}" for t in tables(report) if t.key in _IN_CARD),
         run=_run(report, prompt),
-        prompt=prompt,
+        shell_prompt=shlex.quote(prompt),
         architecture=_architecture_note(shipped.get("architecture")),
         subject=f"the domain {domain}" if domain else "the text it was made with",
         advice={"law": "legal advice", "medical": "medical advice", "economics": "financial advice"}.get(
@@ -163,7 +164,8 @@ def _run(report: Mapping[str, Any], prompt: str) -> str:
     tag = re.sub(r"[^a-z0-9._-]+", "-", report["name"].lower())
     text = ""
     if gguf := [file for file in files if file.endswith(".gguf")]:
-        text += _RUN_GGUF.format(file=gguf[0], prompt=prompt, tag=tag)
+        quoted = {"shell_file": shlex.quote(gguf[0]), "shell_prompt": shlex.quote(prompt)}
+        text += _RUN_GGUF.format(file=gguf[0], prompt=prompt, tag=tag, **quoted)
     if onnx := [file for file in files if file.endswith(".onnx")]:
         text += _RUN_ONNX.format(folder=onnx[0].rpartition("/")[0], prompt=prompt)
     return text
@@ -245,16 +247,18 @@ def chatml_system(chat_template: str) -> str | None:
 
     Found by rendering a one-message conversation: templates for the same format are written in many ways.
     """
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from minigpt_edge_runtime.chat_template import render
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     conversation = [{"role": "user", "content": _PROBE}]
     try:
-        text = environment.from_string(chat_template).render(
-            messages=conversation, add_generation_prompt=True, bos_token="", eos_token="<|im_end|>"
+        text = render(
+            chat_template,
+            messages=conversation,
+            add_generation_prompt=True,
+            bos_token="",
+            eos_token="<|im_end|>",
         )
-    except (jinja2.TemplateError, TypeError, ValueError):
+    except Exception:  # a template raises what it likes
         return None
     turn = f"<|im_start|>user\n{_PROBE}<|im_end|>\n<|im_start|>assistant\n"
     found = re.fullmatch(rf"(?:<\|im_start\|>system\n(.*?)<\|im_end\|>\n)?{re.escape(turn)}", text, re.DOTALL)

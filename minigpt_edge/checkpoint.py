@@ -209,22 +209,6 @@ def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torc
         save_file({n: t.detach().float().contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
 
 
-def read_factors(directory: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """What `save_factors` wrote; nothing for a checkpoint without factors, EdgeError for a damaged file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = directory / FACTORS
-    if not path.exists():
-        return {}
-    try:
-        tensors = load_file(path)
-        names = sorted({name.rpartition(".")[0] for name in tensors})
-        return {name: (tensors[f"{name}.b"], tensors[f"{name}.a"]) for name in names}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise EdgeError(f"{path} can't be read ({error})", "run the stage that wrote it again") from error
-
-
 def trim_embeddings(model: Any, tokens: Sequence[int]) -> None:
     """Slice a model's embedding and head in place to the kept tokens; tied ones stay tied."""
     import torch

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge.documents import READERS, read_files, read_hub_dataset
 from minigpt_edge.package_readers import read_package
 from minigpt_edge.packages import cache_dir, package_files
+from minigpt_edge.pairs import distinct_pairs
 from minigpt_edge.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, sha256_file, write_json, write_text
+from minigpt_edge_runtime.text import open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -118,13 +120,14 @@ def build_corpus(
     Raises:
         EdgeError: a source can't be read, or there is too little text.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(base_tokenizer_path))
+    tokenizer = open_tokenizer(base_tokenizer_path)
     specials = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     sources = [source] if isinstance(source, FileSource | PackageSource | HubSource) else list(source)
-    read = [_read(one, cache or cache_dir(), offline) for one in sources]
+    read = [read_source(one, cache or cache_dir(), offline) for one in sources]
     texts = [text for some, _ in read for text in some]
+    pairs: dict[str, Any] = {}
+    if all(_of_pairs(one) for one in sources):
+        texts, pairs["pairs"] = distinct_pairs(texts)
     kept, dropped = clean(texts, specials)
     splits = split_documents(kept)
     counts = {name: _counts(documents, tokenizer) for name, documents in splits.items()}
@@ -137,6 +140,7 @@ def build_corpus(
         "sources": [about for _, about in read],
         "documents_read": len(texts),
         "dropped": dropped,
+        **pairs,
         "splits": counts,
         "split_rule": "sha256 of the text as a fraction: < 0.8 train, < 0.9 validation, else test",
         "base_tokenizer_sha256": sha256_file(base_tokenizer_path),
@@ -148,8 +152,15 @@ def build_corpus(
     return info
 
 
-def _read(source: Source, cache: Path, offline: bool) -> tuple[list[str], dict[str, Any]]:
-    """A source's documents, and how corpus.json names it."""
+def _of_pairs(source: Source) -> bool:
+    """Whether its documents are pairs of a sentence and its translation."""
+    if isinstance(source, PackageSource):
+        return source.reader == "translations"
+    return isinstance(source, HubSource) and bool(source.pair_columns)
+
+
+def read_source(source: Source, cache: Path, offline: bool) -> tuple[list[str], dict[str, Any]]:
+    """A source's documents, and how corpus.json names it; EdgeError if it can't be had or read."""
     if isinstance(source, PackageSource):
         folder = package_files(
             source.package,

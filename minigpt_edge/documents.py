@@ -264,6 +264,6 @@ def read_hub_dataset(
     columns = {name: getattr(kind, "dtype", None) in strings for name, kind in rows.features.items()}
     if pair_columns:
         sides = [rows[choose_column(columns, name, dataset)] for name in pair_columns]
-        return pair_documents(zip(*sides, strict=True))
+        return pair_documents(list(zip(*sides, strict=True)))
     chosen = choose_column(columns, text_column, dataset)
     return [text for text in rows[chosen] if text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from minigpt_edge.tasks.items import Item
 
 COMPLETIONS, TRANSLATIONS = 400, 100
+HUB = "hub"  # what a domain calls its source of that kind
 MCQ, COMPLETION, TEXT, WIKITEXT, TRANSLATION = "mcq", "completion", "text", "wikitext", "translation"
+ELSEWHERE = "elsewhere"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Subject:
     Attributes:
         path: the model file, or the checkpoint's directory.
         domain: the bundle's, or the one that is asked for.
+        source: which of its domain's sources a bundle was made from, None for the default ones.
+        corpus: sha256 of the corpus that a bundle was made from.
         base: the base model whose tokens perplexity counts: as `models.resolve_model` takes it.
         made_from: what the bundle says of its base model, where none was given: name, source, sha256.
     """
@@ -40,6 +45,8 @@ class Subject:
     base: str | None
     document_start: str | None
     made_from: dict[str, Any] | None = None
+    source: str | None = None
+    corpus: str | None = None
 
     @contextmanager
     def open(self, threads: int) -> Iterator[Engine]:
@@ -73,7 +80,16 @@ def subject_of(
     manifest = bundle.manifest
     known = domain or manifest.get("domain")
     made_from = None if base else manifest.get("base_model")
-    return Subject(bundle.model_path, known, base, bundle.document_start, made_from)
+    own = {name: manifest.get(name) for name in ("source", "corpus_sha256")} if domain is None else {}
+    return Subject(
+        bundle.model_path,
+        known,
+        base,
+        bundle.document_start,
+        made_from,
+        own.get("source"),
+        own.get("corpus_sha256"),
+    )
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,9 @@ class Request:
 
     Attributes:
         limit: questions of each task at most; those are drawn by a fixed seed.
-        hub: take question sets from the hub.
+        hub: take question sets from the hub, and the texts of domains that name a dataset.
         paper: score choices as Mini-GPTs does too.
+        base_model: score the base model too, by torch.
     """
 
     limit: int | None = None
@@ -91,18 +108,36 @@ class Request:
     hub: bool = False
     paper: bool = False
     offline: bool = False
+    base_model: bool = False
+
+
+def default_tasks(subject: Subject) -> list[str]:
+    """Its domain's text, and all questions there are about it."""
+    domain = _domain(subject, TEXT)
+    asked = domain.task == domains.TRANSLATION or bool(domain.questions)
+    return [TEXT, COMPLETION, *([MCQ] if asked else [])]
 
 
 def evaluate(subject: Subject, names: Sequence[str], request: Request, talk: Talk) -> dict[str, Any]:
-    """Results by task name; several question sets for "mcq".
+    """{"model", "domain", "runtime", "tasks": results by task name, "base_model": the same of it, or not}.
 
     Raises:
         UsageError: a task is unknown, or needs a domain and there is none.
         EdgeError: data can't be had, or the file does not compute.
     """
+    wanted = list(dict.fromkeys(name for given in names for name in expand(given, subject)))
+    found = _evaluate(subject, wanted, request, talk)
+    if request.base_model:
+        base = _base_model(subject, request.offline)
+        talk.line("base model", base.name)
+        dense = dataclasses.replace(subject, path=base.path, document_start=base.document_start)
+        found["base_model"] = _evaluate(dense, wanted, request, talk)
+    return found
+
+
+def _evaluate(subject: Subject, wanted: Sequence[str], request: Request, talk: Talk) -> dict[str, Any]:
     from minigpt_edge.evaluate.multiple_choice import answer
 
-    wanted = [name for given in names for name in expand(given, subject)]
     questions = {name: _items(name, subject, request, talk) for name in wanted if not _is_text(name)}
     windows = {name: _windows(name, subject, request, talk) for name in wanted if _is_text(name)}
     results: dict[str, Any] = {}
@@ -138,6 +173,9 @@ def expand(name: str, subject: Subject) -> list[str]:
         return [f"{TEXT}:{_domain(subject, name).name}"]
     if name == WIKITEXT:
         return [f"{TEXT}:general"]
+    if name == ELSEWHERE:
+        own = _domain(subject, name).name
+        return [f"{TEXT}:{other}" for other in domains.list_domains() if other != own]
     if name == COMPLETION:
         return [f"{COMPLETION}:{_domain(subject, name).name}"]
     kind, _, of = name.partition(":")
@@ -183,6 +221,11 @@ def _items(name: str, subject: Subject, request: Request, talk: Talk) -> list[It
         found = tasks.load_items(tasks.get_task(name), cache_dir(), offline=request.offline, hub=request.hub)
     if request.limit and len(found) > request.limit:
         found = random.Random(0).sample(found, request.limit)
+    if not found:
+        raise EdgeError(
+            f"no questions for {name} can be made of the held-out text: it is too short",
+            "leave this task out, or give the domain more text",
+        )
     return found
 
 
@@ -219,10 +262,21 @@ def _corpus(domain: str, subject: Subject, request: Request, talk: Talk) -> Path
     from minigpt_edge import pipeline
     from minigpt_edge.recipe import Recipe
 
-    recipe = Recipe(domain=domain, offline=request.offline)
+    own = domain == subject.domain
+    hub = request.hub and HUB in domains.load_domain(domain).sources
+    recipe = Recipe(
+        domain=domain, source=HUB if hub else subject.source if own else None, offline=request.offline
+    )
     base = _base_model(subject, request.offline)
     sources, work = pipeline.corpus_sources(recipe), cache_dir() / "work"
-    return pipeline.corpus_stage(work, recipe, base, sources, talk, to_train=False).path
+    stage = pipeline.corpus_stage(work, recipe, base, sources, talk, to_train=False)
+    if own and not hub and subject.corpus and subject.corpus != stage.metrics["sha256"]:
+        talk.line(
+            "corpus",
+            f"[yellow]warning:[/] the bundle was made from other text of domain {domain}: it may have been "
+            "trained on some of what it is scored on here",
+        )
+    return stage.path
 
 
 def _base_model(subject: Subject, offline: bool) -> BaseModel:
@@ -268,7 +322,8 @@ def _text(engine: Engine, name: str, content: dict[str, Any], talk: Talk) -> dic
 def _answer_line(result: dict[str, Any]) -> str:
     by_sum, per_byte = result["sum"], result["per_byte"]
     low, high = by_sum["interval"]
+    mini = f", {result['paper']['accuracy']:.1%} as Mini-GPTs scores" if "paper" in result else ""
     return (
-        f"{by_sum['accuracy']:.1%} right ({low:.1%} to {high:.1%}), {per_byte['accuracy']:.1%} per byte; "
-        f"guessing {by_sum['chance']:.1%}, {by_sum['questions']:,} questions"
+        f"{by_sum['accuracy']:.1%} right ({low:.1%} to {high:.1%}), {per_byte['accuracy']:.1%} per byte{mini}"
+        f"; guessing {by_sum['chance']:.1%}, {by_sum['questions']:,} questions"
     )

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 def training_flops(model: nn.Module, length: int) -> float:
     """Floating-point operations per token of forward and backward, in sequences of `length` tokens.
 
-    6 per matrix parameter, the head's counted once if tied, and causal attention's two products.
+    6 per parameter of the blocks' matrices and the head, and causal attention's two products. Adapters are
+    left out: `lora.Adapter.flops` is what they change.
     """
-    config: Any = model.config
-    total = 0.0
-    heads_width = 0
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2 and ("embed" not in name or config.tie_word_embeddings):
-            total += 6 * parameter.numel()
-        if name.endswith("o_proj.weight"):
-            heads_width += parameter.shape[1]
-    return total + 6 * length * heads_width
+    from minigpt_edge.archs import load_arch
+
+    whole: Any = model
+    arch = load_arch(whole.config.model_type)
+    matrices, heads_width = whole.get_output_embeddings().weight.numel(), 0
+    for block in arch.blocks(model):
+        heads_width += arch.attention_out(block).in_features
+        for name, parameter in block.named_parameters():
+            matrices += parameter.numel() if parameter.dim() == 2 and ".lora_" not in name else 0
+    return 6.0 * matrices + 6 * length * heads_width
 
 
 def matmul_flops(

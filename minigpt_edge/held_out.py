@@ -76,5 +76,9 @@ def _pieces(text: str, rng: random.Random) -> list[tuple[str, str]]:
         if at + _CHOICE <= len(text) and (not cuts or at - cuts[-1] >= _CONTEXT + _CHOICE):
             cuts.append(at)
     rng.shuffle(cuts)
-    # the choice begins with the space before its first word, and ends before the last, cut one
-    return [(text[at - _CONTEXT : at], text[at : at + _CHOICE].rpartition(" ")[0]) for at in cuts[:CHOICES]]
+    return [(text[at - _CONTEXT : at], _whole_words(text[at : at + _CHOICE])) for at in cuts[:CHOICES]]
+
+
+def _whole_words(text: str) -> str:
+    """A text that begins with a space without its last, cut word; as it is where nothing parts its words."""
+    return text.rpartition(" ")[0] or text

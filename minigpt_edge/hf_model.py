@@ -15,7 +15,8 @@ from minigpt_edge_export.families import BUFFERS, FAMILIES, Family
 from minigpt_edge_export.pretokenizers import check_tokenizer, name_of
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json, understanding, write_json, write_text
+from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
+from minigpt_edge_runtime.text import open_tokenizer
 
 SMALL_FILES = (
     "config.json",
@@ -175,15 +176,11 @@ def _explicit_config(source: Path) -> dict[str, Any]:
 
 def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content: dict[str, Any]) -> None:
     """Tokenizer, generation config and chat template; ids that the config lacks are filled in."""
-    from tokenizers import Tokenizer
-
     try:
-        tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-        write_text(target / "tokenizer.json", json.dumps(content, ensure_ascii=False))
-    except OSError as error:
-        raise os_error(error, source / "tokenizer.json") from error
-    except Exception as error:  # tokenizers raises plain Exception
-        raise EdgeError(f"{source / 'tokenizer.json'} can't be read: {error}", "restore the file") from error
+        tokenizer = open_tokenizer(source / "tokenizer.json")
+    except EdgeError as error:
+        raise EdgeError(error.message, "restore the file") from error
+    write_text(target / "tokenizer.json", json.dumps(content, ensure_ascii=False))
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (source / name).is_file():

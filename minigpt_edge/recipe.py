@@ -35,7 +35,8 @@ class Recipe:
         widths: "free" (blocks may differ, GGUF architecture deci), "equal" (llama) or "global" (one cut over
             all blocks' scores); None for the method's.
         refit: least-squares refit of what is kept: True, False, None for what the method does.
-        plan: a plan.json to follow instead of choosing.
+        plan: a plan.json to follow instead of choosing; it goes with neither a sparsity nor what stands in
+            its place, but max_size, which also holds for the file's types.
         min_count: tokens seen less often in the training split leave the vocabulary; 0 keeps all.
         keep_tokens: a file of terms, one a line, whose tokens stay.
         calibration_tokens, recover_tokens: tokens of the training split.
@@ -96,6 +97,7 @@ class Recipe:
             raise UsageError(f"--sparsity is {self.sparsity}, it must be at least 0 and below 1")
         self._check_budget()
         self._check_method()
+        self._check_idle()
         if not 0 <= self.distill <= 1:
             raise UsageError(f"--distill is {self.distill}, it must be from 0 to 1")
         for name in ("calibration_tokens", "recover_tokens", "threads"):
@@ -150,3 +152,25 @@ class Recipe:
                         f"({pattern}) does not",
                         f"leave it out, or choose --pattern {STRUCTURED}",
                     )
+
+    def _check_idle(self) -> None:
+        """UsageError for an option that would do nothing beside another."""
+        from minigpt_edge.prune import BLOCKS, STRUCTURED, get_method
+
+        pattern = self.pattern or get_method(self.method).patterns[0]
+        whole = pattern not in (STRUCTURED, BLOCKS)
+        decided = ("sparsity", "max_params", "min_speedup", "threshold", "embedding_threshold", "widths")
+        counted = ["min_count"] if self.min_count != Recipe.min_count else []
+        idle = {
+            "with --corpus: only a domain has sources": ["source"] if self.corpus else [],
+            "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
+            "with --plan, which says what stays": [*decided, "keep_tokens", *counted] if self.plan else [],
+            "with --no-recover": ["lora_rank"] if self.recover == "no" else [],
+            f"with {self.method} ({pattern}), which keeps the whole vocabulary": ["keep_tokens"]
+            if whole
+            else [],
+        }
+        for why, names in idle.items():
+            for name in names:
+                if getattr(self, name) is not None:
+                    raise UsageError(f"--{name.replace('_', '-')} does nothing {why}", "leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,15 @@ def reference_sample(path: Path) -> dict[str, Any]:
         return make_reference(file.get_tensor("tokens")[0], file.get_slice("logits")[0])
 
 
+def _rows(ids: Sequence[list[int]]) -> list[list[int]]:
+    """WINDOWS rows of TOKENS; where all texts are shorter, of the longest as many as make the most tokens."""
+    if rows := [row[:TOKENS] for row in ids if len(row) >= TOKENS][:WINDOWS]:
+        return rows
+    longest = sorted(ids, key=len, reverse=True)[:WINDOWS]
+    count = max(range(1, len(longest) + 1), key=lambda n: n * len(longest[n - 1]))
+    return [row[: len(longest[count - 1])] for row in longest[:count]]
+
+
 def _write(checkpoint: Path, texts: Path, path: Path, threads: int) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
@@ -69,8 +79,7 @@ def _write(checkpoint: Path, texts: Path, path: Path, threads: int) -> dict[str,
     torch.set_num_threads(threads)
     start, records = read_texts(texts)
     ids = encode(read_tokenizer(checkpoint), start, [record["text"] for record in records])
-    rows = [row for row in ids if len(row) >= TOKENS][:WINDOWS] or [min(ids, key=len)]
-    tokens = torch.tensor([row[:TOKENS] for row in rows])
+    tokens = torch.tensor(_rows(ids))
     with torch.inference_mode():
         logits = load_model(checkpoint, lazy=is_large(checkpoint))(tokens, use_cache=False).logits
     save_file({"tokens": tokens.int(), "logits": logits.float().contiguous()}, path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.report_tables import compared, get, headline, megabytes, number, percent, tables
+from minigpt_edge.report_tables import Table, compared, get, headline, megabytes, number, percent, tables
 from minigpt_edge_runtime.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -81,24 +81,30 @@ def tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def print_table(report: Mapping[str, Any], console: Console) -> None:
     """Print the headline and the main tables to a rich console."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     console.print(Text(report["name"], style="bold"), Text(headline(report)), sep="\n")
     for table in tables(report):
-        if table.key not in _ON_TERMINAL:
-            continue
-        console.print()
-        console.print(Text(table.title, style="bold"))
-        style: Any = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
-        shown = RichTable(**style, header_style="dim")
-        for index, column in enumerate(table.columns):
-            width = max(map(len, [*column.split(), *(row[index] for row in table.rows)]))
-            side: Any = "left" if index == 0 else "right"
-            shown.add_column(column, justify=side, vertical="bottom", width=width)
-        for index, row in enumerate(table.rows):
-            shown.add_row(*map(Text, row), style="bold" if index in table.emphasis else None)
-        console.print(shown)
-        if table.note:
-            console.print(Text(table.note, style="dim"))
+        if table.key in _ON_TERMINAL:
+            print_one(table, console)
+
+
+def print_one(table: Table, console: Console) -> None:
+    """Print a table with its title and note."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(table.title, style="bold"))
+    style: Any = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    shown = RichTable(**style, header_style="dim")
+    for index, column in enumerate(table.columns):
+        width = max(map(len, [*column.split(), *(row[index] for row in table.rows)]))
+        side: Any = "left" if index == 0 else "right"
+        shown.add_column(column, justify=side, vertical="bottom", width=width)
+    for index, row in enumerate(table.rows):
+        shown.add_row(*map(Text, row), style="bold" if index in table.emphasis else None)
+    console.print(shown)
+    if table.note:
+        console.print(Text(table.note, style="dim"))

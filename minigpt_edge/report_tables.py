@@ -247,9 +247,27 @@ def _pruned(report: Mapping[str, Any]) -> Table | None:
         before, after = sparsity.get(key) or (None, None)
         if before and after:
             row(name, before, sum(after) / len(after), 1)
-    asked = sparsity.get("asked")
-    note = f"Asked for: {percent(asked, 2)} of the parameters removed." if asked is not None else ""
-    return Table("pruned", "What was pruned", ["", "before", "after", "removed"], rows, note)
+    return Table("pruned", "What was pruned", ["", "before", "after", "removed"], rows, _asked(sparsity))
+
+
+def _asked(sparsity: Mapping[str, Any]) -> str:
+    """What was asked for: a fraction, or what a limit was; nothing where a plan was followed."""
+    asked, limits = sparsity.get("asked"), sparsity.get("limits") or {}
+    masks = sparsity.get("pattern", "structured") not in ("structured", "blocks")
+    parts = []
+    if asked is not None:
+        parts.append(
+            f"{percent(asked, 2)} of " + ("the blocks' weights zero" if masks else "the parameters removed")
+        )
+    for name, text in {
+        "max_size": "a file of at most {:,} bytes",
+        "max_params": "at most {:,} parameters",
+        "min_speedup": "decoding at least {:g} times as fast",
+        "threshold": "units of mean |activation| up to {:g} removed",
+    }.items():
+        if limits.get(name) is not None:
+            parts.append(text.format(limits[name]))
+    return f"Asked for: {', '.join(parts)}." if parts else ""
 
 
 def _way(report: Mapping[str, Any]) -> Table | None:

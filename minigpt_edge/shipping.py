@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge.bundling import assemble, file_name, text_licences
 from minigpt_edge.exporting import Export, f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.measuring import baseline_stage, label, measure_stage
+from minigpt_edge.prune import RANK
+from minigpt_edge.settings import shrink_settings
 from minigpt_edge.shrink.prepare import CHECKPOINT
 from minigpt_edge.shrink.weights import IMPORTANCE, PLAN
 from minigpt_edge.stage import Stage
@@ -235,6 +237,7 @@ def _corpus_facts(text: Stage) -> dict[str, Any]:
         "documents_read": read,
         "dropped": dropped,
         "near_duplicate_rate": dropped["near_duplicate"] / read,
+        **({"pairs": text.metrics["pairs"]} if "pairs" in text.metrics else {}),
         "split_rule": text.metrics["split_rule"],
         "documents": sum(split["documents"] for split in splits.values()),
         "bytes": sum(split["bytes"] for split in splits.values()),
@@ -247,8 +250,11 @@ def _corpus_facts(text: Stage) -> dict[str, Any]:
 
 
 def _sparsity_facts(recipe: Recipe, shrunk: dict[str, Any]) -> dict[str, Any]:
+    settings = shrink_settings(recipe)
+    fraction = settings.exact and settings.pattern != RANK and recipe.plan is None
     return {
-        "asked": recipe.sparsity,
+        "asked": settings.sparsity if fraction else None,
+        "pattern": settings.pattern,
         "limits": {
             name: getattr(recipe, name)
             for name in ("max_size", "max_params", "min_speedup", "threshold")

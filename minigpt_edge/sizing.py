@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,33 +10,20 @@ from typing import TYPE_CHECKING
 
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge_runtime.memory_limit import parse_amount
+from minigpt_edge_runtime.memory_limit import parse_size as parse_size
 
 if TYPE_CHECKING:
     from minigpt_edge_export.spec import Decoder
 
-_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 Blocks = Sequence[tuple[int, int]]
 
 
-def parse_size(text: str) -> int:
-    """Bytes of a size such as "40MB" (10^6), "38MiB" (2^20) or "40000000"; UsageError for anything else."""
-    return _parse(text, _BYTES, "a size", "such as 40MB (millions of bytes), 38MiB, 1.2GB or 40000000")
-
-
 def parse_count(text: str) -> int:
     """A number such as "60M", "1.1B" or "60000000"; UsageError for anything else."""
-    return _parse(text, _COUNTS, "a number of parameters", "such as 60M, 1.1B or 60000000")
-
-
-def _parse(text: str, units: Mapping[str, int], what: str, examples: str) -> int:
-    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?) ?([a-z]*)", text.strip(), re.IGNORECASE | re.ASCII)
-    unit = units.get(found[2].upper()) if found else None
-    value = int(float(found[1]) * unit + 0.5) if found and unit else 0
-    if value < 1:
-        raise UsageError(f"{text!r} is not {what}", examples)
-    return value
+    return parse_amount(text, _COUNTS, "a number of parameters", "such as 60M, 1.1B or 60000000")
 
 
 class SizeModel:
@@ -57,8 +43,6 @@ class SizeModel:
         tokenizer_dir: Path,
         target: Target,
         metadata: Mapping[str, str],
-        *,
-        imatrix: bool = True,
     ) -> None:
         """
         Args:
@@ -66,7 +50,6 @@ class SizeModel:
             tokenizer_dir: the tokenizer's files, config.json and generation_config.json as the file will have
                 them: token ids in those configs are the trimmed vocabulary's.
             metadata: what the file will say about itself.
-            imatrix: whether there will be an importance matrix.
 
         Raises:
             UsageError: the target is not GGUF.
@@ -80,16 +63,12 @@ class SizeModel:
                 f"the size of {target.name} can't be predicted", "--max-size works with GGUF targets"
             )
         self._dense = read_checkpoint(base)
-        self._tokenizer_dir, self._metadata, self._imatrix = tokenizer_dir, dict(metadata), imatrix
+        self._tokenizer_dir, self._metadata = tokenizer_dir, dict(metadata)
         self._tokenizers: dict[int, int] = {}
         self.kind = min(
-            candidates(target, self._dense, imatrix=imatrix),
-            key=lambda kind: expected_bytes(self._dense, expected_types(self._dense, kind, imatrix=imatrix)),
+            candidates(target, self._dense),
+            key=lambda kind: expected_bytes(self._dense, expected_types(self._dense, kind)),
         )
-
-    def parameters(self, vocab_size: int, blocks: Blocks) -> int:
-        """Number of weights; a tied embedding counts once."""
-        return self._decoder(vocab_size, blocks).parameters
 
     def file_bytes(self, vocab_size: int, blocks: Blocks) -> int:
         """The size of the file, to the byte.
@@ -128,7 +107,7 @@ class SizeModel:
     def _sizes(self, decoder: Decoder) -> dict[str, int]:
         from minigpt_edge_export.quantize import expected_sizes, expected_types
 
-        return expected_sizes(decoder, expected_types(decoder, self.kind, imatrix=self._imatrix))
+        return expected_sizes(decoder, expected_types(decoder, self.kind))
 
     def _decoder(self, vocab_size: int, blocks: Blocks) -> Decoder:
         from minigpt_edge_export.spec import Block

@@ -13,7 +13,9 @@ PRUNE_CODE = (
     "minigpt_edge.evaluate.probe",
     "minigpt_edge.moments",
     "minigpt_edge.parallel",
+    "minigpt_edge.plan",
     "minigpt_edge.precision",
+    "minigpt_edge.prune",  # what a method reads and compensates
     "minigpt_edge.prune.least_squares",  # the ridges serve every refit
     "minigpt_edge.prune.masks",
     "minigpt_edge.resident",
@@ -46,6 +48,7 @@ RECOVER_CODE = (
 EVALUATE_CODE = (
     "minigpt_edge.attention",
     "minigpt_edge.checkpoint",
+    "minigpt_edge.chunked_loss",
     "minigpt_edge.evaluate.perplexity",
     "minigpt_edge.precision",
     "minigpt_edge.resident",

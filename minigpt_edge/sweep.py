@@ -83,11 +83,16 @@ def _sweep(path: Path, data: dict[str, Any], options: Mapping[str, bool], cores:
         builds[_name(varied)] = {**fixed, **varied}
         for name, value in builds[_name(varied)].items():
             list(_arguments(name, value, options))
-    threads = int(data.get("threads", 1))
-    jobs = int(data.get("jobs", max(1, cores // threads)))
-    if threads < 1 or jobs < 1:
-        raise EdgeError(f"{path}: threads and jobs must be 1 or more", _HELP)
+    threads = _count(path, data, "threads", 1)
+    jobs = _count(path, data, "jobs", max(1, cores // threads))
     return Sweep(Path(str(data.get("out", path.stem))), threads, jobs, builds)
+
+
+def _count(path: Path, data: Mapping[str, Any], name: str, default: int) -> int:
+    value = data.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise EdgeError(f"{path}: {name} is {value!r}, it must be a whole number, 1 or more", _HELP)
+    return value
 
 
 def _name(varied: Mapping[str, Any]) -> str:

@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 _FILE_TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32)}
 _METADATA = {
     "name": "general.name",
-    "description": "general.description",
-    "author": "general.author",
     "license": "general.license",
-    "url": "general.url",
     "base_model": "general.base_model.0.name",
-    "base_model_url": "general.base_model.0.repo_url",
 }
 _LARGEST_HALF = 65504.0
 
@@ -44,7 +40,7 @@ def write_gguf(
         decoder: its directory also holds the tokenizer.
         path: appears whole or not at all.
         file_type: "f16", "bf16" or "f32".
-        metadata: any of name, description, author, license, url, base_model, base_model_url.
+        metadata: any of name, license, base_model.
 
     Raises:
         UsageError: unknown file type or metadata key.
@@ -122,7 +118,7 @@ def _header(decoder: Decoder, layout: Layout, file_type: str, metadata: Mapping[
     for key, name in _METADATA.items():
         if metadata.get(key):
             writer.add_string(name, metadata[key])
-    if any(metadata.get(key) for key in ("base_model", "base_model_url")):
+    if metadata.get("base_model"):
         writer.add_base_model_count(1)
     writer.add_size_label(size_label(decoder.parameters, decoder.parameters, 0, 0))
     writer.add_file_type(_FILE_TYPES[file_type][1])

@@ -37,8 +37,6 @@ def quantize(
     *,
     imatrix: Mapping[str, np.ndarray] | None = None,
     threads: int = 0,
-    output_type: str | None = None,
-    token_embedding_type: str | None = None,
     tensor_types: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Quantize an F32, F16 or BF16 GGUF file.
@@ -50,9 +48,7 @@ def quantize(
         imatrix: GGUF tensor name -> float32 [row length], mean squared input. All matrices of the blocks
             must be there; the head's entry, "output.weight" or "token_embd.weight", may be missing.
         threads: CPU threads, 0 for all. The bytes do not depend on it.
-        output_type: tensor type of the head ("q6_K", …); where it is tied to the embedding, of both.
-        token_embedding_type: tensor type of the embedding; wins over `output_type` where they are tied.
-        tensor_types: regular expression on tensor names -> tensor type.
+        tensor_types: regular expression on tensor names -> tensor type ("q6_K", …).
 
     Returns:
         What the file really holds: tensor type -> {"tensors", "parameters", "bytes"}.
@@ -73,7 +69,7 @@ def quantize(
     tensors = {tensor.name: tensor for tensor in header.tensors}
     request = _Request(load_library(), quantization, threads)
     request.set_imatrix(_checked_imatrix(imatrix, tensors) if imatrix is not None else None)
-    request.set_types(tensors, output_type, token_embedding_type, tensor_types or {})
+    request.set_types(tensors, tensor_types or {})
     need_space(destination.parent, source.stat().st_size, f"quantizing to {quantization}")
     with replacing(destination) as temporary:
         request.run(source, temporary)
@@ -201,19 +197,8 @@ class _Request:
         self.parameters.imatrix = entries
         self._alive.append(entries)
 
-    def set_types(
-        self,
-        tensors: Mapping[str, TensorInfo],
-        head: str | None,
-        embedding: str | None,
-        patterns: Mapping[str, str],
-    ) -> None:
-        """Demand types for the head, the embedding, and tensors whose names match a pattern."""
-        if head is not None:
-            kind = _fitting(head, tensors[_HEAD if _HEAD in tensors else _EMBEDDING])
-            self.parameters.output_tensor_type = kind
-        if embedding is not None:
-            self.parameters.token_embedding_type = _fitting(embedding, tensors[_EMBEDDING])
+    def set_types(self, tensors: Mapping[str, TensorInfo], patterns: Mapping[str, str]) -> None:
+        """Demand types for tensors whose names match a pattern."""
         if not patterns:
             return
         overrides = (self.library.llama_model_tensor_override * (len(patterns) + 1))()

@@ -59,13 +59,11 @@ class Target:
         name: such as "gguf-q4" or "onnx-int4".
         format: "gguf" or "onnx".
         types: the types to choose from by measured quality per byte; one for an exact target.
-        width_multiple: row lengths that no type of the target falls back from.
     """
 
     name: str
     format: str
     types: tuple[str, ...]
-    width_multiple: int
 
     @property
     def exact(self) -> bool:
@@ -79,8 +77,7 @@ class Target:
 
 
 def _target(name: str, types: tuple[str, ...]) -> Target:
-    # A family can always fall back on its 32-blocks, if it has any.
-    return Target(f"gguf-{name}", "gguf", types, min(QUANTIZATIONS[kind].multiple for kind in types))
+    return Target(f"gguf-{name}", "gguf", types)
 
 
 # ONNX types. Blocks of 128 run fastest, those of 64 are closer to the checkpoint; accuracy level 4 computes
@@ -97,7 +94,7 @@ _TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         *(_target(name, types) for name, types in _FAMILIES.items()),
-        *(Target(f"onnx-{name}", "onnx", (name,), 1) for name in PRECISIONS),
+        *(Target(f"onnx-{name}", "onnx", (name,)) for name in PRECISIONS),
         *(_target(name, (name,)) for name in QUANTIZATIONS),
     )
 }

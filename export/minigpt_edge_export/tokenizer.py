@@ -205,15 +205,12 @@ def _special_ids(
 
 def open_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json as a tokenizer that neither cuts nor pads; EdgeError if it is missing or damaged."""
-    from tokenizers import Tokenizer
+    from minigpt_edge_runtime import text
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise EdgeError(f"{path} can't be read: {error}", "use an undamaged tokenizer.json") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        return text.open_tokenizer(path)
+    except EdgeError as error:
+        raise EdgeError(error.message, "use an undamaged tokenizer.json") from error
 
 
 def _added_around(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[int]]:

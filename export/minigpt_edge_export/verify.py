@@ -24,6 +24,7 @@ from minigpt_edge_export.tokenizer import open_tokenizer
 from minigpt_edge_runtime.engine import open_engine
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, write_json
+from minigpt_edge_runtime.text import symbol_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,7 @@ THRESHOLDS = {
 
 
 def threshold_of(kind: str) -> Threshold:
-    """The threshold of a target's type: "f16", "q4_k_m", "int4-64-zero", …"""
+    """The threshold of a target's type: "f16", "q4_k_m", "int4-64", …"""
     found = re.search(r"\d+", kind)
     bits = int(found[0]) if found else 16
     return THRESHOLDS[max((level for level in THRESHOLDS if level <= bits), default=2)]
@@ -300,10 +301,7 @@ def _unspellable(tokenizer: Tokenizer) -> list[int]:
     """Bytes without a symbol in the vocabulary: byte-level BPE drops them, here and in llama.cpp."""
     if tokenizer.token_to_id(BYTES[0]) is not None:  # a SentencePiece vocabulary spells all bytes
         return []
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}  # these stand for themselves
-    others = [byte for byte in range(256) if byte not in shown]
-    symbols = {byte: chr(byte) for byte in shown} | {byte: chr(256 + at) for at, byte in enumerate(others)}
-    return [byte for byte in range(256) if tokenizer.token_to_id(symbols[byte]) is None]
+    return sorted(byte[0] for symbol, byte in symbol_bytes().items() if tokenizer.token_to_id(symbol) is None)
 
 
 def _mismatch(text: str, specials: bool, expected: list[int], found: list[int]) -> Mismatch:

@@ -31,7 +31,10 @@ def domains(context: click.Context, as_json: bool) -> None:
             how = "" if row["default"] else f" (only with --source {name})"
             click.echo(f"    {row['from']}, {row['here']}{how}")
             click.echo(f"        {row['licence'] or 'licence not stated'}")
-    click.echo("\nA package that is not here yet is fetched once, from a Python package index.")
+    click.echo(
+        "\nWhat is not here yet is fetched when it is needed; to have it before, offline later:\n"
+        "    minigpt-edge domains fetch NAME"
+    )
 
 
 def _row(domain: Any, name: str) -> dict[str, Any]:
@@ -39,7 +42,8 @@ def _row(domain: Any, name: str) -> dict[str, Any]:
     from minigpt_edge.packages import cache_dir, is_here
 
     source = domain.sources[name]
-    here, origin = "here", getattr(source, "path", "")
+    origin = getattr(source, "path", "")
+    here = "here" if Path(origin).expanduser().exists() else "missing"
     if isinstance(source, PackageSource):
         origin = source.package
         there = is_here(source.package, source.sha256, source.members, cache_dir())
@@ -58,6 +62,26 @@ def _row(domain: Any, name: str) -> dict[str, Any]:
         "licence": source.licence,
         "here": here,
     }
+
+
+@domains.command()
+@click.argument("name")
+@click.option("--source", help="Which of its sources, such as hub [default: the ones that need no hub].")
+def fetch(name: str, source: str | None) -> None:
+    """Get the text and the question sets of the domain NAME, so that it works offline from now on."""
+    from minigpt_edge import corpus, tasks
+    from minigpt_edge.domains import load_domain
+    from minigpt_edge.packages import cache_dir
+
+    domain = load_domain(name)
+    for one in domain.chosen(source):
+        texts, about = corpus.read_source(one, cache_dir(), offline=False)
+        where = about.get("package") or about.get("dataset") or about.get("path")
+        click.echo(f"{where}: {len(texts):,} documents")
+    for question_set in domain.questions:
+        task = tasks.get_task(question_set)
+        items = tasks.load_items(task, cache_dir(), hub=source == "hub")
+        click.echo(f"{question_set}: {len(items):,} questions")
 
 
 @domains.command()

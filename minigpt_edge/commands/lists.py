@@ -1,4 +1,4 @@
-"""domains, models, targets, methods: what there is to choose from."""
+"""tasks, models, targets, methods: what there is to choose from."""
 
 from __future__ import annotations
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from minigpt_edge.corpus import FileSource, HubSource, PackageSource, Source
-from minigpt_edge.package_readers import READERS
+from minigpt_edge.package_readers import READERS, check_options
 from minigpt_edge.packages import cache_dir
+from minigpt_edge.tasks import get_task
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import understanding, write_text
 
@@ -25,6 +28,7 @@ TEXT, TRANSLATION = "text", "translation"
 _KINDS: dict[str, type[Source]] = {"package": PackageSource, "hub": HubSource, "files": FileSource}
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_KEYS = ("title", "default", "words", "language", "task", "questions", "sources")
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,11 @@ def _domain(name: str, data: dict[str, Any], where: str) -> Domain:
     questions = data.get("questions", [])
     if not isinstance(questions, list) or not all(isinstance(each, str) for each in questions):
         raise EdgeError(f"{where}: questions is not a list of names", "see `minigpt-edge tasks`")
+    with _in_file(where):
+        for each in questions:
+            get_task(each)
+    if unknown := sorted(data.keys() - _KEYS):
+        raise EdgeError(f"{where} has an unknown key {unknown[0]!r}", f"known: {', '.join(_KEYS)}")
     if "words" in data and not isinstance(data["words"], int):
         raise EdgeError(f"{where}: words is not a number", _HELP)
     language = str(data.get("language", "en"))
@@ -159,13 +168,23 @@ def _right(name: str, value: Any) -> bool:
     if name == "options":
         return isinstance(value, dict)
     if name in ("members", "pair_columns") and isinstance(value, list):
-        return bool(value) and all(isinstance(each, str) for each in value)
+        count = len(value) == 2 if name == "pair_columns" else bool(value)
+        return count and all(isinstance(each, str) for each in value)
     if name == "package":
         return isinstance(value, str) and bool(_PINNED.fullmatch(value))
     return isinstance(value, str) and name != "pair_columns"
 
 
 _HELP = "docs/domains.md shows a whole domain file"
+
+
+@contextmanager
+def _in_file(where: str) -> Iterator[None]:
+    """Say in which file it is that something is wrong."""
+    try:
+        yield
+    except EdgeError as error:
+        raise EdgeError(f"{where}: {error.message}", error.hint) from error
 
 
 def _source(key: str, entry: Any, where: str) -> Source:
@@ -195,6 +214,8 @@ def _source(key: str, entry: Any, where: str) -> Source:
                 f"{where}: source {key} has an unknown reader {given['reader']!r}",
                 f"known: {', '.join(READERS)}",
             )
+        with _in_file(f"{where}: source {key}"):
+            check_options(given["reader"], dict(given["options"]))
     if "pair_columns" in given:
         given["pair_columns"] = tuple(given["pair_columns"])
     return kind(**given)

@@ -1,1 +1,1 @@
-"""Quality of a checkpoint, measured with torch."""
+"""Quality of a checkpoint or a model file: bits per byte, multiple choice, translation."""

@@ -36,7 +36,7 @@ def answer(
     for number, item in enumerate(items, 1):
         pairs = [encode_pair(engine, start, *pair) for pair in item.pairs]
         likelihoods = [likelihood for likelihood, _ in score_pairs(engine, pairs)]
-        sizes = [len(choice.lstrip(" ").encode()) for _, choice in item.pairs]
+        sizes = [max(1, len(choice.lstrip(" ").encode())) for _, choice in item.pairs]  # it may be blank
         chosen["sum"].append(_best(likelihoods))
         chosen["per_byte"].append(
             _best([value / size for value, size in zip(likelihoods, sizes, strict=True)])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.text import open_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -35,18 +36,11 @@ def read_texts(path: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint; EdgeError if its tokenizer.json is missing or damaged."""
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.exists():
-        raise EdgeError(f"{path} does not exist", "the checkpoint is incomplete: make it again")
+    """The tokenizer of a checkpoint, neither cutting nor padding; EdgeError if it is missing or damaged."""
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise EdgeError(
-            f"{path} can't be read ({error})", "the checkpoint is damaged: make it again"
-        ) from error
+        return open_tokenizer(directory / "tokenizer.json")
+    except EdgeError as error:
+        raise EdgeError(error.message, "the checkpoint is incomplete or damaged: make it again") from error
 
 
 def encode(tokenizer: Tokenizer, document_start: str, texts: list[str]) -> list[list[int]]:

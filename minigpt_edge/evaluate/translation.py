@@ -13,7 +13,7 @@ from minigpt_edge_runtime.generate import Generation, Session
 from minigpt_edge_runtime.sampling import Sampling
 
 CHOICES = 4
-WRITTEN_TOKENS = 96  # of a translation at most
+WRITTEN_TOKENS = 192  # of a translation at most
 BOOTSTRAP = 1000
 
 

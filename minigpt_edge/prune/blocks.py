@@ -4,7 +4,7 @@ As in Shortened LLaMA (arXiv 2402.02834) a block is judged by the loss without i
 removal. As in ReplaceMe (arXiv 2505.02819) a linear map stands in for what went; here it is the whole FFN
 output matrix of the block before the gap, refitted so that the dense model's hidden state after the gap comes
 out. A gap at the beginning has no block before it: the first block that stays is refitted to the dense
-state after itself. ShortGPT's Block Influence (arXiv 2403.03853) is here to compare with.
+state after itself.
 """
 
 from __future__ import annotations
@@ -106,27 +106,12 @@ class _Forward:
         return total / count
 
 
-def influence(model: Any, arch: Arch, windows: Tensor) -> Tensor:
-    """ShortGPT's Block Influence, float32 [blocks]: 1 - mean cosine of what enters and leaves a block."""
-    with torch.inference_mode():
-        forward = _Forward(model, arch, windows)
-        cosines = torch.zeros(len(forward.blocks), dtype=torch.float64)
-        for rows in forward.batches(0, len(windows)):
-            x = forward.embed(rows)
-            for index in range(len(forward.blocks)):
-                out = forward.run(index, x)
-                cosines[index] += nn.functional.cosine_similarity(x, out, dim=-1).double().sum()
-                x = out
-        return (1 - cosines / windows.numel()).float()
-
-
 def drop_blocks(
     model: Any,
     arch: Arch,
     windows: Tensor,
     count: int,
     *,
-    replace: bool = True,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> DropResult:
     """Remove `count` blocks of a model in place, and refit the blocks beside the gaps where that helps.
@@ -153,12 +138,12 @@ def drop_blocks(
         )
     held_out = max(1, min(int(len(windows) * VALIDATION_SHARE), HELD_OUT_TOKENS // windows.shape[1]))
     trials = sum(min(total - gone, CANDIDATES if gone else total) for gone in range(count))
-    steps = trials + (total if replace and count else 0)
+    steps = trials + (total if count else 0)
     with torch.no_grad():  # not inference mode, whose tensors could not be trained later
         forward = _Forward(model, arch, windows)
         removed, losses = _choose(forward, held_out, count, lambda done: on_step(done, steps))
         result = DropResult(removed, losses, [], [], losses[-1])
-        if replace and count:
+        if count:
             result = _replace(forward, held_out, result, lambda done: on_step(trials + done, steps))
     arch.keep_blocks(model, [index for index in range(total) if index not in removed])
     return result

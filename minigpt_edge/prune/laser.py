@@ -109,16 +109,11 @@ def rank_of(shape: Sequence[int], rho: float) -> int:
     return max(1, int(rho * min(shape)))
 
 
-def reduce_rank(weight: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """Factors b [out, r] and a [r, in], float32, of the best approximation of rank r to weight [out, in].
+def _balanced(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of full rank, float32, their columns and rows ordered by singular value.
 
     Both carry the square roots of the singular values, so that they quantize equally well.
     """
-    return _cut(_balanced(weight), rho)
-
-
-def _balanced(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of full rank, their columns and rows ordered by singular value."""
     import torch
 
     u, s, v = torch.linalg.svd(weight.detach().float(), full_matrices=False)

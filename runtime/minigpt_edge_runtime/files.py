@@ -76,6 +76,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_writable(path: Path) -> None:
+    """EdgeError if a file can't be written there: better said before the work than after it."""
+    if path.is_dir():
+        raise EdgeError(f"{path} is a directory", "name a file in it")
+    if not path.parent.is_dir():
+        raise EdgeError(f"the folder {path.parent} does not exist", "make it, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise EdgeError(f"no permission to write in {path.parent}", "choose another folder")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; EdgeError if it is missing, is not JSON, or holds text that UTF-8 can't hold."""
     try:

@@ -11,26 +11,31 @@ another process's memory; elsewhere its peak is judged at its end.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+from collections.abc import Mapping
 
 from minigpt_edge_runtime.device import linux_memory
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 LOOK_EVERY = 0.01  # seconds
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_PREFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_BYTES = {prefix + unit: size for prefix, size in _PREFIXES.items() for unit in ("", "B")}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size like 512M, 512MB (both 512,000,000), 512MiB or 1.5G.
+    """Bytes of a size like 40MB, 40M (both 40,000,000), 38MiB, 1.5G or 40000000; UsageError if it is none."""
+    return parse_amount(text, _BYTES, "a size", "such as 40MB (millions of bytes), 38MiB, 1.2GB or 40000000")
 
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?I?)B?", text.strip().upper())
-    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is not a size", "write it like 512M or 512MiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+
+def parse_amount(text: str, units: Mapping[str, int], what: str, examples: str) -> int:
+    """A number with one of `units` (upper case), rounded; UsageError if it is not `what`, or is below 1."""
+    found = re.fullmatch(r"(\d+(?:_\d+)*(?:\.\d+)?) ?([a-z]*)", text.strip(), re.IGNORECASE | re.ASCII)
+    amount = float(found[1]) * units.get(found[2].upper(), 0) if found else 0.0
+    if not 0.5 <= amount < math.inf:
+        raise UsageError(f"{text!r} is not {what}", examples)
+    return int(amount + 0.5)
 
 
 def memory_used(process: int) -> int:

@@ -68,7 +68,7 @@ class TextCodec:
         self._special = {index: token.content for index, token in added.items() if token.special}
         self._whole = {index: token.content for index, token in added.items() if not token.special}
         self._byte_level = "ByteLevel" in str(self._tokenizer.decoder)
-        self._bytes = _symbol_bytes()
+        self._bytes = symbol_bytes()
         self._ends = {*end_ids, *(index for index, text in self._special.items() if text in _ENDS)}
         if (end := self._id("eos")) is not None:
             self._ends.add(end)
@@ -174,7 +174,7 @@ def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _symbol_bytes() -> dict[str, bytes]:
+def symbol_bytes() -> dict[str, bytes]:
     """Byte-level BPE's symbol of each byte: printable Latin-1 stands for itself, others follow U+0100."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in shown]

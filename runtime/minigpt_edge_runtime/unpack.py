@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -45,11 +46,16 @@ def unpack(path: Path) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where unpacked bundles are kept: MINIGPT_EDGE_CACHE, or the user's cache folder."""
+    """Where what is fetched and made is kept: $MINIGPT_EDGE_CACHE, else the platform's cache folder."""
     if given := os.environ.get("MINIGPT_EDGE_CACHE"):
-        return Path(given)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(os.environ["LOCALAPPDATA"]) if "LOCALAPPDATA" in os.environ else home) / "minigpt-edge"
+        return Path(given).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minigpt-edge"
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "minigpt-edge" / "Cache"
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "minigpt-edge"
 
 
 def _check(path: Path, archive: zipfile.ZipFile) -> str:

@@ -19,6 +19,7 @@ from minigpt_edge.calibrate import Wanted, shrink_blocks
 from minigpt_edge.checkpoint import count_parameters, load_model, save_model
 from minigpt_edge.evaluate.perplexity import sum_nll
 from minigpt_edge.evaluate.probe import Probe
+from minigpt_edge.flops import training_flops
 from minigpt_edge.prune import get_method
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
@@ -53,6 +54,19 @@ def test_a_loaded_model_is_the_stock_one_and_is_written_back(
     save_model(model, checkpoint.path, tmp_path / "saved")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     assert torch.equal(logits(stock.eval()), logits(checkpoint.model))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_counts_every_matrix_once(family: Callable[[str], Checkpoint], name: str) -> None:
+    checkpoint = family(name)
+    stock, config = checkpoint.model, checkpoint.model.config
+    tables = {id(m.weight) for m in stock.modules() if isinstance(m, torch.nn.Embedding)}
+    tables.discard(id(stock.get_output_embeddings().weight))  # tied, it is multiplied with
+    matrices = sum(w.numel() for w in stock.parameters() if w.dim() == 2 and id(w) not in tables)
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    expected = 6 * matrices + 6 * 32 * width * config.num_hidden_layers
+    assert training_flops(load_model(checkpoint.path), 32) == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -15,7 +15,7 @@ from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.archs import load_arch
 from minigpt_edge.checkpoint import load_model, read_config, save_model
-from minigpt_edge.prune.blocks import blocks_for, drop_blocks, influence
+from minigpt_edge.prune.blocks import blocks_for, drop_blocks
 from minigpt_edge.prune.least_squares import RIDGES
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -86,15 +86,15 @@ def test_each_time_the_block_that_is_missed_least_goes(folder: Path, windows: Te
         gone.append(min(trials, key=trials.__getitem__))
         expected.append(min(trials.values()))
     model, seen = load_model(folder), []
-    result = drop_blocks(
-        model, load_arch("llama"), windows, 3, replace=False, on_step=lambda *step: seen.append(step)
-    )
+    result = drop_blocks(model, load_arch("llama"), windows, 3, on_step=lambda *step: seen.append(step))
     assert result.removed == gone
     assert result.losses == pytest.approx(expected, abs=0.02)  # bfloat16
-    assert result.loss == result.losses[-1] and result.tried == result.refitted == []
-    assert seen == [(done, 5 + 4 + 3) for done in range(1, 13)]
+    assert result.loss <= result.losses[-1]
+    assert seen == [(done, 5 + 4 + 3 + BLOCKS) for done in range(1, 18)]
+    left = [index for index in range(BLOCKS) if index not in gone]
+    refitted = {f"model.layers.{left.index(index)}.mlp.down_proj.weight" for index in result.refitted}
     for name, tensor in without(dense, gone).state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
+        assert torch.equal(model.state_dict()[name], tensor) is (name not in refitted), name
 
 
 def inputs_of(model: Any, module: Any, ids: Tensor) -> Tensor:
@@ -181,23 +181,6 @@ def test_what_is_left_loads_with_transformers_and_generates(
     assert len(result.removed) == 2
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()  # it can be trained as it is
     assert all(p.grad is not None for p in model.parameters())
-
-
-def test_influence_is_one_minus_the_mean_cosine(folder: Path, windows: Tensor) -> None:
-    model: Any = load_model(folder)
-    with torch.no_grad():
-        states = [model.model.embed_tokens(windows)]
-        position = model.model.rotary_emb(states[0], torch.arange(LENGTH)[None])
-        for block in model.model.layers:
-            states.append(block(states[-1], position_embeddings=position))
-    expected = []
-    for x, y in zip(states, states[1:], strict=False):
-        cosines = [
-            float(a @ b / (a.norm() * b.norm()))
-            for a, b in zip(x.flatten(0, 1), y.flatten(0, 1), strict=True)
-        ]
-        expected.append(1 - sum(cosines) / len(cosines))
-    assert influence(model, load_arch("llama"), windows).tolist() == pytest.approx(expected, abs=5e-3)
 
 
 def test_the_number_of_blocks_comes_closest_to_the_parameters(folder: Path) -> None:

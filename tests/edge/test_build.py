@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_build import SMALL, write_corpus, write_model
+from tiny_build import QUICK, SMALL, write_corpus, write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,13 +36,14 @@ def environment(place: Path) -> dict[str, str]:
 
 def command(place: Path, *options: str) -> list[str]:
     given = ["--model", str(place / "model"), "--corpus", str(place / "corpus")]
-    return [sys.executable, "-m", "minigpt_edge", "build", *given, *SMALL, *options]
+    small = QUICK if "--plan" in options else SMALL  # a plan says itself how much goes
+    return [sys.executable, "-m", "minigpt_edge", "build", *given, *small, *options]
 
 
-def run(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(place: Path, *options: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(place, *options),
-        cwd=place,
+        cwd=folder or place,
         env=environment(place),
         capture_output=True,
         text=True,
@@ -175,6 +176,34 @@ def test_a_plan_is_followed(place: Path, built: Path) -> None:
     again = json.loads((place / "planned" / "plan.json").read_text())
     assert again["blocks"] == plan["blocks"]
     assert again["vocabulary"] == plan["vocabulary"]
+
+
+def test_the_current_folder_may_become_the_bundle(place: Path, built: Path) -> None:
+    (place / "here").mkdir()
+    done = run(place, "--out", ".", "--no-baseline", folder=place / "here")
+    assert done.returncode == 0, done.stderr
+    assert (place / "here" / "here-q8_0.gguf").is_file() and ". is ready" in done.stderr
+
+
+def test_a_changed_corpus_is_read_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, and under ~, which is not spelt out in the path."""
+    from minigpt_edge import models, pipeline
+    from minigpt_edge.console import Talk
+    from minigpt_edge.recipe import Recipe
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
+    shutil.copytree(place / "corpus", tmp_path / "texts")
+    recipe = Recipe(corpus=("~/texts",), calibration_tokens=4096)
+    base, sources = models.resolve_model(str(place / "model")), pipeline.corpus_sources(recipe)
+
+    def read() -> bool:
+        with Talk() as talk:
+            return pipeline.corpus_stage(tmp_path / "work", recipe, base, sources, talk).reused
+
+    assert [read(), read()] == [False, True]
+    (tmp_path / "texts" / "000.txt").write_text("the licensee shall give notice of breach " * 40)
+    assert not read()
 
 
 def test_equal_widths_load_in_stock_transformers(place: Path) -> None:
@@ -313,6 +342,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
         (("--sparsity", "0.97"), 1, ("hint:",)),
         (("--sparsity", "1.5"), 2, ("sparsity",)),
         (("--plan", "nope.json"), 1, ("no plan",)),
+        (("--plan", "p.json", "--sparsity", "0.2"), 2, ("--sparsity does nothing with --plan",)),
         (("--keep-tokens", "nope.txt"), 1, ("keep-tokens",)),
         (("--calibration-tokens", "9000000"), 1, ("9,000,000",)),
         (("--calibration-tokens", "600"), 1, ("at least 2 windows",)),

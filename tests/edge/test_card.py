@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import shlex
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,28 @@ def test_chatml_is_known_by_what_it_renders() -> None:
     assert chatml_system(LLAMA2) is None
     assert chatml_system("{{ raise_exception('no') }}") is None
     assert chatml_system("{% broken") is None
+
+
+def test_a_prompt_with_quotes_stays_one_argument() -> None:
+    prompt = "Rock 'n' \"roll\" $HOME `date`"
+    card = model_card(full_report(), prompt)
+    lines = [line for line in card.splitlines() if "$HOME" in line]
+    shell = [line for line in lines if not line.startswith("print(")]
+    assert len(shell) == 3 and all(shlex.split(line)[-1] == prompt for line in shell)
+    (python,) = (line for line in lines if line not in shell)
+    call = ast.parse(python).body[0].value.args[0].value.value.value  # print(model(prompt, …)[…][…][…])
+    assert call.args[0].value == prompt
+
+
+def test_a_template_that_fails_or_takes_long_is_none_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt_edge_runtime import chat_template
+
+    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    for template in (loops, "{{ 1 // 0 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"):
+        assert chatml_system(template) is None
+    dated = "{% set today = strftime_now('%Y') %}{{ '' if today else raise_exception('no date') }}"
+    assert chatml_system(dated + CHATML) == "Be kind"
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox() -> None:

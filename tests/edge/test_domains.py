@@ -27,10 +27,19 @@ licence = "mine"
 """
 
 
+HUB_PAIRS = 'kind = "hub"\ndataset = "a/b"\npair_columns = ["en"]'
+WIKIPEDIA = f'''kind = "package"
+package = "a==1"
+sha256 = "{"0" * 64}"
+members = "a"
+reader = "wikipedia"
+options = {{{{ {{}} }}}}'''
+
+
 @pytest.mark.parametrize("name", list_domains())
 def test_every_domain_loads_and_works_without_a_hub(name: str) -> None:
     domain = load_domain(name)
-    assert domain.words and domain.words > 150_000
+    assert domain.words and domain.words > 140_000
     for source in domain.chosen():
         assert isinstance(source, PackageSource)
         assert len(source.sha256) == 64 and source.reader in READERS and "==" in source.package
@@ -84,6 +93,18 @@ def test_a_domain_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert again.exit_code and "can't be read" in again.output and "Traceback" not in again.output
 
 
+def test_a_domain_is_fetched_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(tmp_path / "cache"))
+    own = OWN.replace('path = "poems"', f'path = "{tmp_path / "poems"}"').replace('["mmlu:philosophy"]', "[]")
+    (tmp_path / "poems.toml").write_text(own)
+    assert CliRunner().invoke(cli, ["domains", "add", str(tmp_path / "poems.toml")]).exit_code == 0
+    assert f"{tmp_path / 'poems'}, missing" in CliRunner().invoke(cli, ["domains"]).output
+    assert "does not exist" in CliRunner().invoke(cli, ["domains", "fetch", "poems"]).output
+    (tmp_path / "poems").mkdir()
+    (tmp_path / "poems" / "one.txt").write_text("Es war, als hätt der Himmel")
+    assert "1 documents" in CliRunner().invoke(cli, ["domains", "fetch", "poems"]).output
+
+
 def test_packages_bring_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "edge_poems"
     info = tmp_path / "edge_poems-1.dist-info"
@@ -108,6 +129,11 @@ def test_packages_bring_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (('"mmlu:philosophy"', "7"), "questions is not a list of names"),
         (('language = "de"', 'task = "song"'), "there is no task 'song'"),
         (('language = "de"', 'words = "many"'), "words is not a number"),
+        (('"mmlu:philosophy"', '"mmlu:magic"'), "MMLU has no subject 'magic'"),
+        (('language = "de"', 'langauge = "de"'), "unknown key 'langauge'"),
+        (('kind = "files"\npath = "poems"', HUB_PAIRS), "wrong value for 'pair_columns'"),
+        (('kind = "files"\npath = "poems"', WIKIPEDIA.format("include = '('")), "option include is wrong"),
+        (('kind = "files"\npath = "poems"', WIKIPEDIA.format("shar = 1")), "has no option 'shar'"),
         (("[sources", "[sources["), "is not TOML"),
         (('kind = "files"\npath = "poems"', 'kind = "package"'), "lacks 'package'"),
     ],

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from test_tasks import WINOGRANDE, write_package
 from tiny_build import WORDS, write_corpus, write_model
 
-from minigpt_edge import tasks
+from minigpt_edge import evaluating, held_out, tasks
 from minigpt_edge.checkpoint import load_model
 from minigpt_edge.cli import cli
 from minigpt_edge.console import Talk
@@ -28,6 +28,8 @@ from minigpt_edge.models import resolve_model
 from minigpt_edge.pairs import format_pair
 from minigpt_edge.tasks.items import Item
 from minigpt_edge_export.gguf import write_gguf
+from minigpt_edge_export.onnx import write_onnx
+from minigpt_edge_export.onnx_weights import Precision
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.choices import encode_pair, score_pairs
 from minigpt_edge_runtime.errors import UsageError
@@ -42,12 +44,13 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """checkpoint/, model.gguf with the same weights in float32, corpus/ and a cache with own domains."""
+    """checkpoint/, the same in float32 as model.gguf and onnx/, corpus/ and a cache with own domains."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_corpus(folder / "corpus")
     source = write_model(folder / "model", folder / "corpus", blocks=2)
     base = resolve_model(str(source), cache=folder / "cache")
     write_gguf(read_checkpoint(base.path), folder / "model.gguf", file_type="f32")
+    write_onnx(read_checkpoint(base.path), folder / "onnx", Precision("fp32"))
     (folder / "pairs").mkdir()
     draw = random.Random(0)
     for number in range(60):
@@ -67,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["checkpoint", "model.gguf"])
+@pytest.fixture(params=["checkpoint", "model.gguf", "onnx/model.onnx"])
 def model(request: pytest.FixtureRequest, place: Path) -> Path:
     return place / str(request.param)
 
@@ -184,11 +187,73 @@ def test_a_corpus_in_another_language_is_warned_of(place: Path, monkeypatch: pyt
 
 def test_the_same_figures_from_torch_and_from_the_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bits = []
-    for name in ("checkpoint", "model.gguf"):
+    for name in ("checkpoint", "model.gguf", "onnx/model.onnx"):
         options = ("--domain", "clauses", "--tasks", "text", "-o", str(place / "out.json"))
         assert run(place, str(place / name), *options, monkeypatch=monkeypatch).exit_code == 0
         bits.append(json.loads((place / "out.json").read_text())["tasks"]["text:clauses"]["bits_per_byte"])
-    assert bits[0] == pytest.approx(bits[1], rel=5e-3)
+    assert bits == pytest.approx([bits[0]] * 3, rel=5e-3)
+
+
+def test_without_tasks_it_is_asked_what_there_is_for_its_domain(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--domain", "clauses", "--limit", "4", "--paper-scoring")
+    done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert "text:clauses" in done.stdout and "4, guessing 25%" in done.stdout and "±" in done.stdout
+    assert "as Mini-GPTs scores" in done.output
+
+
+def test_what_specialising_cost_elsewhere_beside_the_base_model(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating.domains, "list_domains", lambda: ["clauses", "tongues"])
+    options = ("--domain", "clauses", "--tasks", "text,elsewhere", "--beside-base", "--json")
+    done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    base = found["base_model"]["tasks"]
+    assert set(found["tasks"]) == set(base) == {"text:clauses", "text:tongues"}
+    for name, text in found["tasks"].items():  # the file has the base model's weights
+        assert text["bits_per_byte"] == pytest.approx(base[name]["bits_per_byte"], rel=5e-3)
+
+
+def test_other_text_than_the_bundle_was_made_from_is_warned_of(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
+    subject = Subject(place / "model.gguf", "clauses", str(place / "model"), None, None, "files", "0" * 64)
+    said: list[str] = []
+    with Talk(quiet=True) as talk:
+        monkeypatch.setattr(talk, "line", lambda *parts, **_: said.append(" ".join(map(str, parts))))
+        evaluate(subject, ["text"], Request(threads=1), talk)
+        assert any("made from other text of domain clauses" in line for line in said)
+        with pytest.raises(UsageError, match="no source 'web'"):
+            evaluate(dataclasses.replace(subject, source="web"), ["text"], Request(threads=1), talk)
+
+
+def test_a_domain_without_enough_text_for_questions_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--domain", "clauses", "--tasks", "completion")
+    monkeypatch.setattr(evaluating.corpus, "read_split", lambda *_: ["too short"])
+    done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
+    assert done.exit_code == 1 and "no questions for completion:clauses" in done.output
+
+
+def test_results_that_can_not_be_written_are_refused_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--domain", "clauses", "-o", str(place / "absent" / "out.json"))
+    done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
+    assert done.exit_code == 1 and "absent does not exist" in done.output
+
+
+def test_passages_without_spaces_are_asked_about_too() -> None:
+    texts = ["".join(chr(0x4E00 + (n * k) % 5000) for n in range(900)) for k in range(3, 60, 7)]
+    texts = ["\n".join(text[at : at + 330] for at in range(0, 900, 330)) for text in texts]
+    found = held_out.questions(texts, random.Random(0), 8)
+    assert found and all(choice.strip() for question in found for choice in question["choices"])
 
 
 def test_translations_are_chosen_and_written(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from source_helpers import changed, tiny_model_dir
 
 from minigpt_edge import hub

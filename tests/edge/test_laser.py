@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch  # noqa: TID253 - tensors are what is tested
+from safetensors.torch import load_file
 from tiny_build import write_corpus, write_model
 
 from minigpt_edge import archs
-from minigpt_edge.checkpoint import load_model, read_factors, save_factors, save_model
+from minigpt_edge.checkpoint import load_model, save_factors, save_model
 from minigpt_edge.evaluate.perplexity import read_tokenizer
 from minigpt_edge.evaluate.probe import Probe, token_forms
 from minigpt_edge.prune.laser import (
@@ -25,7 +26,6 @@ from minigpt_edge.prune.laser import (
     compose,
     parse_reductions,
     rank_of,
-    reduce_rank,
     search,
 )
 from minigpt_edge_export.weights import FACTORS
@@ -63,15 +63,24 @@ def with_singular_values(values: list[float], rows: int, columns: int) -> torch.
     return (left[:, :count] * torch.tensor(values).double() @ right[:, :count].t()).float()
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(8, 20), (20, 8)])
+def factored(model: Any, part: str, weight: torch.Tensor, rho: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of one of a model's matrices if it were `weight`; the model then holds their product."""
+    linear = getattr(model.model.layers[1].mlp, f"{part}_proj")
+    linear.weight.data = weight
+    ((b, a),) = Reducer(model, ARCH).reduce(Reduction(1, part, rho)).values()
+    torch.testing.assert_close(linear.weight.data, b @ a)
+    return b, a
+
+
+@pytest.mark.parametrize(("part", "rows", "columns"), [("down", 8, 20), ("up", 20, 8)])
 @pytest.mark.parametrize(("rho", "rank"), [(0.55, 4), (0.26, 2), (0.01, 1)])
 def test_the_error_is_that_of_the_singular_values_left_out(
-    rows: int, columns: int, rho: float, rank: int
+    model: Any, part: str, rows: int, columns: int, rho: float, rank: int
 ) -> None:
     """Eckart-Young: no matrix of that rank is nearer, in the Frobenius norm or the spectral one."""
     values = [9.0, 7.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.25]
     weight = with_singular_values(values, rows, columns)
-    b, a = reduce_rank(weight, rho)
+    b, a = factored(model, part, weight.clone(), rho)
     assert b.shape == (rows, rank) and a.shape == (rank, columns)
     error = weight - b @ a
     assert float(error.square().sum()) == pytest.approx(sum(v * v for v in values[rank:]), rel=1e-4)
@@ -80,8 +89,8 @@ def test_the_error_is_that_of_the_singular_values_left_out(
     torch.testing.assert_close((b.t() @ b).diagonal(), torch.tensor(values[:rank]), atol=1e-4, rtol=1e-4)
 
 
-def test_a_diagonal_matrix_keeps_its_largest_entries() -> None:
-    b, a = reduce_rank(torch.diag(torch.tensor([1.0, 5.0, 3.0, 2.0])), 0.5)
+def test_a_diagonal_matrix_keeps_its_largest_entries(model: Any) -> None:
+    b, a = factored(model, "up", torch.diag(torch.tensor([1.0, 5.0, 3.0, 2.0])), 0.5)
     torch.testing.assert_close(b @ a, torch.diag(torch.tensor([0.0, 5.0, 3.0, 0.0])))
 
 
@@ -324,14 +333,11 @@ def test_factors_are_kept_beside_the_product(checkpoint: Path, model: Any, tmp_p
     factors = apply_reductions(model, ARCH, parse_reductions("1:up:0.2,3:attn:0.3"))
     save_model(model, checkpoint, tmp_path)
     save_factors(tmp_path, factors)
-    found = read_factors(tmp_path)
-    assert set(found) == set(factors) and len(found) == 5
+    found = load_file(tmp_path / FACTORS)
+    assert len(factors) == 5 and set(found) == {f"{name}.{part}" for name in factors for part in "ba"}
     again = load_model(tmp_path)
-    for name, (b, a) in found.items():
-        assert torch.equal(b, factors[name][0]) and torch.equal(a, factors[name][1])
+    for name, (b, a) in factors.items():
+        assert torch.equal(found[f"{name}.b"], b) and torch.equal(found[f"{name}.a"], a)
         torch.testing.assert_close(again.get_submodule(name).weight.data, b @ a)
     save_model(model, checkpoint, tmp_path)  # other weights: the old factors would be wrong
-    assert read_factors(tmp_path) == {}
-    (tmp_path / FACTORS).write_bytes(b"\x08")
-    with pytest.raises(EdgeError, match="can't be read"):
-        read_factors(tmp_path)
+    assert not (tmp_path / FACTORS).exists()

@@ -74,6 +74,16 @@ def test_the_adapted_model_is_the_old_one_plus_scaled_products(inputs: Any) -> N
     assert torch.allclose(model(ids, use_cache=False).logits, adapted, atol=1e-4)
 
 
+def test_adapters_change_no_figure_but_their_own(inputs: Any) -> None:
+    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.flops import training_flops
+
+    model: Any = load_model(inputs[0])
+    before = training_flops(model, 64)
+    Adapter(model, 3, seed=0)
+    assert training_flops(model, 64) == before
+
+
 def test_it_learns_and_keeps_shapes_norms_and_embedding(
     inputs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,8 +47,22 @@ def test_staying_on_disk_and_smaller_passes_take_less() -> None:
 def test_what_does_not_fit_is_refused_with_the_figure(limit: int | None, monkeypatch: Any) -> None:
     monkeypatch.setattr(memory, "available", lambda: 10**6)
     with pytest.raises(EdgeError, match=r"pruning needs about 3\.7 GiB of memory, 0\.0 GiB") as caught:
-        memory.check(int(3.7 * 2**30), limit, "pruning")
+        memory.check(int(3.7 * 2**30), limit, "pruning", "use less")
     assert ("--max-memory allows" in caught.value.message) == (limit is not None)
+
+
+@pytest.mark.parametrize("limit", [None, 10**6])
+def test_every_hint_names_what_helps_there(tmp_path: Path, limit: int | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
+    with pytest.raises(EdgeError) as pruning:
+        memory.stays_on_disk(model, 4096, limit, may=True)
+    with pytest.raises(EdgeError) as recovery:
+        memory.Recovery(model, model, lora=False, limit=limit).check(512)
+    hints = [str(caught.value.hint) for caught in (pruning, recovery)]
+    assert "--calibration-tokens" in hints[0] and "--calibration-tokens" not in hints[1]
+    assert "--distill 0" in hints[1] and "--lora-rank" in hints[1]
+    assert ("give --max-memory" in hints[0], "give --max-memory" in hints[1]) == (limit is None,) * 2
 
 
 def test_the_limit_decides_the_size_of_a_pass(tmp_path: Path) -> None:

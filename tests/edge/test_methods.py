@@ -31,7 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(place: Path, **options: Any) -> Recipe:
     given = {"calibration_tokens": 4096, "min_count": 1, "recover": "no", "baseline": False, **options}
-    return Recipe(corpus=(str(place / "corpus"),), model=str(place / "model"), work=place / "work", **given)
+    places = {"corpus": (str(place / "corpus"),), "model": str(place / "model"), "work": place / "work"}
+    return Recipe(**{**places, **given})
 
 
 def prune(place: Path, **options: Any) -> dict[str, Any]:
@@ -162,6 +163,34 @@ def test_max_size_is_met_and_never_exceeded(place: Path, target: str) -> None:
     )  # a mix fills what is left
 
 
+def test_a_dry_run_counts_the_biases_that_come(place: Path) -> None:
+    planned = build(place, "--method", "flap", "--sparsity", "0.3", "--dry-run", "--json")
+    made = prune(place, method="flap", sparsity=0.3)
+    assert json.loads(planned.stdout)["parameters"] == made["parameters"]
+
+
+def test_what_was_asked_for_is_reported(place: Path) -> None:
+    from minigpt_edge.recipe import PAPER_SPARSITY
+    from minigpt_edge.report_tables import tables
+    from minigpt_edge.shipping import _sparsity_facts
+
+    shrunk = {
+        "sparsity": 0.4, "parameters": {"dense": 10, "kept": 6}, "vocabulary": [10, 6],
+        "widths": [64, [32]], "kv_groups": [2, [1]],
+    }  # fmt: skip
+    for options, asked, words in (
+        ({}, PAPER_SPARSITY, "41.88 % of the parameters removed"),
+        ({"method": "wanda", "pattern": "2:4"}, 0.5, "50.00 % of the blocks' weights zero"),
+        ({"max_params": 60_000_000}, None, "at most 60,000,000 parameters"),
+        ({"max_size": 40_000_000}, None, "a file of at most 40,000,000 bytes"),
+        ({"method": "laser"}, None, ""),
+        ({"plan": Path("plan.json"), "min_count": 5}, None, ""),
+    ):
+        facts = _sparsity_facts(recipe(place, **options), shrunk)
+        (table,) = tables({"models": [], "sparsity": facts})
+        assert facts["asked"] == asked and words in table.note and bool(words) == bool(table.note)
+
+
 def test_max_params_and_min_speedup_are_met(place: Path) -> None:
     counted = prune(place, max_params=300_000)
     assert 300_000 - 3072 <= counted["parameters"]["kept"] <= 300_000
@@ -182,6 +211,23 @@ def test_max_params_and_min_speedup_are_met(place: Path) -> None:
         ({"method": "laser", "sparsity": 0.3}, "no sparsity"),
         ({"reductions": "1:up:0.5"}, "LASER"),
         ({"max_size": 10_000, "targets": ("onnx-int4",)}, "GGUF"),
+        ({"source": "hub"}, "--source does nothing with --corpus"),
+        ({"corpus": (), "domain": "law", "text_column": "text"}, "--text-column does nothing with --domain"),
+        ({"lora_rank": 4}, "--lora-rank does nothing with --no-recover"),
+        ({"method": "wanda", "pattern": "2:4", "keep_tokens": Path("terms")}, "keeps the whole vocabulary"),
+        ({"method": "laser", "keep_tokens": Path("terms")}, "keeps the whole vocabulary"),
+        *(
+            ({"plan": Path("plan.json"), "min_count": 5, **given}, "does nothing with --plan")
+            for given in (
+                {"sparsity": 0.3},
+                {"threshold": 0.1, "method": "contextual"},
+                {"max_params": 10_000},
+                {"min_speedup": 2.0},
+                {"widths": "equal"},
+                {"keep_tokens": Path("terms")},
+                {"min_count": 3},
+            )
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(place: Path, options: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minigpt_edge.package_readers import read_package
-from minigpt_edge.pairs import format_pair, prompt, read_pairs
+from minigpt_edge.pairs import distinct_pairs, format_pair, prompt, read_pairs
 from minigpt_edge_runtime.errors import EdgeError
 
 PROSE = "The rook moves any number of squares along a rank or a file of the board, and may not leap."
@@ -96,7 +96,10 @@ def test_translations(tmp_path: Path) -> None:
         (place / "en.json").write_text(json.dumps(english))
         (place / "zh-Hant.json").write_text(json.dumps(chinese, ensure_ascii=False))
     files = sorted(tmp_path.glob("*/translations/*.json"))
-    assert read_package("translations", files, {}) == [format_pair("Turn on the light 0", "開燈。")]
+    assert read_package("translations", files, {}) == [
+        format_pair("Turn on the light 0", "開燈。"),
+        format_pair("Turn on the light 1", "開燈。"),
+    ]
 
 
 def test_pairs_are_read_back_as_they_were_written() -> None:
@@ -104,3 +107,16 @@ def test_pairs_are_read_back_as_they_were_written() -> None:
     documents = ["\n\n".join(format_pair(*pair) for pair in pairs)]
     assert read_pairs(documents) == pairs
     assert format_pair(*pairs[0]).startswith(prompt(pairs[0][0]) + " ")
+
+
+def test_of_pairs_that_are_alike_one_is_kept_wherever_they_are() -> None:
+    invite = ("Accept the quest invitation", "接受任務邀請")
+    refuse = ("Reject the quest invitation", "拒絕任務邀請")
+    numbered = [(f"Open the {n} doors now", "現在開門") for n in (3, 77)]
+    documents = [
+        "\n\n".join(format_pair(*pair) for pair in part)
+        for part in ([invite, numbered[0]], [refuse], numbered)
+    ]
+    kept, counts = distinct_pairs(documents)
+    assert kept == documents[:1]
+    assert counts == {"read": 5, "near_duplicate": 3}

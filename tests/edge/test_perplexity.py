@@ -52,6 +52,21 @@ def test_batches_and_padding_do_not_change_the_score(tmp_path: Path, monkeypatch
     assert together == pytest.approx(alone, rel=1e-5)
 
 
+def test_a_tokenizer_that_cuts_and_pads_changes_nothing(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    from minigpt_edge.evaluate.perplexity import evaluate
+
+    checkpoint = make_checkpoint(tmp_path / "model")
+    texts = make_corpus(tmp_path / "corpus")["validation"]
+    scores = evaluate(checkpoint, texts)
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    assert evaluate(checkpoint, texts) == scores
+
+
 def test_bad_input_is_an_error_with_a_hint(tmp_path: Path) -> None:
     from minigpt_edge.evaluate.perplexity import evaluate
 
@@ -71,5 +86,28 @@ def test_bad_input_is_an_error_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="does not exist"):
         evaluate(checkpoint, tmp_path / "none.json")
     (checkpoint / "tokenizer.json").write_text("{")
-    with pytest.raises(EdgeError, match="can't be read"):
+    with pytest.raises(EdgeError, match="can't be read") as caught:
         evaluate(checkpoint, make_corpus(tmp_path / "again")["validation"])
+    assert "the checkpoint is" in str(caught.value.hint)
+
+
+def test_short_texts_still_make_a_reference(tmp_path: Path) -> None:
+    """Of texts of fewer than 256 tokens the longest are taken."""
+    from safetensors import safe_open
+
+    from minigpt_edge.console import Talk
+    from minigpt_edge.evaluate.perplexity import encode, read_tokenizer
+    from minigpt_edge.reference import REFERENCE, reference_stage
+    from minigpt_edge.stage import Stage
+
+    checkpoint, corpus = make_checkpoint(tmp_path / "model"), make_corpus(tmp_path / "corpus")
+    data = json.loads(corpus["validation"].read_text())
+    long = [window["text"] for window in data["windows"]]
+    data["windows"].insert(0, {"text": "the", "bytes": 3, "base_tokens": 1})
+    corpus["validation"].write_text(json.dumps(data))
+    text = Stage(tmp_path / "corpus", {"outputs": {"validation.texts.json": ""}}, False)
+    with Talk() as talk:
+        made = reference_stage(tmp_path / "work", checkpoint, text, 1, talk)
+    shortest = min(map(len, encode(read_tokenizer(checkpoint), START, long)))
+    with safe_open(made.path / REFERENCE, framework="np") as file:
+        assert file.get_tensor("tokens").shape == (3, shortest)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch  # noqa: TID253
 
@@ -20,7 +21,7 @@ from minigpt_edge.console import Talk
 from minigpt_edge.exporting import Export, f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.shrink.trim import remap_config, trim_tokenizer
 from minigpt_edge.shrink.vocabulary import choose_tokens
-from minigpt_edge.sizing import SizeModel, parse_count, parse_size
+from minigpt_edge.sizing import SizeModel, parse_count
 from minigpt_edge.stage import run_stage
 from minigpt_edge_export.gguf import write_gguf
 from minigpt_edge_export.quantize import quantize
@@ -93,7 +94,9 @@ def write(checkpoint: Path, kind: str) -> Path:
     write_gguf(read_checkpoint(checkpoint), checkpoint / "plain.gguf", file_type=plain, metadata=METADATA)
     if kind in UNQUANTIZED:
         return (checkpoint / "plain.gguf").replace(path)
-    quantize(checkpoint / "plain.gguf", path, kind, threads=1)
+    matrices = [tensor for tensor in read_header(checkpoint / "plain.gguf").tensors if len(tensor.shape) > 1]
+    imatrix = {tensor.name: np.ones(tensor.shape[0], np.float32) for tensor in matrices}
+    quantize(checkpoint / "plain.gguf", path, kind, imatrix=imatrix, threads=1)
     return path
 
 
@@ -106,11 +109,8 @@ def test_predicted_sizes_are_the_files(
     small = cut(dense, tmp_path / "small", blocks, 500)
     read: dict[Path, dict[str, int]] = {}
     for kind in ("q4_0", "iq4_nl", "q8_0", "q4_k_m", "f16", "bf16"):
-        sizes = SizeModel(dense, small, parse_target(f"gguf-{kind}"), METADATA, imatrix=False)
+        sizes = SizeModel(dense, small, parse_target(f"gguf-{kind}"), METADATA)
         assert sizes.file_bytes(500, blocks) == write(small, kind).stat().st_size, kind
-        stretched = 8 * (model == "untied")  # frequencies are in the file, but no weights
-        stored = read_header(small / f"{kind}.gguf").parameters
-        assert sizes.parameters(500, blocks) == stored - stretched
         for checkpoint in (dense, small):  # what a token needs, by the files themselves
             read.setdefault(checkpoint, {})[kind] = sum(
                 tensor.nbytes
@@ -146,18 +146,9 @@ def test_onnx_sizes_are_refused(base: Path) -> None:
     assert caught.value.hint == "--max-size works with GGUF targets"
 
 
-def test_sizes_and_counts_as_people_write_them() -> None:
-    sizes = {
-        "40MB": 40_000_000, "40 mb": 40_000_000, "1.5GB": 1_500_000_000, "2kB": 2000, "38MiB": 38 * 2**20,
-        "1KiB": 1024, "0.5GiB": 2**29, "40_000_000": 40_000_000, "7B": 7, " 12 ": 12,
-    }  # fmt: skip
-    assert {text: parse_size(text) for text in sizes} == sizes
+def test_counts_as_people_write_them() -> None:
     counts = {"60M": 60_000_000, "1.1b": 1_100_000_000, "500k": 500_000, "60000000": 60_000_000}
     assert {text: parse_count(text) for text in counts} == counts
-    for text in ("", "MB", "40 apples", "-3MB", "1e6", "0MB", "4O MB", "40MB/s", "٣MB"):
-        with pytest.raises(UsageError) as caught:
-            parse_size(text)
-        assert "such as 40MB" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="'60MiB' is not a number of parameters"):
         parse_count("60MiB")
 

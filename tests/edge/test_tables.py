@@ -77,6 +77,7 @@ def test_evidence_says_how_many_bytes_equal_quality_takes(script: ModuleType, ro
 
 def _asked(right: float) -> dict[str, Any]:
     by = {"accuracy": right, "interval": [right - 0.1, right + 0.1], "chance": 0.25, "questions": 300}
+    by["most_chosen"] = 1.25 - right
     return {"sum": by, "per_byte": by}
 
 
@@ -92,7 +93,8 @@ def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
     }
     told = {"completion:law": _asked(0.5), "mmlu:anatomy": _asked(0.3), "text:law": text, "text:games": text}
     history = [{"tokens": 1000, "loss": 2.5, "bits_per_byte": 0.95}]
-    tuned = {"history": history, "seconds": 60.0, "tokens": 1000}
+    seen = {"bits_per_byte": 0.9, "stderr": 0.02, "windows": 140}
+    tuned = {"history": history, "seconds": 60.0, "tokens": 1000, "seen": seen}
     row = {"bytes": 50_000_000, "tasks": told, "speed": speed}
     rows = [{"model": "dense", "type": "f16", **row}, {"model": "pruned 42%", "type": "f16", **row, **tuned}]
     rows.append({"model": "pruned 42%", "type": "iq4_nl", **row})
@@ -101,19 +103,23 @@ def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
     rows.append({"model": "cut", "type": "iq4_nl", **row, "tasks": {"text:law": text}})  # nothing else scored
     origin = {"date": "2026-01-01", "commit": "0123456789abcdef", "device": {"cpu": "a processor"}}
     found = {"law": {"splits": splits, "dropped": dropped, "rows": rows, **origin}}
+    found["law"] |= {"seconds": 200.0, "pairs": {"read": 4, "near_duplicate": 1}}
     path = root / "benchmarks" / "results" / "domains.json"
     path.write_text(json.dumps({"model": "m", "domains": found}))
     assert script.main([], root) == 0
     page = (root / "docs" / "results.md").read_text()
-    assert "| law | 100 | 1 | 10.0 % | 10 | 10 | 10 | 5 | 2026-01-01, 012345678, a processor |" in page
+    measured = "3 min 20 s | 2026-01-01, 012345678, a processor"
+    assert f"| law | 100 | 1 | 10.0 % | 25.0 % | 10 | 10 | 10 | 5 | {measured} |" in page
     assert page.count("| law, cut, IQ4_NL |") == 1 and page.count("cut") == 1
     # 20 x exp(+-2 x 0.01 bits x 4 bytes per token x ln 2)
-    figures = "20.00 (18.92 to 21.14) | 1.0000 ± 0.0200 | 150 | 99 (90 to 99), n = 2 | 10.1 / 12.0"
+    figures = "20.00 (18.92 to 21.14) | 1.0000 ± 0.0200 | 150 | 94 (90 to 99), n = 2 | 10.1 / 12.0"
     assert f"| law, pruned 42%, IQ4_NL | 50.0 MB | 100.0 % | {figures} |" in page
     assert "median of 5 runs of 64 tokens" in page and "Windows: games 150, law 150." in page
-    assert "| pruned 42%, IQ4_NL | 50.0 % (40 to 60) | 30.0 % (20 to 40) |" in page
+    assert "| pruned 42%, IQ4_NL | 50.0 % (40 to 60) | 30.0 % (20 to 40) † |" in page
     assert "| pruned 42%, for law | 1.000 ± 0.020 | 1.000 ± 0.020 |" in page
     assert "| pruned 42% (60.0 s) | 1,000 | 2.500 | 0.9500 |" in page
+    assert "| law, pruned 42%, F16 | 0.9000 ± 0.0400 | 140 | 1.0000 ± 0.0200 | 150 |" in page
+    assert page.count("## Questions: law") == 2
     assert script.main(["--check"], root) == 0
 
 

@@ -108,5 +108,5 @@ def test_unknown_tasks_are_named_with_the_known_ones() -> None:
         "mmlu_no_train/anatomy/test/data-00000-of-00001.arrow"
     )
     for name in ("triviaqa", "mmlu:../x", "mmlu"):
-        with pytest.raises(UsageError, match="no task"):
+        with pytest.raises(UsageError, match="no task|no subject"):
             tasks.get_task(name)

@@ -21,8 +21,6 @@ from minigpt_edge.shrink.vocabulary import (
     choose_tokens,
     close_tokens,
     count_tokens,
-    describe_trim,
-    missing_bytes,
     open_tokenizer,
     read_vocabulary,
     unreachable_tokens,
@@ -208,32 +206,3 @@ def test_a_damaged_tokenizer_is_refused(data: dict[str, Any]) -> None:
     data["model"]["merges"].append(["q", "z"])
     with pytest.raises(EdgeError, match="damaged"):
         read_vocabulary(data)
-
-
-def test_description(data: dict[str, Any]) -> None:
-    base = open_tokenizer(data)
-    counts = count_tokens(base, CORPUS)
-    kept = choose_tokens(data, counts)
-    trimmed = open_tokenizer(trim_json(data, kept)[0])
-    same = describe_trim(base, trimmed, kept, counts, CORPUS)
-    assert same["train_outside"] == same["validation_outside"] == same["validation_growth"] == 0
-    assert same["tokens"] == {"kept": len(kept), "dropped": len(ids_of(data)) - len(kept)}
-    assert same["bytes_without_symbol"] == []
-    other = describe_trim(base, trimmed, kept, counts, ["Dieser Vertrag unterliegt dem Recht."])
-    assert other["validation_outside"] > 0.3
-    tokens = other["validation_tokens"]
-    assert tokens["trimmed"] == len(encode(trimmed, "Dieser Vertrag unterliegt dem Recht."))
-    assert other["validation_growth"] == pytest.approx(tokens["trimmed"] / tokens["base"] - 1)
-
-
-def test_bytes_that_the_base_model_lacks_are_named(data: dict[str, Any]) -> None:
-    symbols = {"ñ": "f1", "Ą": "04", "Ġ": "20"}
-    vocab = {"a": 0, "b": 1}
-    bare = {**data, "added_tokens": [], "model": {**data["model"], "vocab": vocab, "merges": []}}
-    assert len(missing_bytes(open_tokenizer(bare))) == 254
-    for symbol, byte in symbols.items():
-        assert byte not in missing_bytes(open_tokenizer(data))
-        bare["model"]["vocab"] = {**vocab, symbol: 2}
-        missing = missing_bytes(open_tokenizer(bare))
-        assert byte not in missing
-        assert len(missing) == 253

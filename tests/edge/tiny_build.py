@@ -78,7 +78,8 @@ def write_model(folder: Path, corpus: Path, *, blocks: int = 4, config: Any = No
     return folder
 
 
-SMALL = (
-    *("--calibration-tokens", "4096", "--recover-tokens", "32768", "--min-count", "1"),
-    *("--sparsity", "0.2", "--threads", "1", "--target", "gguf-q8"),
+QUICK = (
+    *("--calibration-tokens", "4096", "--recover-tokens", "32768"),
+    *("--threads", "1", "--target", "gguf-q8"),
 )
+SMALL = (*QUICK, "--min-count", "1", "--sparsity", "0.2")

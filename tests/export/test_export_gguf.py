@@ -86,12 +86,7 @@ def test_loads_in_llama_cpp_python_by_itself(
 
 
 def test_metadata_and_bytes_are_reproducible(equal: Checkpoint, tmp_path: Path) -> None:
-    metadata = {
-        "name": "Law 2",
-        "license": "apache-2.0",
-        "base_model": "SmolLM2",
-        "base_model_url": "https://x.org",
-    }
+    metadata = {"name": "Law 2", "license": "apache-2.0", "base_model": "SmolLM2"}
     moved = Path(shutil.copytree(equal.path, tmp_path / "elsewhere"))
     for directory, name in ((equal.path, "a.gguf"), (moved, "b.gguf")):
         write_gguf(read_checkpoint(directory), tmp_path / name, metadata=metadata)

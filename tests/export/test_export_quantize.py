@@ -116,7 +116,7 @@ def test_head_importance_reaches_a_tied_embedding(make: Callable[..., Checkpoint
         ("embedding", {"token_embd.weight": head}),
     ):
         path = tmp_path / f"{label}.gguf"
-        options: Any = {"token_embedding_type": "q4_0", "threads": 1}
+        options: Any = {"tensor_types": {"token_embd": "q4_0"}, "threads": 1}
         quantize(source, path, "q4_0", imatrix={**importance, **extra}, **options)
         files[label] = path.read_bytes()
     assert files["head"] == files["embedding"] != files["without"]
@@ -140,10 +140,8 @@ def test_bytes_do_not_depend_on_threads(make: Callable[..., Checkpoint], tmp_pat
 
 def test_types_of_single_tensors(make: Callable[..., Checkpoint], tmp_path: Path) -> None:
     source, path = f16(make, tmp_path, UNEQUAL, tie_word_embeddings=False), tmp_path / "q.gguf"
-    quantize(
-        source, path, "q4_0", threads=1, output_type="q5_1", token_embedding_type="iq4_nl",
-        tensor_types={r"ffn_down\.weight$": "q8_0"},
-    )  # fmt: skip
+    wanted = {r"^output\.weight$": "q5_1", "token_embd": "iq4_nl", r"ffn_down\.weight$": "q8_0"}
+    quantize(source, path, "q4_0", threads=1, tensor_types=wanted)
     types = {tensor.name: tensor.type for tensor in read_header(path).tensors}
     assert types["output.weight"] == "Q5_1"
     assert types["token_embd.weight"] == "IQ4_NL"
@@ -157,8 +155,8 @@ def test_types_of_single_tensors(make: Callable[..., Checkpoint], tmp_path: Path
         ({"quantization": "q4_9"}, UsageError, "unknown quantization type 'q4_9'"),
         ({"quantization": "f16"}, UsageError, "unknown quantization type 'f16'"),
         ({"quantization": "iq2_xs"}, EdgeError, "needs an importance matrix"),
-        ({"output_type": "q9"}, UsageError, "unknown tensor type 'q9'"),
-        ({"token_embedding_type": "q6_K"}, EdgeError, "rows of 64, q6_K needs a multiple of 256"),
+        ({"tensor_types": {"attn_q": "q9"}}, UsageError, "unknown tensor type 'q9'"),
+        ({"tensor_types": {"token_embd": "q6_K"}}, EdgeError, "rows of 64, q6_K needs a multiple of 256"),
         ({"tensor_types": {"attn_z": "q8_0"}}, UsageError, "no tensor is called 'attn_z'"),
         ({"imatrix": {}}, EdgeError, "blk.0.attn_q.weight is missing.* more"),
     ],

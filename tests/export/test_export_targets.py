@@ -17,8 +17,6 @@ def test_names() -> None:
     assert parse_target("gguf-q4").types[:2] == ("q4_0", "iq4_nl")
     assert not parse_target("gguf-q4").exact
     assert parse_target("GGUF-IQ4_NL").types == ("iq4_nl",)
-    assert parse_target("gguf-q4_k_m").width_multiple == 256
-    assert parse_target("gguf-q4_0").width_multiple == 32
     assert not parse_target("gguf-bf16").quantized
     names = [target.name for target in list_targets()]
     assert len(names) == len(set(names))

@@ -139,12 +139,18 @@ def test_every_kind_of_process_can_be_limited() -> None:
         run_fresh("bandwidth", threads=1, memory_limit=100 * 10**6)
 
 
-def test_sizes() -> None:
-    sizes = {"512M": 512e6, "512 MB": 512e6, "512MiB": 2**29, "1.5g": 1.5e9, "64ki": 65536, "7": 7, "7b": 7}
+def test_sizes_as_people_write_them() -> None:
+    sizes = {
+        "4G": 4e9, "4GB": 4e9, "4GiB": 2**32, "40MB": 4e7, "40 mb": 4e7, "40M": 4e7, "1.5g": 1.5e9,
+        "2kB": 2000, "38MiB": 38 * 2**20, "64ki": 65536, "0.5GiB": 2**29, "40_000_000": 4e7, "7": 7,
+        "7B": 7, " 12 ": 12,
+    }  # fmt: skip
     assert {text: parse_size(text) for text in sizes} == sizes
-    for text in ("", "M", "0", "-1M", "1T", "five", "1MM", "IB"):
-        with pytest.raises(UsageError, match="is not a size"):
+    wrong = ("", "M", "MB", "IB", "0", "0MB", "-1M", "1T", "1MM", "1I", "40 apples", "1e6", "4O MB", "40MB/s")
+    for text in (*wrong, "٣MB", "1_", "1__0", "9" * 400):
+        with pytest.raises(UsageError, match="is not a size") as caught:
             parse_size(text)
+        assert "such as 40MB" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ def test_verify_exits_1_when_a_file_changed(bundle: Path) -> None:
     [
         (["run", "none.gguf", "x"], 1, "error: none.gguf does not exist\nhint: check the path"),
         (["run", "none.gguf", "x", "--system", "y"], 2, "error: --system needs --chat"),
+        (["run", "none.gguf", "x", "--greedy", "--temperature", "0.5"], 2, "contradict each other"),
+        (["run", "none.gguf", "x", "--greedy", "--repeat-penalty", "1"], 2, "contradict each other"),
+        (["bench", "none.gguf", "-o", "."], 1, "error: . is a directory"),
         (["inspect", "none"], 1, "error: none does not exist"),
         (["bench", "none.gguf"], 1, "error: none.gguf does not exist"),
         (["dance"], 2, "no command 'dance'"),

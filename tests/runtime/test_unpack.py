@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from minigpt_edge_runtime.bundle import read_bundle
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.unpack import unpack
+from minigpt_edge_runtime.unpack import cache_dir, unpack
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +221,20 @@ def test_a_cache_that_cannot_be_made_is_said(
     monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(tmp_path / "file" / "cache"))
     result = call("run", zipped(bundle, tmp_path / "law.zip"), "x")
     assert result.exit_code == 1 and "hint: " in result.stderr and "Traceback" not in result.output
+
+
+def test_the_cache_is_where_the_platform_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", "~/own")
+    assert cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("MINIGPT_EDGE_CACHE")
+    for platform, variable, value, expected in (
+        ("linux", "XDG_CACHE_HOME", str(tmp_path / "xdg"), "xdg/minigpt-edge"),
+        ("linux", "XDG_CACHE_HOME", "relative", ".cache/minigpt-edge"),  # to be ignored, by the specification
+        ("darwin", "XDG_CACHE_HOME", str(tmp_path / "xdg"), "Library/Caches/minigpt-edge"),
+        ("win32", "LOCALAPPDATA", str(tmp_path / "local"), "local/minigpt-edge/Cache"),
+        ("win32", "LOCALAPPDATA", "", "AppData/Local/minigpt-edge/Cache"),
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setenv(variable, value)
+        assert cache_dir() == tmp_path / expected

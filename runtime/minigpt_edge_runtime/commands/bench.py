@@ -71,13 +71,15 @@ def bench(
     Lengths are cut to what the model's context holds, unless they are given.
     """
     from minigpt_edge_runtime.bench import bench_bundle
-    from minigpt_edge_runtime.files import write_json
+    from minigpt_edge_runtime.files import check_writable, write_json
     from minigpt_edge_runtime.llama_bench import as_llama_bench
     from minigpt_edge_runtime.memory_limit import parse_size
 
     if no_quality and texts is not None:
         raise UsageError("--texts and --no-quality contradict each other", "give one of them")
     limit = None if memory_limit is None else parse_size(memory_limit)
+    if output is not None:
+        check_writable(output)
     found = open_bundle(bundle, file)
     report = bench_bundle(
         found,

@@ -55,6 +55,7 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
         raise UsageError("--json needs a prompt", 'give one: run BUNDLE "This licence" --json')
     if options["system"] is not None and not options["chat"] and not at_terminal:
         raise UsageError("--system needs --chat")
+    _check_greedy(options["greedy"])
     sampling = Sampling(
         temperature=0.0 if options["greedy"] else options["temperature"],
         repeat_penalty=1.0 if options["greedy"] else options["repeat_penalty"],
@@ -82,6 +83,16 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
             continue_texts(continued, generation)
         else:
             _answer(text, generation(continued(text)), as_json)
+
+
+def _check_greedy(greedy: bool) -> None:
+    """UsageError if --greedy, which decides them, comes with a temperature or a penalty."""
+    given = click.get_current_context().get_parameter_source
+    for name in ("temperature", "repeat_penalty"):
+        if greedy and given(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"--greedy and --{name.replace('_', '-')} contradict each other", "give one of them"
+            )
 
 
 def _answer(prompt: str, generation: Generation, as_json: bool) -> None:

@@ -1,0 +1,47 @@
+"""How long `evaluate` takes for 1,000 four-choice questions on a shipped file.
+
+    python benchmarks/evaluate_speed.py MODEL [--questions N] [--threads N]
+
+HellaSwag, and completions of the bundle's own domain. Writes benchmarks/results/evaluate_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from provenance import provenance
+
+RESULT = Path(__file__).parent / "results" / "evaluate_speed.json"
+TASKS = ("hellaswag", "completion")
+
+
+def main() -> None:
+    """Time both, loading of the questions included."""
+    from minigpt_edge import evaluating
+    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.console import Talk
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=all_cores())
+    given = parser.parse_args()
+    subject = evaluating.subject_of(given.model)
+    request = evaluating.Request(limit=given.questions, threads=given.threads)
+    rows = []
+    with Talk() as talk:
+        for task in TASKS:
+            begun = time.perf_counter()
+            (found,) = evaluating.evaluate(subject, [task], request, talk)["tasks"].values()
+            seconds = time.perf_counter() - begun
+            rows.append({"task": task, "questions": found["sum"]["questions"], "seconds": round(seconds, 1)})
+    file = {"name": subject.path.name, "bytes": subject.path.stat().st_size}
+    result = {"file": file, "threads": given.threads, "rows": rows, **provenance()}
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
