@@ -70,7 +70,9 @@ def _training(stage: Any) -> dict[str, Any]:
     return {"seconds": _seconds(stage), "tokens": stage.metrics["tokens"], "history": history}
 
 
-def evaluated(bench: methods.Bench, domain: str, name: str, kind: str, made: Any) -> dict[str, Any]:
+def evaluated(
+    bench: methods.Bench, domain: str, name: str, kind: str, made: Any, corpora: dict[str, str]
+) -> dict[str, Any]:
     """Texts and questions of one file, each group a stage of its own."""
     path = _file(kind, made)
     groups = [([f"text:{domain}"], None)]
@@ -78,11 +80,12 @@ def evaluated(bench: methods.Bench, domain: str, name: str, kind: str, made: Any
         groups += [(["completion"], COMPLETIONS)]
         groups += [(["mcq"], QUESTIONS)] if domain != "games" else []  # no question set is known for it
         if kind != "f16":
-            groups += [([f"text:{other}" for other in (*DOMAINS, GENERAL) if other != domain], None)]
+            groups += [([f"text:{other}"], None) for other in corpora if other != domain]
     tasks: dict[str, Any] = {}
     seconds = _seconds(made)
     for names, limit in groups:
-        stage = _evaluated(bench, domain, made, path, names, limit)
+        source = corpora[names[0].partition(":")[2] or domain]
+        stage = _evaluated(bench, domain, made, path, names, limit, source)
         tasks |= stage.metrics["tasks"]
         seconds += _seconds(stage)
     for result in tasks.values():
@@ -97,20 +100,18 @@ def evaluated(bench: methods.Bench, domain: str, name: str, kind: str, made: Any
 
 def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
     """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
-    from tokenizers import Tokenizer
-
     from minigpt_edge.packing import read_documents
     from minigpt_edge.stage import run_stage
     from minigpt_edge.windows import MAX_TOKENS, choose_windows
     from minigpt_edge_runtime.files import write_json
     from minigpt_edge_runtime.measure import run_fresh
+    from minigpt_edge_runtime.text import open_tokenizer
 
     def make(out: Path) -> dict[str, Any]:
         texts = read_documents(bench.text.path / "train.jsonl")
-        order = random.Random(f"{bench.recipe.seed}:0").sample(
-            range(len(texts)), len(texts)
-        )  # as packing has it
-        tokenizer = Tokenizer.from_file(str(bench.base.tokenizer))
+        draw = random.Random(f"{bench.recipe.seed}:0")  # as packing has it
+        order = draw.sample(range(len(texts)), len(texts))
+        tokenizer = open_tokenizer(bench.base.tokenizer)
         documents, tokens = [], 0
         for text in (texts[number] for number in order):
             documents.append({"text": text, "id": hashlib.sha256(text.encode()).hexdigest()})
@@ -140,9 +141,30 @@ def _file(kind: str, made: Any) -> Path:
     return Path(made.path / (front.F16 if kind == "f16" else "model.gguf"))
 
 
+def _corpora(bench: methods.Bench) -> dict[str, str]:
+    """Domain -> digest of its corpus, of all domains whose text is scored."""
+    from minigpt_edge import pipeline
+    from minigpt_edge.recipe import Recipe
+
+    found = {}
+    for domain in (*DOMAINS, GENERAL):
+        recipe = Recipe(domain=domain)
+        sources = pipeline.corpus_sources(recipe)
+        stage = pipeline.corpus_stage(bench.work, recipe, bench.base, sources, bench.talk, to_train=False)
+        found[domain] = stage.digest
+    return found
+
+
 def _evaluated(
-    bench: methods.Bench, domain: str, made: Any, path: Path, names: list[str], limit: int | None
+    bench: methods.Bench,
+    domain: str,
+    made: Any,
+    path: Path,
+    names: list[str],
+    limit: int | None,
+    corpus: str,
 ) -> Any:
+    """The stage of these tasks' results; `corpus` is the digest of the text that they are about."""
     from minigpt_edge import evaluating
     from minigpt_edge.stage import run_stage
 
@@ -153,9 +175,11 @@ def _evaluated(
         bench.work,
         "evaluate",
         settings={"tasks": names, "limit": limit, "threads": threads},
-        inputs={"model": made.digest, "corpus": bench.text.digest},
+        inputs={"model": made.digest, "corpus": corpus},
         code=(
             "minigpt_edge.evaluating",
+            "minigpt_edge.held_out",
+            "minigpt_edge.pairs",
             "minigpt_edge.evaluate.multiple_choice",
             "minigpt_edge.evaluate.translation",
             "minigpt_edge.tasks",
@@ -203,8 +227,9 @@ def rows_of(bench: methods.Bench, domain: str) -> tuple[list[dict[str, Any]], fl
         for name, checkpoint, importance, facts in list(models_of(bench, domain))
         for kind, made, _ in front.gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
     ]
+    corpora = _corpora(bench)
     rows = [
-        {"model": name, "type": kind, **facts, **evaluated(bench, domain, name, kind, made)}
+        {"model": name, "type": kind, **facts, **evaluated(bench, domain, name, kind, made, corpora)}
         for name, facts, kind, made in files
     ]
     paths = [_file(kind, made) for _, _, kind, made in files]

@@ -24,7 +24,7 @@ def domains(context: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(rows, ensure_ascii=False))
         return
     for domain in found:
-        words = f", {domain.words / 1e6:.1f} M words" if domain.words else ""
+        words = f", {round(domain.words, -3):,} words" if domain.words else ""
         click.echo(f"{click.style(domain.name, bold=True)}  {domain.title}{words}")
         for name in domain.sources:
             row = _row(domain, name)

@@ -150,7 +150,12 @@ def _domain(name: str, data: dict[str, Any], where: str) -> Domain:
         raise EdgeError(f"{where} has an unknown key {unknown[0]!r}", f"known: {', '.join(_KEYS)}")
     if "words" in data and not isinstance(data["words"], int):
         raise EdgeError(f"{where}: words is not a number", _HELP)
-    language = str(data.get("language", "en"))
+    language = str(data.get("language", "zh" if data.get("task") == TRANSLATION else "en"))
+    if data.get("task") == TRANSLATION and language != "zh":
+        raise EdgeError(
+            f"{where}: the task translation is from English to Traditional Chinese, not to {language}",
+            "leave task out: pairs in other languages can be trained on as text",
+        )
     return Domain(
         name,
         str(data["title"]),

@@ -129,6 +129,10 @@ def test_packages_bring_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (('"mmlu:philosophy"', "7"), "questions is not a list of names"),
         (('language = "de"', 'task = "song"'), "there is no task 'song'"),
         (('language = "de"', 'words = "many"'), "words is not a number"),
+        (
+            ("language =", 'task = "translation"\nlanguage ='),
+            "from English to Traditional Chinese, not to de",
+        ),
         (('"mmlu:philosophy"', '"mmlu:magic"'), "MMLU has no subject 'magic'"),
         (('language = "de"', 'langauge = "de"'), "unknown key 'langauge'"),
         (('kind = "files"\npath = "poems"', HUB_PAIRS), "wrong value for 'pair_columns'"),
