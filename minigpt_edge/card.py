@@ -55,7 +55,7 @@ minigpt-edge-runtime verify .
 ## Limits
 
 - It was made for {subject}. Expect other subjects, other languages and general knowledge to be \
-worse than in the base model: they were not measured.
+worse than in the base model: they were not measured{elsewhere}.
 - It continues text. No step of its making looked at instructions: answers to questions may be \
 worse than the base model's.
 - It writes what is likely, not what is true. It is no {advice}.
@@ -148,6 +148,7 @@ def model_card(report: Mapping[str, Any], prompt: str = "This") -> str:
         shell_prompt=shlex.quote(prompt),
         architecture=_architecture_note(shipped.get("architecture")),
         subject=f"the domain {domain}" if domain else "the text it was made with",
+        elsewhere=" (`minigpt-edge evaluate . --tasks elsewhere --beside-base` does)" if domain else "",
         advice={"law": "legal advice", "medical": "medical advice", "economics": "financial advice"}.get(
             domain or "", "source of facts"
         ),

@@ -150,7 +150,8 @@ def _models(report: Mapping[str, Any]) -> Table:
     text: Mapping[str, Any] = next((m["quality"] for m in models if m.get("quality")), {})
     parts = [f"{number(text[key])} {key}" for key in ("windows", "tokens") if text.get(key) is not None]
     note = "Held-out test text" + (f" ({', '.join(parts)})" if parts else "") + "; lower is better. "
-    note += "The dense model is as published, not fine-tuned. ± is one standard error over the windows. "
+    note += "The dense model is as published, not fine-tuned, quantized without an importance matrix. "
+    note += "± is one standard error over the windows. "
     note += (
         _compared(report)
         or "The files are scored on the same windows: differences are surer than ± suggests."
