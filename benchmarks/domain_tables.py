@@ -28,6 +28,7 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
     parts += [_second(result["second"])] if result.get("second") else []
     parts += [*_questions(result["domains"]), _forgetting(result["domains"])]
     parts += [_overfitting(result["domains"]), *_training(result["domains"])]
+    parts += [_harness(results / "lm_eval_agreement.json"), _time(results / "evaluate_speed.json")]
     return {docs / "results.md": "\n\n".join(part for part in parts if part) + "\n"}
 
 
@@ -41,6 +42,45 @@ def _head(result: Mapping[str, Any]) -> str:
         "Each model was made once: what another seed would give is not known. Intervals are 95 %: of "
         "questions Wilson's, of bits per byte twice the standard error over windows."
     )
+
+
+def _harness(path: Path) -> str:
+    """Accuracies beside lm-evaluation-harness's."""
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"{row['task']}, {row['file']}",
+            f"{row['ours']:.1f} % ({row['interval'][0]:.0f} to {row['interval'][1]:.0f})",
+            f"{row['lm_eval']:.1f} %",
+            f"{row['difference']:+.2f}",
+            number(row["questions"]),
+        ]
+        for row in found["rows"]
+    ]
+    columns = ("question set, file", "ours", "lm-evaluation-harness", "points apart", "questions")
+    note = (
+        "The first questions of each set, by the harness's own definitions with our adapter "
+        "(`benchmarks/lm_eval_agreement.py`). Likelihoods come from the same code on both sides; the tests "
+        f"compare those with transformers'. {_origin(found)}"
+    )
+    return _table("Beside lm-evaluation-harness", columns, rows, note)
+
+
+def _time(path: Path) -> str:
+    """How long many questions take."""
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [[row["task"], number(row["questions"]), duration(row["seconds"])] for row in found["rows"]]
+    file = f"{found['file']['name']}, {megabytes(found['file']['bytes'])}, {found['threads']} threads"
+    note = f"One run each of {file} (`benchmarks/evaluate_speed.py`). {_origin(found)}"
+    return _table("Time of four-choice questions", ("questions", "n", "time"), rows, note)
+
+
+def _origin(found: Mapping[str, Any]) -> str:
+    return f"{found['date']}, {str(found['commit'])[:9]}, {found['device']['cpu']}."
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
@@ -63,7 +103,7 @@ def _corpora(domains: Mapping[str, Any]) -> str:
                 *(number(splits[split]["documents"]) for split in ("train", "validation", "test")),
                 number(splits["train"]["base_tokens"]),
                 duration(found.get("seconds")),
-                f"{found['date']}, {str(found['commit'])[:9]}, {found['device']['cpu']}",
+                _origin(found).rstrip("."),
             ]
         )
     columns = (

@@ -1,9 +1,11 @@
-"""Our accuracies beside lm-evaluation-harness's, on the same questions and the same file.
+"""Our accuracies beside lm-evaluation-harness's, on the same questions and the same files.
 
-    python benchmarks/lm_eval_agreement.py MODEL [--limit N] [--tasks ...]
+    python benchmarks/lm_eval_agreement.py MODEL ... [--limit N] [--tasks ...]
 
 lm_eval runs its own task definitions (prompts, choices, metrics) with our model adapter; only the place that
-rows are read from is changed, since its own is the hub. Writes benchmarks/results/lm_eval_agreement.json.
+rows are read from is changed, since its own is the hub. Likelihoods come from the same code on both sides:
+what agrees is what is asked, how it is split into tokens, and how it is counted. Writes
+benchmarks/results/lm_eval_agreement.json.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from typing import Any
 from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "lm_eval_agreement.json"
-NAMES = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+_PLAIN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "medmcqa")
+_MMLU = ("anatomy", "professional_law", "econometrics")
+NAMES = {
+    **{name: name for name in _PLAIN},
+    **{f"mmlu:{name}": f"mmlu_{name}" for name in _MMLU},
+}  # ours: theirs
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -27,7 +34,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
     found = [dict(row) for row in tasks.package_rows(tasks.get_task(name), cache_dir())]
     for row in found:
-        if "query" in row:  # ARC and OpenBookQA without their labels
+        if name in ("arc_easy", "arc_challenge", "openbookqa"):  # without their labels
             question = row["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
             labels = list("ABCDEFGH"[: len(row["choices"])])
             row |= {"question": question, "question_stem": question, "answerKey": labels[row["gold"]]}
@@ -48,27 +55,28 @@ def theirs(model: str, names: list[str], limit: int | None, threads: int) -> dic
     known = TaskManager().task_index
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            path = Path(folder) / f"{name}.json"
+            path = Path(folder) / f"{NAMES[name]}.json"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(name)[:limit]))
             definition = {
-                "include": str(known[name].yaml_path),
-                "task": f"{name}_here",
+                "include": str(known[NAMES[name]].yaml_path),
+                "task": f"{NAMES[name]}_here",
                 "dataset_path": "json",
                 "dataset_name": None,
                 "dataset_kwargs": {"data_files": {"validation": str(path)}},
                 "training_split": None,
                 "test_split": None,
+                "fewshot_split": None,
                 "validation_split": "validation",
             }
-            (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(definition))
+            (Path(folder) / f"{NAMES[name]}.yaml").write_text(yaml.safe_dump(definition))
         found = lm_eval.simple_evaluate(
             model="minigpt-edge",
             model_args={"path": model, "threads": threads},
-            tasks=[f"{name}_here" for name in names],
+            tasks=[f"{NAMES[name]}_here" for name in names],
             task_manager=TaskManager(include_path=folder),
             bootstrap_iters=0,
         )
-    return {name: found["results"][f"{name}_here"] for name in names}
+    return {name: found["results"][f"{NAMES[name]}_here"] for name in names}
 
 
 def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[str, Any]:
@@ -87,29 +95,33 @@ def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[
 
 
 def main() -> None:
-    """Both, and their differences in points."""
+    """Both for every file, and their differences in points."""
     from minigpt_edge.commands.build import all_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="+")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--tasks", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    harness = theirs(given.model, given.tasks, given.limit, given.threads)
-    mine = ours(given.model, given.tasks, given.limit, given.threads)
+    rows = [row for model in given.model for row in compared(model, given.tasks, given.limit, given.threads)]
+    RESULT.write_text(json.dumps({"limit": given.limit, "rows": rows, **provenance()}, indent=2) + "\n")
+
+
+def compared(model: str, names: list[str], limit: int | None, threads: int) -> list[dict[str, Any]]:
+    """A row per question set, accuracies in percent."""
+    from minigpt_edge import evaluating
+
+    file = evaluating.subject_of(Path(model)).path.name
+    harness, mine = theirs(model, names, limit, threads), ours(model, names, limit, threads)
     rows = []
-    for name in given.tasks:
-        row = {
-            "task": name,
-            "questions": mine[name]["sum"]["questions"],
-            "ours": 100 * mine[name]["sum"]["accuracy"],
-            "lm_eval": 100 * harness[name]["acc,none"],
-        }
-        rows.append({**row, "difference": row["ours"] - row["lm_eval"]})
-        print(f"{name:15} {row['ours']:6.2f} {row['lm_eval']:6.2f}  {rows[-1]['difference']:+.2f} points")
-    result = {"model": Path(given.model).name, "limit": given.limit, "rows": rows, **provenance()}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    for name in names:
+        by_sum, other = mine[name]["sum"], 100 * harness[name]["acc,none"]
+        row = {"file": file, "task": name, "questions": by_sum["questions"], "ours": 100 * by_sum["accuracy"]}
+        row |= {"interval": [100 * end for end in by_sum["interval"]], "lm_eval": other}
+        rows.append({**row, "difference": row["ours"] - other})
+        print(f"{file} {name:15} {row['ours']:6.2f} {other:6.2f}  {rows[-1]['difference']:+.2f} points")
+    return rows
 
 
 if __name__ == "__main__":
