@@ -79,7 +79,7 @@ def evaluated(
     if not name.endswith(NOT_TUNED):
         groups += [(["completion"], COMPLETIONS)]
         groups += [(["mcq"], QUESTIONS)] if domain != "games" else []  # no question set is known for it
-        if kind != "f16":
+        if kind != "f16" and bench.recipe.model is None:  # of the default model only
             groups += [([f"text:{other}"], None) for other in corpora if other != domain]
     tasks: dict[str, Any] = {}
     seconds = _seconds(made)

@@ -95,16 +95,16 @@ def score_held_out(
 def score_window(engine: Engine, start: int, number: int, window: Window) -> dict[str, Any]:
     """A window's nll in nats, tokens, bytes and base_tokens; the text begins after the token `start`.
 
+    What is longer than the context is scored in pieces, each after `start`: a vocabulary trimmed to a domain
+    makes many tokens of another's text.
+
     Raises:
-        EdgeError: it is longer than the context, or the vocabulary loses bytes.
+        EdgeError: the vocabulary loses bytes, or the model computes values that are not numbers.
     """
-    tokens = _exact_tokens(engine, number, window)
-    if len(tokens) >= engine.context_length:
-        raise EdgeError(
-            f"window {number} has {len(tokens):,} tokens, the context holds {engine.context_length:,}",
-            "use a longer context or shorter texts",
-        )
-    return _scored(engine, start, tokens, window)
+    tokens, room = _exact_tokens(engine, number, window), engine.context_length - 1
+    pieces = [tokens[at : at + room] for at in range(0, len(tokens), room)]
+    scored = [_scored(engine, start, piece, window) for piece in pieces]
+    return {**scored[0], "nll": sum(piece["nll"] for piece in scored), "tokens": len(tokens)}
 
 
 def _scored(engine: Engine, start: int, tokens: Sequence[int], window: Window) -> dict[str, Any]:

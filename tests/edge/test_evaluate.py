@@ -33,6 +33,7 @@ from minigpt_edge_export.onnx_weights import Precision
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.choices import encode_pair, score_pairs
 from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge_runtime.scoring import Window, score_window, token_nll
 
 ITEMS = [
     Item(("the licensee shall not",), (" distribute", " copy the work", " zebras and dogs", " or"), 0),
@@ -146,6 +147,18 @@ def test_answers_are_the_likeliest_in_sum_per_byte_and_as_the_paper_has_it(place
             lengths = [len(p.context) + len(p.continuation) for p in pairs]
             paper = [math.exp(-w / (n - 1)) / n for w, n in zip(whole, lengths, strict=True)]
             assert found["paper"]["answers"][number] == paper.index(min(paper))
+
+
+def test_a_text_that_is_longer_than_the_context_is_scored_in_pieces(place: Path) -> None:
+    text = " ".join(WORDS[:60])
+    window = Window(text, len(text.encode()), 60)
+    with TorchEngine(place / "checkpoint", 24) as short, TorchEngine(place / "checkpoint") as whole:
+        start, tokens = short.document_start(), short.tokenize(text)
+        found = score_window(short, start, 0, window)
+        pieces = [tokens[at : at + 23] for at in range(0, len(tokens), 23)]
+        assert len(pieces) > 2 and found["tokens"] == len(tokens) and found["base_tokens"] == 60
+        expected = sum(float(token_nll(whole, [start, *piece]).sum()) for piece in pieces)
+        assert found["nll"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_intervals_are_wilsons() -> None:
