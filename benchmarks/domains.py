@@ -56,8 +56,8 @@ def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Pa
         if sparsity == 0.42:
             yield f"pruned {sparsity:.0%}, {NOT_TUNED}", pruned.path / CHECKPOINT, own, facts
         stage = bench.recover(pruned)
-        facts |= {**_training(stage), "work_seconds": pruning + _seconds(stage)}
-        yield f"pruned {sparsity:.0%}", stage.path, own, facts
+        training = {**_training(stage), "work_seconds": pruning + _seconds(stage)}
+        yield f"pruned {sparsity:.0%}", stage.path, own, {**facts, **training}
 
 
 def _seconds(stage: Any) -> float:
