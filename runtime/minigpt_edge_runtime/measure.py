@@ -20,7 +20,7 @@ from minigpt_edge_runtime.energy import Meter, find_meter
 from minigpt_edge_runtime.engine import Engine, default_threads, open_engine
 from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.fresh import run_fresh
-from minigpt_edge_runtime.profiles import Settings
+from minigpt_edge_runtime.profiles import Settings, fit
 from minigpt_edge_runtime.samples import entry, milliseconds, nanoseconds
 
 __all__ = ["describe_model", "measure_latency", "measure_quality", "measure_speed", "run_fresh"]
@@ -83,13 +83,16 @@ def measure_speed(
     path: Path | str, *, threads: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """The headline of `measure_latency` in a few figures (medians), and the model's description."""
+    model = describe_model(Path(path))
     settings = Settings(threads or default_threads(), depths=(0,))
+    if context := model.get("context_length"):
+        settings = fit(settings, context)
     measured = measure_latency(path, settings, progress)
     peak, decode = measured["memory"]["peak_rss_bytes"], measured["decode"][0]
     return {
         "format": FORMAT,
         "kind": "speed",
-        "model": describe_model(Path(path)),
+        "model": model,
         "load_seconds": round(statistics.median(measured["load"]["samples_ns"]) / 1e9, 4),
         "ttft_ms": measured["prefill"][0]["ttft_ms"],
         "prefill_tokens_per_second": round(statistics.median(measured["prefill"][-1]["samples_ts"]), 2),

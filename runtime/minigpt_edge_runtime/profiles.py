@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from minigpt_edge_runtime.cpus import default_laptop_threads
@@ -63,7 +63,7 @@ def profile_settings(
     count = own_threads if threads is None else threads
     settings = replace(Settings(count, profile=name), **given)  # type: ignore[arg-type]
     _check_numbers(settings)
-    return settings if context is None else _fit(settings, context, set(given))
+    return settings if context is None else fit(settings, context, set(given))
 
 
 def _ascending(values: Sequence[int]) -> tuple[int, ...]:
@@ -83,8 +83,8 @@ def _check_numbers(settings: Settings) -> None:
             raise UsageError(f"{what} is {value}, it must be {least} or more")
 
 
-def _fit(settings: Settings, context: int, asked: set[str]) -> Settings:
-    """`settings` with everything that was not asked for cut to `context`."""
+def fit(settings: Settings, context: int, asked: Collection[str] = ()) -> Settings:
+    """`settings` with all that was not asked for cut to `context`; EdgeError if what was does not fit."""
     if "generate_tokens" not in asked:
         deepest = settings.depths[-1] if "depths" in asked else 0
         settings = replace(settings, generate_tokens=max(min(settings.generate_tokens, context - deepest), 1))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_gguf import TEXT, texts_content
+from tiny_gguf import TEXT, make_gguf, texts_content
+from tokenizers import Tokenizer
 
 import minigpt_edge_runtime
 from minigpt_edge_runtime.errors import EdgeError, UsageError
@@ -32,6 +33,11 @@ def test_speed_in_a_process_of_its_own(model: Path) -> None:
     assert speed["model"]["parameters"] == read_header(model).parameters
     assert speed["model"]["quantization"] == "F16" and speed["threads"] == 1
     assert speed["runtime"]["torch_loaded"] is False and speed["runtime"]["name"] == "llama.cpp"
+
+
+def test_speed_of_a_model_of_short_context(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    speed = run_fresh("speed", make_gguf(tmp_path / "short.gguf", tokenizer, context=96), threads=1)
+    assert speed["settings"]["prompt_lengths"] == [96] and speed["decode_tokens_per_second"] > 1
 
 
 def test_latency_keeps_every_sample(model: Path) -> None:

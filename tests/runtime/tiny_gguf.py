@@ -50,13 +50,14 @@ def make_gguf(
     with_weights: bool = True,
     chat_template: str | None = CHAT_TEMPLATE,
     split_count: int = 0,
+    context: int = CONTEXT,
 ) -> Path:
     """Write a model of random weights; with `chain` its likeliest next token after a key is the value."""
     rng = np.random.default_rng(7)
     size = tokenizer.get_vocab_size()
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(BLOCKS)
     writer.add_feed_forward_length(FFN)
