@@ -134,9 +134,9 @@ kind = "package"
 licence = "MIT"
 package = "example==1.0"
 sha256 = "00"
-reader = "licenses"
+reader = "wikipedia"
 members = ["a/*.txt"]
-options = { a = "b" }
+options = { include = "b", share = "0.5" }
 
 [sources.hub]
 kind = "hub"
@@ -147,13 +147,7 @@ text_column = "text"
 
 
 def make_domain(folder: Path) -> None:
-    (folder / "mine.toml").write_text(DOMAIN.replace('"licenses"', json.dumps(_reader())))
-
-
-def _reader() -> str:
-    from minigpt_edge.package_readers import READERS
-
-    return next(iter(READERS))
+    (folder / "mine.toml").write_text(DOMAIN)
 
 
 def read_domain(path: Path) -> None:
