@@ -213,8 +213,8 @@ def test_without_tasks_it_is_asked_what_there_is_for_its_domain(
     options = ("--domain", "clauses", "--limit", "4", "--paper-scoring")
     done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
     assert done.exit_code == 0, done.output
-    assert "text:clauses" in done.stdout and "4, guessing 25%" in done.stdout and "±" in done.stdout
-    assert "as Mini-GPTs scores" in done.output
+    assert "text:clauses" in done.stdout and "4, chance 25%" in done.stdout and "±" in done.stdout
+    assert "as Mini-GPTs scores" in done.output and "  as Mini-GPTs " in done.stdout
 
 
 def test_what_specialising_cost_elsewhere_beside_the_base_model(
