@@ -24,18 +24,31 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
     if not source.exists():
         return {}
     result = json.loads(source.read_text(encoding="utf-8"))
-    parts = [_head(result), _corpora(result["domains"]), _perplexity(result["domains"])]
-    parts += [_second(result["second"])] if result.get("second") else []
-    parts += [*_questions(result["domains"]), _forgetting(result["domains"])]
-    parts += [_overfitting(result["domains"]), *_training(result["domains"])]
+    domains = _with_sizes(result["domains"], result["sizes"])
+    parts = [_head(domains), _corpora(domains), _perplexity(domains)]
+    parts += [_second(result["second"])] if result["second"] else []
+    parts += [*_questions(domains), _forgetting(domains)]
+    parts += [_overfitting(domains), *_training(domains)]
     parts += [_harness(results / "lm_eval_agreement.json"), _time(results / "evaluate_speed.json")]
     return {docs / "results.md": "\n\n".join(part for part in parts if part) + "\n"}
 
 
-def _head(result: Mapping[str, Any]) -> str:
+def _with_sizes(domains: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The domains' results with the rows of other sparsities among them."""
+    found = dict(domains)
+    for name in domains.keys() & sizes.keys():
+        main, other = domains[name], sizes[name]
+        origins = {**main, "others": [other]} if _origin(main) != _origin(other) else main
+        rows, seconds = main["rows"] + other["rows"], main["seconds"] + other["seconds"]
+        found[name] = {**origins, "rows": rows, "seconds": seconds}
+    return found
+
+
+def _head(domains: Mapping[str, Any]) -> str:
+    first = next(iter(domains.values()))
     return (
         "# Domains\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/domains.json` "
-        f"(`make bench-domains`). {result['model']}, {result.get('threads', '?')} threads.\n\n"
+        f"(`make bench-domains`). {first['model']}, {first['threads']} threads.\n\n"
         "Quality is that of the GGUF file in llama.cpp, on documents that neither calibration nor "
         "fine-tuning saw, and nothing was chosen by them, but for the tables about fine-tuning, which say "
         "what they show. Perplexity is per token of the unpruned tokenizer. "
@@ -103,7 +116,9 @@ def _corpora(domains: Mapping[str, Any]) -> str:
                 *(number(splits[split]["documents"]) for split in ("train", "validation", "test")),
                 number(splits["train"]["base_tokens"]),
                 duration(found.get("seconds")),
-                _origin(found).rstrip("."),
+                "; other sparsities ".join(
+                    _origin(part).rstrip(".") for part in (found, *found.get("others", ()))
+                ),
             ]
         )
     columns = (
@@ -119,7 +134,10 @@ def _corpora(domains: Mapping[str, Any]) -> str:
         "from nothing",
         "measured",
     )
-    note = "From nothing: making and measuring all of the domain's models below, alone on this machine."
+    note = (
+        "From nothing: making and measuring all of the domain's models below, alone on the machine named. "
+        "Speeds compare within a domain, not between machines."
+    )
     return _table("The corpora", columns, rows, note)
 
 

@@ -1,11 +1,11 @@
 """The paper's five domains: dense, fine-tuned and pruned, at F16 and four bits, on text and on questions.
 
-    python benchmarks/domains.py [--only DOMAIN ...] [--threads N]
+    python benchmarks/domains.py [--only DOMAIN ...] [--parts PART ...] [--threads N]
 
 Every figure is of the GGUF file in llama.cpp, on the domain's test split, and of four-bit files on the test
-windows of the other domains and of general text too: what specialising cost there. A second base model goes
-through two of the domains. Steps are finished stages, so an interrupted run goes on where it was. Writes
-benchmarks/results/domains.json.
+windows of the other domains and of general text too: what specialising cost there. Parts: domains (dense,
+fine-tuned, 42 %), sizes (other sparsities, of one domain), second (another base model, on two). Steps are
+finished stages, so an interrupted run goes on where it was. Writes benchmarks/results/domains.json.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from provenance import provenance
 RESULT = methods.RESULTS / "domains.json"
 DOMAINS = ("law", "medical", "economics", "games", "translation")
 GENERAL = "general"
-SECOND = ("law", "games")  # of the second base model
-SPARSITIES = {"law": (0.2, 0.42, 0.6)}
+PARTS = {"domains": DOMAINS, "sizes": ("law",), "second": ("law", "games")}
+SPARSITIES = {"domains": (0.42,), "sizes": (0.2, 0.6), "second": (0.42,)}
 FOUR_BITS = "iq4_nl"
 COMPLETIONS = 300  # made from held-out documents
 QUESTIONS = 100  # of each set at most, drawn by a fixed seed; a domain has up to five sets
@@ -37,27 +37,39 @@ SEEN_TOKENS = 28_000  # of text that was trained on, as many as the test windows
 NOT_TUNED = "not fine-tuned"  # its text alone is scored
 
 
-def models_of(bench: methods.Bench, domain: str) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
-    """(name, checkpoint, importance matrix, what is known of it)."""
-    from minigpt_edge.shrink.prepare import CHECKPOINT
+def models_of(bench: methods.Bench, part: str) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
+    """(name, checkpoint, importance matrix, what is known of it) of a part's models."""
+    if part != "sizes":
+        yield from _dense(bench)
+    for sparsity in SPARSITIES[part]:
+        yield from _pruned(bench, sparsity, untuned=part != "sizes")
+
+
+def _dense(bench: methods.Bench) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
     from minigpt_edge.shrink.weights import IMPORTANCE
 
     whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
     importance = whole.path / IMPORTANCE
-    pruning = whole.manifest["seconds"]
-    yield "dense", bench.base.path, importance, {"work_seconds": pruning}
+    yield "dense", bench.base.path, importance, {"work_seconds": _seconds(whole)}
     tuned = bench.recover(whole, distill=0.0)
     yield "dense, fine-tuned", tuned.path, importance, {**_training(tuned), "work_seconds": _seconds(tuned)}
-    for sparsity in SPARSITIES.get(domain, (0.42,)):
-        pruned = bench.prune(sparsity=sparsity)
-        own = pruned.path / IMPORTANCE
-        facts = {"sparsity": pruned.metrics["sparsity"], "vocabulary": pruned.metrics["vocabulary"]}
-        pruning = _seconds(pruned)
-        if sparsity == 0.42:
-            yield f"pruned {sparsity:.0%}, {NOT_TUNED}", pruned.path / CHECKPOINT, own, facts
-        stage = bench.recover(pruned)
-        training = {**_training(stage), "work_seconds": pruning + _seconds(stage)}
-        yield f"pruned {sparsity:.0%}", stage.path, own, {**facts, **training}
+
+
+def _pruned(
+    bench: methods.Bench, sparsity: float, *, untuned: bool
+) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
+    """One sparsity's model, and the same before fine-tuning where `untuned`."""
+    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.shrink.weights import IMPORTANCE
+
+    pruned = bench.prune(sparsity=sparsity)
+    importance = pruned.path / IMPORTANCE
+    facts = {"sparsity": pruned.metrics["sparsity"], "vocabulary": pruned.metrics["vocabulary"]}
+    if untuned:
+        yield f"pruned {sparsity:.0%}, {NOT_TUNED}", pruned.path / CHECKPOINT, importance, facts
+    stage = bench.recover(pruned)
+    training = {**_training(stage), "work_seconds": _seconds(pruned) + _seconds(stage)}
+    yield f"pruned {sparsity:.0%}", stage.path, importance, {**facts, **training}
 
 
 def _seconds(stage: Any) -> float:
@@ -220,11 +232,11 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
     )
 
 
-def rows_of(bench: methods.Bench, domain: str) -> tuple[list[dict[str, Any]], float]:
+def rows_of(bench: methods.Bench, domain: str, part: str) -> tuple[list[dict[str, Any]], float]:
     """A row per model and type, and the seconds that all of it takes from nothing."""
     files = [
         (name, facts, kind, made)
-        for name, checkpoint, importance, facts in list(models_of(bench, domain))
+        for name, checkpoint, importance, facts in list(models_of(bench, part))
         for kind, made, _ in front.gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
     ]
     corpora = _corpora(bench)
@@ -245,33 +257,38 @@ def main() -> None:
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.console import Talk
     from minigpt_edge.packages import cache_dir
+    from minigpt_edge_runtime.files import write_json
 
     parser = argparse.ArgumentParser(description="The five domains.")
     parser.add_argument("--only", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {"domains": {}, "second": {}}
+    found = {part: {} for part in PARTS}
+    if RESULT.exists():
+        kept = json.loads(RESULT.read_text())
+        found = {part: kept.get(part, {}) for part in PARTS}
     with Talk() as talk:
         for domain in given.only:
-            bench = methods.opened(given.threads, talk=talk, domain=domain)
-            found["domains"][domain] = of_domain(bench, domain)
-            methods.write(RESULT, bench, {key: found[key] for key in ("domains", "second")})
-            if domain not in SECOND:
-                continue
-            other = methods.opened(
-                given.threads, talk=talk, domain=domain, model=str(stories.base_model(cache_dir()))
-            )
-            found["second"][domain] = {"model": stories.NAME, **of_domain(other, domain)}
-            methods.write(RESULT, bench, {key: found[key] for key in ("domains", "second")})
+            for part in given.parts:
+                if domain not in PARTS[part]:
+                    continue
+                model = str(stories.base_model(cache_dir())) if part == "second" else None
+                bench = methods.opened(given.threads, talk=talk, domain=domain, model=model)
+                name = stories.NAME if part == "second" else bench.base.name
+                done = {**found[part], domain: {"model": name, **of_domain(bench, domain, part)}}
+                found[part] = {one: done[one] for one in DOMAINS if one in done}
+                write_json(RESULT, found)
+                talk.line("written", f"{RESULT.name}: {part}, {domain}")
 
 
-def of_domain(bench: methods.Bench, domain: str) -> dict[str, Any]:
-    """What is told of a domain under one base model."""
+def of_domain(bench: methods.Bench, domain: str, part: str) -> dict[str, Any]:
+    """What is told of a part's models of a domain, and where and when it was measured."""
     dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
-    rows, seconds = rows_of(bench, domain)
+    rows, seconds = rows_of(bench, domain, part)
     splits, pairs = bench.text.metrics["splits"], bench.text.metrics.get("pairs")
     found = {"splits": splits, "dropped": dropped, "pairs": pairs, "rows": rows, "seconds": seconds}
-    return {**found, **provenance()}
+    return {**found, "threads": bench.recipe.threads, **provenance()}
 
 
 if __name__ == "__main__":

@@ -103,17 +103,21 @@ def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
     rows.append({"model": "cut", "type": "iq4_nl", **row, "tasks": {"text:law": text}})  # nothing else scored
     origin = {"date": "2026-01-01", "commit": "0123456789abcdef", "device": {"cpu": "a processor"}}
     found = {"law": {"splits": splits, "dropped": dropped, "rows": rows, **origin}}
-    found["law"] |= {"seconds": 200.0, "pairs": {"read": 4, "near_duplicate": 1}}
+    found["law"] |= {"model": "m", "threads": 2, "seconds": 200.0, "pairs": {"read": 4, "near_duplicate": 1}}
+    smaller = {**found["law"], "rows": [{"model": "pruned 60%", "type": "iq4_nl", **row}], "seconds": 60.0}
+    result = {"domains": found, "sizes": {"law": {**smaller, "date": "2026-01-02"}}, "second": {}}
     path = root / "benchmarks" / "results" / "domains.json"
-    path.write_text(json.dumps({"model": "m", "domains": found}))
+    path.write_text(json.dumps(result))
     assert script.main([], root) == 0
     page = (root / "docs" / "results.md").read_text()
-    measured = "3 min 20 s | 2026-01-01, 012345678, a processor"
+    measured = "4 min 20 s | 2026-01-01, 012345678, a processor"
+    measured += "; other sparsities 2026-01-02, 012345678, a processor"
     assert f"| law | 100 | 1 | 10.0 % | 25.0 % | 10 | 10 | 10 | 5 | {measured} |" in page
     assert page.count("| law, cut, IQ4_NL |") == 1 and page.count("cut") == 1
     # 20 x exp(+-2 x 0.01 bits x 4 bytes per token x ln 2)
     figures = "20.00 (18.92 to 21.14) | 1.0000 ± 0.0200 | 150 | 94 (90 to 99), n = 2 | 10.1 / 12.0"
     assert f"| law, pruned 42%, IQ4_NL | 50.0 MB | 100.0 % | {figures} |" in page
+    assert f"| law, pruned 60%, IQ4_NL | 50.0 MB | 100.0 % | {figures} |" in page
     assert "median of 5 runs of 64 tokens" in page and "Windows: games 150, law 150." in page
     assert "| pruned 42%, IQ4_NL | 50.0 % (40 to 60) | 30.0 % (20 to 40) † |" in page
     assert "| pruned 42%, for law | 1.000 ± 0.020 | 1.000 ± 0.020 |" in page
