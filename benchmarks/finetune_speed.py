@@ -29,7 +29,8 @@ from minigpt_edge import fast_llama
 from minigpt_edge.chunked_loss import chunked_cross_entropy
 from minigpt_edge.commands.build import all_cores
 from minigpt_edge.evaluate import perplexity
-from minigpt_edge.flops import matmul_flops, peak_memory_bytes, training_flops
+from minigpt_edge.flops import matmul_flops, training_flops
+from minigpt_edge_runtime.device import peak_rss_bytes
 
 RESULT = Path(__file__).parent / "results" / "finetune_speed.json"
 VARIANTS = ("compiled", "uncompiled", "plain")
@@ -106,7 +107,7 @@ def measure(variant: str, batch: int, length: int, seconds: float) -> dict[str, 
         "cpu_fraction": round(work / cpu / cpu_matmul, 3),
         "prepare_seconds": round(prepared, 1),
         "steps": len(walls),
-        "peak_memory_mb": round(peak_memory_bytes() / 1e6),
+        "peak_memory_mb": round((peak_rss_bytes() or 0) / 1e6),
     }
 
 

@@ -98,9 +98,9 @@ def recover(
             with {"message"} where something is worth saying.
 
     Returns:
-        {"history", "tokens", "seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes",
-        "matmul_flops", "matmul_fraction", "compiled", "teacher_share", "lora_rank", "stopped", "best_step",
-        "before", "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second,
+        {"history", "tokens", "seconds", "training_seconds", "tokens_per_second", "matmul_flops",
+        "matmul_fraction", "compiled", "teacher_share", "lora_rank", "stopped", "best_step", "before",
+        "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second,
         and bits_per_byte and perplexity_per_base_token where the model was evaluated. The same goes to
         `out`/recovery.json.
 
@@ -345,7 +345,7 @@ class _Session:
 
     def result(self) -> dict[str, Any]:
         """What `recover` returns."""
-        from minigpt_edge.flops import peak_memory_bytes, training_flops
+        from minigpt_edge.flops import training_flops
 
         history = self.state.history
         tokens = history[-1]["tokens"]
@@ -362,7 +362,6 @@ class _Session:
             "seconds": self.elapsed(),
             "training_seconds": self.state.training_seconds,
             "tokens_per_second": rate,
-            "peak_memory_bytes": peak_memory_bytes(),
             "matmul_flops": self.matmul,
             "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,

@@ -1,9 +1,7 @@
-"""What training costs in arithmetic, what this machine can do, and how much memory the process took."""
+"""What training costs in arithmetic, and what this machine can do."""
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -45,9 +43,3 @@ def matmul_flops(
         torch.mm(a, a.t())
         best = min(best, clock() - begun)
     return 2 * size**3 / best
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.errors import UsageError
@@ -43,6 +43,7 @@ class SizeModel:
         tokenizer_dir: Path,
         target: Target,
         metadata: Mapping[str, str],
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
@@ -50,12 +51,13 @@ class SizeModel:
             tokenizer_dir: the tokenizer's files, config.json and generation_config.json as the file will have
                 them: token ids in those configs are the trimmed vocabulary's.
             metadata: what the file will say about itself.
+            config: the model's as it will be, if pruning gives its matrices biases; None for the base's.
 
         Raises:
             UsageError: the target is not GGUF.
         """
         from minigpt_edge_export.quantize import expected_bytes, expected_types
-        from minigpt_edge_export.spec import read_checkpoint
+        from minigpt_edge_export.spec import read_checkpoint, style_of
         from minigpt_edge_export.targets import candidates
 
         if target.format != "gguf":
@@ -63,6 +65,7 @@ class SizeModel:
                 f"the size of {target.name} can't be predicted", "--max-size works with GGUF targets"
             )
         self._dense = read_checkpoint(base)
+        self._style = style_of(self._dense.model_type, config, str(base)) if config else self._dense.style
         self._tokenizer_dir, self._metadata = tokenizer_dir, dict(metadata)
         self._tokenizers: dict[int, int] = {}
         self.kind = min(
@@ -114,4 +117,4 @@ class SizeModel:
 
         shared = self._dense.blocks[0].heads // self._dense.blocks[0].kv_heads
         sizes = tuple(Block(width, groups * shared, groups) for width, groups in blocks)
-        return dataclasses.replace(self._dense, vocab_size=vocab_size, blocks=sizes)
+        return dataclasses.replace(self._dense, vocab_size=vocab_size, blocks=sizes, style=self._style)

@@ -136,7 +136,7 @@ def preview(
         tokens = len(ready.tokens)
         predicted = {}
         for target in targets:
-            sizes = size_model(base, folder / CHECKPOINT, target)
+            sizes = size_model(base, folder / CHECKPOINT, target, ready.config)
             predicted[target] = {
                 "type": sizes.kind,
                 "bytes": sizes.file_bytes(tokens, blocks),
@@ -242,7 +242,7 @@ def _decide(
 
 def _limit(ready: Ready, limit: Limit, base: Path, tokenizer: Path) -> Callable[[Wanted], bool]:
     """Whether sizes of the blocks meet the limit."""
-    sizes = size_model(base, tokenizer, limit.target) if limit.kind != "parameters" else None
+    sizes = size_model(base, tokenizer, limit.target, ready.config) if limit.kind != "parameters" else None
     tokens = len(ready.tokens)
 
     def fits(wanted: Wanted) -> bool:
@@ -256,12 +256,12 @@ def _limit(ready: Ready, limit: Limit, base: Path, tokenizer: Path) -> Callable[
     return fits
 
 
-def size_model(base: Path, tokenizer: Path, target: str) -> SizeModel:
+def size_model(base: Path, tokenizer: Path, target: str, config: dict[str, Any]) -> SizeModel:
     """Predicts the bytes of a target's file from sizes of blocks and the trimmed tokenizer's directory."""
     from minigpt_edge.sizing import SizeModel
     from minigpt_edge_export.targets import parse_target
 
-    return SizeModel(base, tokenizer, parse_target(target), {})
+    return SizeModel(base, tokenizer, parse_target(target), {}, config)
 
 
 def _mask(ready: Ready, arch: Any, settings: ShrinkSettings, on_progress: Progress) -> Shrunk:

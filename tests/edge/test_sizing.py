@@ -70,7 +70,7 @@ def untied(base: Path) -> Path:
     return path
 
 
-def cut(base: Path, out: Path, blocks: list[tuple[int, int]], tokens: int) -> Path:
+def cut(base: Path, out: Path, blocks: list[tuple[int, int]], tokens: int, *, biases: bool = False) -> Path:
     """A checkpoint with other sizes, as the prune stage writes it."""
     config = json.loads((base / "config.json").read_text())
     data = json.loads((base / "tokenizer.json").read_text())
@@ -79,6 +79,8 @@ def cut(base: Path, out: Path, blocks: list[tuple[int, int]], tokens: int) -> Pa
     model: Any = load_model(base)
     trim_embeddings(model, kept)
     arch = load_arch("llama")
+    if biases:
+        arch.give_output_biases(model)
     model.model.layers = model.model.layers[: len(blocks)]
     for block, (width, groups) in zip(arch.blocks(model), blocks, strict=True):
         arch.cut(block, groups=torch.arange(groups), kept_neurons=torch.arange(width))
@@ -119,6 +121,13 @@ def test_predicted_sizes_are_the_files(
             )
         assert sizes.decode_bytes(500, blocks) == read[small][kind]
         assert sizes.speedup(500, blocks) == pytest.approx(read[dense][kind] / read[small][kind])
+
+
+def test_biases_that_pruning_adds_are_counted(base: Path, tmp_path: Path) -> None:
+    small = cut(base, tmp_path / "small", SHAPES["unequal"], 500, biases=True)
+    config = json.loads((base / "config.json").read_text()) | {"attention_bias": True, "mlp_bias": True}
+    sizes = SizeModel(base, small, parse_target("gguf-q4_0"), METADATA, config)
+    assert sizes.file_bytes(500, SHAPES["unequal"]) == write(small, "q4_0").stat().st_size
 
 
 def test_rows_without_a_token_are_counted(base: Path) -> None:
