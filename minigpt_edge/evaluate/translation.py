@@ -79,6 +79,6 @@ def chrf(written: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
     score: Any = metric.corpus_score(written, [targets], n_bootstrap=BOOTSTRAP)
     return {
         "chrf": score.score,
-        "interval": [score._mean - score._ci, score._mean + score._ci],
+        "interval": [max(0.0, score._mean - score._ci), min(100.0, score._mean + score._ci)],
         "signature": str(metric.get_signature()),
     }
