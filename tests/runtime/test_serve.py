@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -242,20 +243,24 @@ def test_a_full_queue_refuses_and_a_client_that_leaves_makes_room(endless: Path)
         client = server.client()
         running = client.completions.create(stream=True, **long)
         next(iter(running))
-        impatient = server.client(timeout=0.5).completions
+        impatient = server.client(timeout=1).completions
         found = outcomes(*[lambda: impatient.create(**long)] * 3)
         assert sorted(type(error).__name__ for error in found) == [
             "APITimeoutError",  # it waited in the queue, and its place is free again
             "RateLimitError",
             "RateLimitError",
         ]
-        waiting = outcomes(lambda: impatient.create(**long))
+        for _ in range(50):  # a busy machine sees only later that the client left
+            waiting = outcomes(lambda: impatient.create(**long))
+            if not isinstance(waiting[0], openai.RateLimitError):
+                break
+            time.sleep(0.1)
         assert isinstance(waiting[0], openai.APITimeoutError)
         running.close()
         after = client.completions.create(**{**long, "prompt": [50] * 900, "max_tokens": 1})
         assert after.usage and after.usage.prompt_tokens_details
         cached = after.usage.prompt_tokens_details.cached_tokens
-        assert cached and cached < 500  # where the first answer was cut off: it would have had 900 tokens
+        assert cached and cached < 890  # where the first answer was cut off: it would have had 900 tokens
 
 
 def test_time_is_limited(endless: Path) -> None:
