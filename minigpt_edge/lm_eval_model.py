@@ -55,9 +55,10 @@ class EdgeModel(LM):
 
         pairs = [encode_pair(self.engine, self.start, *request.args) for request in requests]
         found: list[tuple[float, bool]] = []
-        groups = _groups(requests)
-        for group in tqdm(groups, disable=disable_tqdm, desc="questions"):
-            found += score_pairs(self.engine, [pairs[index] for index in group])
+        questions = [[pairs[index] for index in group] for group in _groups(requests)]
+        scores = score_pairs(self.engine, questions)
+        for scored in tqdm(scores, total=len(questions), disable=disable_tqdm, desc="questions"):
+            found += scored
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:

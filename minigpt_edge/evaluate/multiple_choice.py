@@ -33,18 +33,18 @@ def answer(
     """
     start = engine.document_start(document_start)
     chosen: dict[str, list[int]] = {name: [] for name in SCORINGS if paper or name != "paper"}
-    for number, item in enumerate(items, 1):
-        pairs = [encode_pair(engine, start, *pair) for pair in item.pairs]
-        likelihoods = [likelihood for likelihood, _ in score_pairs(engine, pairs)]
+    questions = [[encode_pair(engine, start, *pair) for pair in item.pairs] for item in items]
+    for number, (item, scored) in enumerate(zip(items, score_pairs(engine, questions), strict=True), 1):
+        likelihoods = [likelihood for likelihood, _ in scored]
         sizes = [max(1, len(choice.lstrip(" ").encode())) for _, choice in item.pairs]  # it may be blank
         chosen["sum"].append(_best(likelihoods))
         chosen["per_byte"].append(
             _best([value / size for value, size in zip(likelihoods, sizes, strict=True)])
         )
-        if paper:
-            texts = [[*pair.context, *pair.continuation][-engine.context_length :] for pair in pairs]
-            chosen["paper"].append(_best([-_paper_score(engine, text) for text in texts]))
         on_item(number, len(items))
+    for pairs in questions if paper else []:
+        texts = [[*pair.context, *pair.continuation][-engine.context_length :] for pair in pairs]
+        chosen["paper"].append(_best([-_paper_score(engine, text) for text in texts]))
     return {name: summarize(items, answers) for name, answers in chosen.items()}
 
 

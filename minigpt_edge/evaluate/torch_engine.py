@@ -15,6 +15,7 @@ import torch  # noqa: TID253
 from minigpt_edge import attention
 from minigpt_edge.checkpoint import is_large, load_model
 from minigpt_edge.evaluate.perplexity import head_of, hidden_states
+from minigpt_edge_runtime.engine import Fork
 from minigpt_edge_runtime.text import TextCodec
 
 
@@ -83,15 +84,17 @@ class TorchEngine:
         self._cached = list(tokens)
         yield self._logits([self._cached], [0])[0]
 
-    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Logits of every token of continuations of what is cached: (branch, 0, float32 [n, vocab])."""
-        for branch in branches:
-            self._check(len(branch))
-        texts = [[*self._cached, *branch] for branch in branches if branch]
-        found = iter(self._logits(texts, [len(self._cached)] * len(texts)))
-        for index, branch in enumerate(branches):
-            if branch:
-                yield index, 0, next(found)
+    def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
+        """Logits that predict texts' continuations: (fork, branch, 0, float32 [n, vocab])."""
+        self.reset()
+        for index, (beginning, branches) in enumerate(forks):
+            wanted = [at for at, branch in enumerate(branches) if branch]
+            texts = [[*beginning, *branches[at][:-1]] for at in wanted]
+            for text in texts:
+                self._check(len(text))
+            found = self._logits(texts, [len(beginning) - 1] * len(texts))
+            for at, rows in zip(wanted, found, strict=True):
+                yield index, at, 0, rows
 
     def description(self) -> dict[str, object]:
         return {"name": "torch", "package": f"torch {torch.__version__}", "system_info": ""}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minigpt_edge_runtime.engine import Engine
+from minigpt_edge_runtime.engine import Engine, Fork
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.scoring import branch_nll
 
@@ -38,25 +38,37 @@ def encode_pair(engine: Engine, start: int, context: str, continuation: str) -> 
     return Pair([start, *whole[:before]], whole[before:])
 
 
-def score_pairs(engine: Engine, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+def score_pairs(engine: Engine, questions: Sequence[Sequence[Pair]]) -> Iterator[list[tuple[float, bool]]]:
     """Log-likelihood in nats of each continuation given its context, and whether it is the likeliest.
 
-    What all pairs begin with is evaluated once. A text longer than the engine's context loses its beginning.
+    What all pairs of a question begin with is evaluated once; use the engine for nothing else meanwhile.
+    A text longer than the engine's context loses its beginning.
 
     Raises:
         EdgeError: the model computes values that are not numbers.
         ValueError: the engine was opened without `logits_all`, or a continuation alone is too long for it.
     """
-    texts = [_fitted(pair, engine.context_length) for pair in pairs]
-    first = [len(text) - len(pair.continuation) for text, pair in zip(texts, pairs, strict=True)]
-    shared = min(len(os.path.commonprefix(texts)), *first)
-    scores = []
-    found = branch_nll(engine, texts[0][:shared], [text[shared:] for text in texts])
-    for (nll, likeliest), at in zip(found, first, strict=True):
-        scores.append((-float(nll[at - shared :].sum()), bool(likeliest[at - shared :].all())))
-    if not all(math.isfinite(score) for score, _ in scores):
-        raise EdgeError("the model computes values that are not numbers", "export the model again")
-    return scores
+    forks = [_forks(pairs, engine.context_length) for pairs in questions]
+    scored = branch_nll(engine, [fork for some in forks for fork in some])
+    for pairs, some in zip(questions, forks, strict=True):
+        found = [branch for _ in some for branch in next(scored)]
+        scores = []
+        for pair, (nll, likeliest) in zip(pairs, found, strict=True):
+            count = len(pair.continuation)
+            scores.append((-float(nll[-count:].sum()), bool(likeliest[-count:].all())))
+        if not all(math.isfinite(score) for score, _ in scores):
+            raise EdgeError("the model computes values that are not numbers", "export the model again")
+        yield scores
+
+
+def _forks(pairs: Sequence[Pair], context_length: int) -> list[Fork]:
+    """One for all pairs, or each on its own where they begin differently, as texts that were cut may."""
+    texts = [_fitted(pair, context_length) for pair in pairs]
+    firsts = [len(text) - len(pair.continuation) for text, pair in zip(texts, pairs, strict=True)]
+    shared = min(len(os.path.commonprefix(texts)), *firsts)
+    if not shared:
+        return [Fork(text[:first], [text[first:]]) for text, first in zip(texts, firsts, strict=True)]
+    return [Fork(texts[0][:shared], [text[shared:] for text in texts])]
 
 
 def _fitted(pair: Pair, context_length: int) -> list[int]:

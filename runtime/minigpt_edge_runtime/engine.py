@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 2048
 END_OF_TEXT = "<|endoftext|>"  # begins documents where a vocabulary has it
+
+
+class Fork(NamedTuple):
+    """Token ids of a text's beginning, at least one, and of several continuations of it."""
+
+    beginning: Sequence[int]
+    branches: Sequence[Sequence[int]]
 
 
 class Engine(Protocol):
@@ -113,15 +120,15 @@ class Engine(Protocol):
         """
         ...
 
-    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Logits of every token of several continuations of what is cached; the cache stays as it was.
+    def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
+        """Logits that predict every token of texts' continuations. The cache is empty before and after.
 
         Yields:
-            (index of the branch, index of a token in it, logits from that token on): float32 [n, vocab] views
-            valid until the next. Empty branches give nothing.
+            (index of the fork, of a branch in it, of a token in that, the logits that predict this token and
+            those after it): float32 [n, vocab] views valid until the next. Forks come in order.
 
         Raises:
-            EdgeError: the cache has no room for the longest, or computing failed.
+            EdgeError: the cache has no room for the longest text, or computing failed.
             ValueError: the engine was opened without `logits_all`.
         """
         ...

@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from minigpt_edge_runtime.engine import DEFAULT_CONTEXT, END_OF_TEXT
+from minigpt_edge_runtime.engine import DEFAULT_CONTEXT, END_OF_TEXT, Fork
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.gguf_header import GgufHeader, read_header
+from minigpt_edge_runtime.packing import Row, packs, runs
 
 if TYPE_CHECKING:
     import numpy as np
 
 BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
-BRANCHES = 8  # continuations of one beginning that are evaluated together
+SEQUENCES = 64  # continuations that are evaluated together
 
 
 def load_library() -> Any:
@@ -88,9 +89,9 @@ class LlamaEngine:
         parameters.n_ctx = self._context_length
         parameters.n_batch = parameters.n_ubatch = batch
         parameters.n_outputs_max = batch if self._logits_all else 1
-        self._branches = min(BRANCHES, batch - 1)  # llama.cpp aborts if a batch can't hold all sequences
-        if self._logits_all:
-            parameters.n_seq_max, parameters.kv_unified = 1 + self._branches, True
+        # llama.cpp aborts if a batch can't hold all sequences
+        self._sequences = min(SEQUENCES, batch) if self._logits_all else 1
+        parameters.n_seq_max, parameters.kv_unified = self._sequences, True
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.no_perf = True
         self._context = lib.llama_init_from_model(self._model, parameters)
@@ -98,13 +99,14 @@ class LlamaEngine:
             hint = "use a smaller context, or free some memory"
             raise _failed(f"llama.cpp can't make a context of {self._context_length:,} tokens", hint)
         self._memory = lib.llama_get_memory(self._context)
-        self._batch = lib.llama_batch_init(batch, 0, 1)
+        self._batch = lib.llama_batch_init(batch, 0, self._sequences)
         view = np.ctypeslib.as_array
         self._tokens, self._positions = view(self._batch.token, (batch,)), view(self._batch.pos, (batch,))
         self._wanted = view(self._batch.logits, (batch,))
+        self._sequence_ids = [view(self._batch.seq_id[i], (self._sequences,)) for i in range(batch)]
         for i in range(batch):
             self._batch.n_seq_id[i] = 1
-            self._batch.seq_id[i][0] = 0
+            self._sequence_ids[i][0] = 0
 
     @property
     def context_length(self) -> int:
@@ -223,59 +225,46 @@ class LlamaEngine:
                 self._lib.llama_get_logits(self._context), (len(piece), self._vocab_size)
             )
 
-    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+    def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
         if not self._logits_all:
             raise ValueError("open the engine with logits_all=True to score")
-        start = 0
-        while start < len(branches):
-            group = self._fitting(branches[start : start + max(1, self._branches)])
-            for at in range(1, len(group) + 1):
-                self._lib.llama_memory_seq_cp(self._memory, 0, at, -1, -1)
+        self.reset()
+        for fork in forks:
+            for text in (fork.beginning, *fork.branches):
+                self._check_ids(text)
+            self._check_room(len(fork.beginning) + max(0, *(len(branch) - 1 for branch in fork.branches), 0))
+        size = len(self._tokens)
+        for rows in packs(forks, size, self._sequences, self._context_length):
             try:
-                for index, at, rows in self._decode_branches(group):
-                    yield start + index, at, rows
+                for start in range(0, len(rows), size):
+                    piece = rows[start : start + size]
+                    yield from runs(piece, self._decode_rows(piece))
             finally:
-                for at in range(1, len(group) + 1):
-                    self._lib.llama_memory_seq_rm(self._memory, at, -1, -1)
-            start += len(group)
+                self._lib.llama_memory_clear(self._memory, False)
 
-    def _fitting(self, branches: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """The first branches, at least one, that the cache holds together."""
-        used = 0
-        for count, branch in enumerate(branches):
-            self._check_ids(branch)
-            used += len(branch)
-            if count == 0:
-                self._check_room(used)
-            elif self._used + used > self._context_length:
-                return branches[:count]
-        return branches
-
-    def _decode_branches(self, group: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Sequence 1 + b is branch b; tokens of several share a batch."""
+    def _decode_rows(self, rows: Sequence[Row]) -> np.ndarray:
+        """Logits [n, vocab] of the rows that predict something."""
         import numpy as np
 
-        size = len(self._tokens)
-        places = [(index, at) for index, branch in enumerate(group) for at in range(len(branch))]
-        for start in range(0, len(places), size):
-            piece = places[start : start + size]
-            for row, (index, at) in enumerate(piece):
-                self._tokens[row] = group[index][at]
-                self._positions[row] = self._used + at
-                self._batch.seq_id[row][0] = 1 + index
-            self._wanted[: len(piece)] = 1
-            self._batch.n_tokens = len(piece)
-            code = self._lib.llama_decode(self._context, self._batch)
-            for row in range(len(piece)):
-                self._batch.seq_id[row][0] = 0
-            if code:
-                raise _failed(f"llama.cpp stopped with code {code} in a branch", "use a longer context")
-            rows = np.ctypeslib.as_array(
-                self._lib.llama_get_logits(self._context), (len(piece), self._vocab_size)
-            )
-            ends = [n for n in range(1, len(piece)) if piece[n][0] != piece[n - 1][0]] + [len(piece)]
-            for first, end in zip([0, *ends], ends, strict=False):
-                yield *piece[first], rows[first:end]
+        count = len(rows)
+        self._tokens[:count] = [row.token for row in rows]
+        self._positions[:count] = [row.position for row in rows]
+        self._wanted[:count] = wanted = [bool(row.predicts) for row in rows]
+        for at, row in enumerate(rows):
+            self._batch.n_seq_id[at] = len(row.sequences)
+            self._sequence_ids[at][: len(row.sequences)] = row.sequences
+        self._batch.n_tokens = count
+        code = self._lib.llama_decode(self._context, self._batch)
+        for at in range(count):
+            self._batch.n_seq_id[at] = 1
+            self._sequence_ids[at][0] = 0
+        if code:
+            raise _failed(f"llama.cpp stopped with code {code} in a branch", "use a longer context")
+        if not any(wanted):
+            return np.empty((0, self._vocab_size), np.float32)
+        return np.ctypeslib.as_array(
+            self._lib.llama_get_logits(self._context), (sum(wanted), self._vocab_size)
+        )
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         import numpy as np

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from minigpt_edge_runtime.engine import DEFAULT_CONTEXT
+from minigpt_edge_runtime.engine import DEFAULT_CONTEXT, Fork
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.onnx_header import CONFIG, OnnxHeader, read_onnx
 from minigpt_edge_runtime.text import TextCodec
@@ -167,15 +167,24 @@ class OnnxEngine:
         for start in range(0, len(tokens), CHUNK):
             yield self._run(tokens[start : start + CHUNK], _EVERY)
 
-    def branches(self, branches: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+    def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
         if not self._logits_all:
             raise ValueError("open the engine with logits_all=True to score")
-        kept = self.cached
-        for index, branch in enumerate(branches):
-            self._check(branch)
-            for start in range(0, len(branch), CHUNK):
-                yield index, start, self._run(branch[start : start + CHUNK], _EVERY)
-            self.keep(kept)
+        self.reset()
+        try:
+            for index, (beginning, branches) in enumerate(forks):
+                first = self.eval(beginning)[None].copy()
+                for at, branch in enumerate(branches):
+                    self._check(branch[:-1])
+                    if branch:
+                        yield index, at, 0, first
+                    for start in range(0, len(branch) - 1, CHUNK):
+                        rows = self._run(branch[start : min(start + CHUNK, len(branch) - 1)], _EVERY)
+                        yield index, at, start + 1, rows
+                    self.keep(len(beginning))
+                self.reset()
+        finally:
+            self.reset()
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         import numpy as np

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_edge_runtime.engine import Engine
+from minigpt_edge_runtime.engine import Engine, Fork
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.scoring import branch_nll
 
@@ -60,8 +60,8 @@ def encode_question(engine: Engine, question: Question) -> Encoded:
     )
 
 
-def choose(engine: Engine, start: int, question: Encoded) -> int:
-    """The choice with the least negative log-likelihood per byte, given document start and context.
+def choose(engine: Engine, start: int, questions: Sequence[Encoded]) -> Iterator[int]:
+    """Each question's choice with the least negative log-likelihood per byte, given start and context.
 
     That is NLL(context + choice) - NLL(context): the tokens of both together need not part where the choice
     begins, so there are no "tokens of the choice" to add up. What all of them begin with cancels out.
@@ -69,13 +69,16 @@ def choose(engine: Engine, start: int, question: Encoded) -> int:
     Raises:
         EdgeError: the model computes values that are not numbers.
     """
-    shared = os.path.commonprefix(question.texts)
-    rests = [text[len(shared) :] for text in question.texts]
-    given, *joined = (float(nll.sum()) for nll, _ in branch_nll(engine, [start, *shared], rests))
-    scores = [(nll - given) / size for nll, size in zip(joined, question.bytes, strict=True)]
-    if not all(map(math.isfinite, scores)):
-        raise EdgeError("the model computes values that are not numbers", "export the model again")
-    return scores.index(min(scores))
+    forks = []
+    for question in questions:
+        shared = os.path.commonprefix(question.texts)
+        forks.append(Fork([start, *shared], [text[len(shared) :] for text in question.texts]))
+    for question, found in zip(questions, branch_nll(engine, forks), strict=True):
+        given, *joined = (float(nll.sum()) for nll, _ in found)
+        scores = [(nll - given) / size for nll, size in zip(joined, question.bytes, strict=True)]
+        if not all(map(math.isfinite, scores)):
+            raise EdgeError("the model computes values that are not numbers", "export the model again")
+        yield scores.index(min(scores))
 
 
 def summarize_choices(questions: Sequence[Question], answers: Sequence[int]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_runtime.engine import Engine, open_engine
+from minigpt_edge_runtime.engine import Engine, Fork, open_engine
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def score_held_out(
             scored.append(_scored(engine, start, tokens, window))
             if progress is not None:
                 progress("windows", len(scored), steps)
-        for one in encoded:
-            answers.append(choose(engine, start, one))
+        for answer in choose(engine, start, encoded):
+            answers.append(answer)
             if progress is not None:
                 progress("questions", len(scored) + len(answers), steps)
         runtime = dict(engine.description())
@@ -130,51 +130,46 @@ def token_nll(engine: Engine, tokens: Sequence[int], first: int = 1) -> np.ndarr
         skipped = max(first - 1 - at, 0)
         if skipped < len(piece):
             rows = slice(at + skipped, at + len(piece))
-            result[rows] = _nll(piece[skipped:], targets[rows])
+            result[rows], _ = _nll(piece[skipped:], targets[rows])
         at += len(piece)
     return result[first - 1 :]
 
 
-def branch_nll(
-    engine: Engine, tokens: Sequence[int], branches: Sequence[Sequence[int]]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of every token of several continuations of `tokens`, which are evaluated once and are at least one.
+def branch_nll(engine: Engine, forks: Sequence[Fork]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Of every token of several texts' continuations, fork by fork.
 
-    Returns:
+    Yields:
         For each branch the nll in nats, float64 [len(branch)], and whether the token is the likeliest, bool.
     """
     import numpy as np
 
-    engine.reset()
-    last = engine.eval(tokens)[None]
-    found = [(np.empty(len(branch)), np.empty(len(branch), dtype=bool)) for branch in branches]
-
-    def note(index: int, at: int, rows: np.ndarray) -> None:
-        targets = np.asarray(branches[index][at : at + len(rows)], dtype=np.int64)
-        nll, likeliest = found[index]
-        nll[at : at + len(rows)] = _nll(rows, targets)
-        likeliest[at : at + len(rows)] = rows.argmax(axis=1) == targets
-
-    for index, branch in enumerate(branches):
-        if branch:
-            note(index, 0, last)
-    for index, at, rows in engine.branches([branch[:-1] for branch in branches]):
-        note(index, at + 1, rows)
-    return found
+    found = [
+        [(np.empty(len(branch)), np.empty(len(branch), dtype=bool)) for branch in fork.branches]
+        for fork in forks
+    ]
+    done = 0
+    for index, branch, at, rows in engine.forks(forks):
+        yield from found[done:index]
+        done = index
+        targets = np.asarray(forks[index].branches[branch][at : at + len(rows)], dtype=np.int64)
+        nll, likeliest = found[index][branch]
+        nll[at : at + len(rows)], likeliest[at : at + len(rows)] = _nll(rows, targets)
+    yield from found[done:]
 
 
-def _nll(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood (nats) of a target per row of logits [n, vocab]: float64 [n]."""
+def _nll(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a target per row of logits [n, vocab]: nll in nats, float64 [n], and whether it is the likeliest."""
     import numpy as np
 
-    result = np.empty(len(targets))
+    nll, likeliest = np.empty(len(targets)), np.empty(len(targets), dtype=bool)
     for row in range(0, len(targets), _ROWS):
         some, wanted = logits[row : row + _ROWS], targets[row : row + _ROWS]
         top = some.max(axis=1, keepdims=True)
         total = np.exp(some - top).sum(axis=1, dtype=np.float64)
-        picked = some[np.arange(len(some)), wanted].astype(np.float64)
-        result[row : row + _ROWS] = np.log(total) + top[:, 0] - picked
-    return result
+        picked = some[np.arange(len(some)), wanted]
+        nll[row : row + _ROWS] = np.log(total) + top[:, 0] - picked.astype(np.float64)
+        likeliest[row : row + _ROWS] = picked == top[:, 0]
+    return nll, likeliest
 
 
 def summarize(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:

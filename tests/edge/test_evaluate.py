@@ -32,6 +32,7 @@ from minigpt_edge_export.onnx import write_onnx
 from minigpt_edge_export.onnx_weights import Precision
 from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_runtime.choices import encode_pair, score_pairs
+from minigpt_edge_runtime.engine import open_engine
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.scoring import Window, score_window, token_nll
 
@@ -91,7 +92,7 @@ def test_likelihoods_are_those_of_the_tokens_that_the_context_lacks(place: Path,
         start = engine.document_start()
         for item in ITEMS:
             pairs = [encode_pair(engine, start, *pair) for pair in item.pairs]
-            for pair, (score, likeliest) in zip(pairs, score_pairs(engine, pairs), strict=True):
+            for pair, (score, likeliest) in zip(pairs, *score_pairs(engine, [pairs]), strict=True):
                 with torch.no_grad():
                     ids = torch.tensor([[*pair.context, *pair.continuation]])
                     rows = plain(ids, use_cache=False).logits[0].log_softmax(-1)
@@ -114,19 +115,25 @@ def test_a_bundle_is_scored_by_its_own_base_model(place: Path, monkeypatch: pyte
             evaluate(other, ["text"], Request(threads=1), talk)
 
 
-def test_a_context_that_is_too_long_loses_its_beginning(place: Path) -> None:
-    with TorchEngine(place / "checkpoint", 24) as short, TorchEngine(place / "checkpoint") as whole:
+def test_a_context_that_is_too_long_loses_its_beginning(place: Path, model: Path) -> None:
+    """Choices of different lengths then have no beginning in common."""
+    text = " ".join(WORDS[:60])
+    with opened(model, 24) as short, opened(model, None) as whole:
         start = short.document_start()
-        text = " ".join(WORDS[:60])
-        pairs = [encode_pair(short, start, text, choice) for choice in (" the work", " law")]
+        choices = (" the work", " law and the notice", " law")
+        pairs = [encode_pair(short, start, text, choice) for choice in choices]
         kept = [[*pair.context, *pair.continuation][-24:] for pair in pairs]
-        found = score_pairs(short, pairs)
+        (found,) = score_pairs(short, [pairs])
         for pair, tokens, (score, _) in zip(pairs, kept, found, strict=True):
             count = len(pair.continuation)
             again = type(pair)(tokens[:-count], tokens[-count:])
-            assert score == pytest.approx(score_pairs(whole, [again])[0][0], rel=1e-3)
+            assert score == pytest.approx(next(score_pairs(whole, [[again]]))[0][0], rel=1e-2)
         with pytest.raises(ValueError, match="continuation has"):
-            score_pairs(short, [encode_pair(short, start, "the", text)])
+            list(score_pairs(short, [[encode_pair(short, start, "the", text)]]))
+
+
+def opened(path: Path, context: int | None) -> Any:
+    return TorchEngine(path, context) if path.is_dir() else open_engine(path, context, 1, logits_all=True)
 
 
 def test_answers_are_the_likeliest_in_sum_per_byte_and_as_the_paper_has_it(place: Path, model: Path) -> None:
@@ -135,13 +142,13 @@ def test_answers_are_the_likeliest_in_sum_per_byte_and_as_the_paper_has_it(place
         found = answer(engine, ITEMS, paper=True)
         for number, item in enumerate(ITEMS):
             pairs = [encode_pair(engine, start, *pair) for pair in item.pairs]
-            sums = [score for score, _ in score_pairs(engine, pairs)]
+            sums = [score for score, _ in next(score_pairs(engine, [pairs]))]
             bytes_ = [len(choice.strip().encode()) for _, choice in item.pairs]
             assert found["sum"]["answers"][number] == sums.index(max(sums))
             rates = [value / size for value, size in zip(sums, bytes_, strict=True)]
             assert found["per_byte"]["answers"][number] == rates.index(max(rates))
             whole = [
-                score_pairs(engine, [type(p)(p.context[:1], [*p.context[1:], *p.continuation])])[0][0]
+                next(score_pairs(engine, [[type(p)(p.context[:1], [*p.context[1:], *p.continuation])]]))[0][0]
                 for p in pairs
             ]
             lengths = [len(p.context) + len(p.continuation) for p in pairs]
@@ -321,7 +328,7 @@ def test_the_harness_sees_the_same_likelihoods(place: Path, model: Path) -> None
     found = adapter.loglikelihood(requests, disable_tqdm=True)
     engine, start = adapter.engine, adapter.start
     for request, (score, _) in zip(requests, found, strict=True):
-        alone = score_pairs(engine, [encode_pair(engine, start, *request.args)])[0][0]
+        ((alone, _),) = next(score_pairs(engine, [[encode_pair(engine, start, *request.args)]]))
         assert score == pytest.approx(alone, rel=1e-2, abs=1e-2)
     text = " ".join(WORDS * 30)  # longer than the context
     (rolling,) = adapter.loglikelihood_rolling([SimpleNamespace(args=(text,))])

@@ -7,7 +7,7 @@ import pytest
 from tiny_gguf import CONTEXT, TEXT, make_gguf
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.engine import Fork, open_engine
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.verify import SCRIPTS
 
@@ -101,40 +101,49 @@ def test_the_cache_keeps_a_beginning_and_goes_on_from_it(either: Path) -> None:
 
 
 @pytest.mark.parametrize("context", [64, 700])
-def test_branches_go_on_from_what_is_cached(either: Path, context: int) -> None:
-    """Each on its own, whether they fit into the cache together or one by one, in one batch or in several."""
+def test_forks_predict_every_token_of_their_branches(either: Path, context: int) -> None:
+    """As on their own: texts share a batch or fill several, and the cache holds their branches or not."""
     rng = np.random.default_rng(4)
-    lengths = [5, 0, 1, 20, 7, 3, 9, 2, 11, 4] if context == 64 else [150, 300, 60]
-    beginning, *branches = (rng.integers(3, 300, length).tolist() for length in [30, *lengths])
+    sizes = [[30, 5, 0, 1, 20, 7, 3, 9, 2, 11, 4], [1, 2, 2], [40, 1], [6, *range(1, 20)]]
+    if context == 700:
+        sizes += [[30, 150, 300, 60], [600, 1, 90, 2], *[[9, 4, 3, 5]] * 40, [2, *[2] * 70]]
+    drawn = [[rng.integers(3, 300, size).tolist() for size in fork] for fork in sizes]
+    forks = [Fork(beginning, branches) for beginning, *branches in drawn]
     with open_engine(either, context, 1, logits_all=True) as engine:
-        expected = [engine.logits([*beginning, *branch])[30:] for branch in branches]
-        engine.reset()
-        engine.eval(beginning)
-        for _ in range(2):  # the cache stays as it was
-            found = [np.full_like(rows, np.nan) for rows in expected]
-            for index, at, rows in engine.branches(branches):
-                found[index][at : at + len(rows)] = rows
-            assert engine.cached == 30
-            for mine, rows in zip(found, expected, strict=True):
-                np.testing.assert_allclose(mine, rows, atol=2e-3)
+        engine.eval([5, 6, 7])  # which is forgotten
+        found = [[np.full((len(b), engine.vocab_size), np.nan) for b in fork.branches] for fork in forks]
+        order = []
+        for index, branch, at, rows in engine.forks(forks):
+            found[index][branch][at : at + len(rows)] = rows
+            order.append(index)
+        assert order == sorted(order) and engine.cached == 0
+        for fork, rows in zip(forks, found, strict=True):
+            for branch, mine in zip(fork.branches, rows, strict=True):
+                if branch:
+                    expected = engine.logits([*fork.beginning, *branch[:-1]])[len(fork.beginning) - 1 :]
+                    np.testing.assert_allclose(mine, expected, atol=4e-3)
         with pytest.raises(EdgeError, match="do not fit"):
-            list(engine.branches([[5], rng.integers(3, 300, context - 29).tolist()]))
-        assert engine.cached == 30
+            list(engine.forks([Fork([5], [[6], rng.integers(3, 300, context + 1).tolist()])]))
+        with pytest.raises(ValueError, match="token ids"):
+            list(engine.forks([Fork([5], [[6], [engine.vocab_size, 5]])]))
+        np.testing.assert_allclose(engine.eval([5, 6, 7]).copy(), engine.logits([5, 6, 7])[-1], atol=2e-3)
     with open_engine(either, 64, 1) as engine, pytest.raises(ValueError, match="logits_all"):
-        list(engine.branches([[5]]))
+        list(engine.forks([Fork([5], [[5]])]))
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 5, 9])
-def test_branches_in_a_short_context(either: Path, context: int) -> None:
+def test_forks_in_a_short_context(either: Path, context: int) -> None:
     """Shorter than the number of sequences that llama.cpp could hold."""
+    forks = [Fork([5], [[6], [7, 8], [9]]), Fork([4], [[3]])]
     with open_engine(either, context, 1, logits_all=True) as engine:
-        engine.eval([5])
-        if context < 3:
+        if context < 2:
             with pytest.raises(EdgeError, match="do not fit"):
-                list(engine.branches([[6, 7]]))
+                list(engine.forks(forks))
         else:
-            found = [(index, at, len(rows)) for index, at, rows in engine.branches([[6], [7, 8], [9]])]
-            assert found == [(0, 0, 1), (1, 0, 2), (2, 0, 1)]
+            found = [(index, branch, at, len(rows)) for index, branch, at, rows in engine.forks(forks)]
+            assert found == [(0, 0, 0, 1), (0, 1, 0, 1), (0, 2, 0, 1), (0, 1, 1, 1), (1, 0, 0, 1)] or (
+                found == [(0, 0, 0, 1), (0, 1, 0, 1), (0, 1, 1, 1), (0, 2, 0, 1), (1, 0, 0, 1)]
+            )
 
 
 def test_context_is_the_models_unless_given_and_never_longer(either: Path) -> None:
