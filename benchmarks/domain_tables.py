@@ -25,7 +25,7 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
         return {}
     result = json.loads(source.read_text(encoding="utf-8"))
     domains = _with_sizes(result["domains"], result["sizes"])
-    parts = [_head(domains), _corpora(domains), _perplexity(domains)]
+    parts = [_head(domains), _corpora(domains, result["second"]), _perplexity(domains)]
     parts += [_second(result["second"])] if result["second"] else []
     parts += [*_questions(domains), _forgetting(domains)]
     parts += [_overfitting(domains), *_training(domains)]
@@ -100,8 +100,9 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], no
     return f"## {title}\n\n{markdown(Table('', title, columns, rows, note))}"
 
 
-def _corpora(domains: Mapping[str, Any]) -> str:
+def _corpora(domains: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     rows = []
+    total = sum(found["seconds"] for part in (domains, second) for found in part.values())
     for name, found in domains.items():
         dropped, splits = found["dropped"], found["splits"]
         rows.append(
@@ -135,7 +136,8 @@ def _corpora(domains: Mapping[str, Any]) -> str:
         "measured",
     )
     note = (
-        "From nothing: making and measuring all of the domain's models below, alone on the machine named. "
+        "From nothing: making and measuring all of the domain's models below, alone on the machine named; "
+        f"together, with the second model's, {duration(total)}. "
         "Speeds compare within a domain, not between machines."
     )
     return _table("The corpora", columns, rows, note)
