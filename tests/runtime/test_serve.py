@@ -265,14 +265,14 @@ def test_a_full_queue_refuses_and_a_client_that_leaves_makes_room(endless: Path)
 
 def test_time_is_limited(endless: Path) -> None:
     long: dict[str, Any] = {"model": "endless", "prompt": [50], "max_tokens": 500, **GREEDY}
-    with serving(endless, "--timeout", 0.5, slow=True) as server:
+    with serving(endless, "--timeout", 1.5, slow=True) as server:
         client = server.client(max_retries=2)
         with pytest.raises(
-            openai.InternalServerError, match=r"longer than this server's 0.5 seconds"
+            openai.InternalServerError, match=r"longer than this server's 1.5 seconds"
         ) as late:
             client.completions.create(**long)
         assert late.value.status_code == 504
-        with pytest.raises(openai.APIError, match=r"longer than this server's 0.5 seconds"):
+        with pytest.raises(openai.APIError, match=r"longer than this server's 1.5 seconds"):
             text_of(client.completions.create(stream=True, **long))
         assert client.completions.create(**{**long, "max_tokens": 2}).choices[0].finish_reason == "length"
 
