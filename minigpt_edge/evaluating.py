@@ -74,7 +74,7 @@ def subject_of(
     Raises:
         EdgeError: it is none of these, or unless it is not to `check`, a bundle's file was changed.
     """
-    if (path / "config.json").is_file() and not (path / "manifest.json").exists():
+    if (path / "config.json").is_file():
         return Subject(path, domain, base, None)
     bundle = open_bundle(path, file, check=check)
     manifest = bundle.manifest

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,15 @@ def test_likelihoods_are_those_of_the_tokens_that_the_context_lacks(place: Path,
                 expected = sum(float(rows[at, ids[0, at + 1]]) for at in places)
                 assert score == pytest.approx(expected, rel=0.02, abs=0.02)
                 assert likeliest == all(int(rows[at].argmax()) == int(ids[0, at + 1]) for at in places)
+
+
+def test_a_stages_checkpoint_is_evaluated(place: Path, tmp_path: Path) -> None:
+    """The directory that a build names at its end; it has a manifest, which is no bundle's."""
+    stage = tmp_path / "recover-1"
+    shutil.copytree(place / "checkpoint", stage)
+    (stage / "manifest.json").write_text('{"stage": "recover"}')
+    with subject_of(stage).open(1) as engine:
+        assert answer(engine, ITEMS)["sum"]["questions"] == len(ITEMS)
 
 
 def test_a_bundle_is_scored_by_its_own_base_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
