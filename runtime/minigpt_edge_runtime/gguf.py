@@ -234,7 +234,7 @@ class LlamaEngine:
                 self._check_ids(text)
             self._check_room(len(fork.beginning) + max(0, *(len(branch) - 1 for branch in fork.branches), 0))
         size = len(self._tokens)
-        for rows in packs(forks, size, self._sequences, self._context_length):
+        for rows in packs(forks, self._sequences, self._context_length):
             try:
                 for start in range(0, len(rows), size):
                     piece = rows[start : start + size]

@@ -1,4 +1,4 @@
-"""Texts with several continuations laid out for one batch, so that llama.cpp computes many tokens at once."""
+"""A text with several continuations laid out for one batch, so that llama.cpp computes them together."""
 
 from __future__ import annotations
 
@@ -25,24 +25,16 @@ class Row(NamedTuple):
     predicts: list[tuple[int, int, int]]
 
 
-def packs(forks: Sequence[Fork], size: int, sequences: int, context_length: int) -> Iterator[list[Row]]:
-    """Rows to be computed from an empty cache, of as many forks as `size` rows and `sequences` hold.
+def packs(forks: Sequence[Fork], sequences: int, context_length: int) -> Iterator[list[Row]]:
+    """Rows to be computed together from an empty cache: a fork's, never of several.
 
-    Only a fork that is larger than `size` gives more rows, and is then alone. One whose branches are too many
-    for the cache comes in parts, each with the beginning. `sequences` is at least 1, and each branch fits.
+    What shares a batch changes the last bits of what is computed, and a question's answer must not depend on
+    the others that are asked. A fork whose branches are too many for the cache comes in parts, each with the
+    beginning. `sequences` is at least 1, and each branch fits.
     """
-    pack: list[Row] = []
-    used = 0
     for index, fork in enumerate(forks):
         for part in _parts(fork, sequences, context_length):
-            rows = len(fork.beginning) + sum(_evaluated(fork.branches[at]) for at in part)
-            if pack and (len(pack) + rows > size or used + len(part) > sequences):
-                yield pack
-                pack, used = [], 0
-            pack += _rows(index, fork, part, used)
-            used += max(1, len(part))
-    if pack:
-        yield pack
+            yield list(_rows(index, fork, part))
 
 
 def runs(rows: Sequence[Row], logits: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
@@ -79,12 +71,12 @@ def _parts(fork: Fork, sequences: int, context_length: int) -> Iterator[list[int
     yield part
 
 
-def _rows(index: int, fork: Fork, part: Sequence[int], first: int) -> Iterator[Row]:
-    everyone = range(first, first + max(1, len(part)))
+def _rows(index: int, fork: Fork, part: Sequence[int]) -> Iterator[Row]:
+    everyone = range(max(1, len(part)))
     last = len(fork.beginning) - 1
     for position, token in enumerate(fork.beginning):
         predicts = [(index, at, 0) for at in part if fork.branches[at]] if position == last else []
         yield Row(token, position, everyone, predicts)
-    for sequence, at in enumerate(part, first):
+    for sequence, at in enumerate(part):
         for offset, token in enumerate(fork.branches[at][:-1], 1):
             yield Row(token, last + offset, range(sequence, sequence + 1), [(index, at, offset)])
