@@ -102,7 +102,7 @@ def test_the_cache_keeps_a_beginning_and_goes_on_from_it(either: Path) -> None:
 
 @pytest.mark.parametrize("context", [64, 700])
 def test_forks_predict_every_token_of_their_branches(either: Path, context: int) -> None:
-    """As on their own: texts share a batch or fill several, and the cache holds their branches or not."""
+    """As each text alone: one batch holds a fork or several do, and the cache holds its branches or not."""
     rng = np.random.default_rng(4)
     sizes = [[30, 5, 0, 1, 20, 7, 3, 9, 2, 11, 4], [1, 2, 2], [40, 1], [6, *range(1, 20)]]
     if context == 700:
