@@ -24,21 +24,22 @@ def main() -> None:
     """Measure and write the result."""
     import torch
 
-    from minigpt_edge import corpus, domains, models
-    from minigpt_edge.checkpoint import load_model
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.precision import compute_dtype
+    from minigpt_edge.data import corpus, domains
+    from minigpt_edge.models import base_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.models.precision import compute_dtype
+    from minigpt_edge.prune.prepare import calibration_windows
+    from minigpt_edge.prune.prune import shrink
+    from minigpt_edge.prune.settings import WINDOW, shrink_settings
+    from minigpt_edge.prune.streams import MICRO_BATCH_TOKENS
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge.settings import WINDOW, shrink_settings
-    from minigpt_edge.shrink.prepare import calibration_windows
-    from minigpt_edge.shrink.weights import shrink
-    from minigpt_edge.streams import MICRO_BATCH_TOKENS
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibration-tokens", type=int, default=Recipe.calibration_tokens)
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    base = models.resolve_model()
+    base = base_model.resolve_model()
     settings = shrink_settings(
         Recipe(domain="law", calibration_tokens=given.calibration_tokens, threads=given.threads)
     )

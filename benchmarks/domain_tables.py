@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minigpt_edge.card import markdown
-from minigpt_edge.report_tables import MISSING, Table, duration, megabytes, number, percent
+from minigpt_edge.report.tables import MISSING, Table, duration, megabytes, number, percent
+from minigpt_edge.ship.card import markdown
 
 Rows = list[dict[str, Any]]
 

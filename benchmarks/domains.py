@@ -24,6 +24,8 @@ import methods
 import stories
 from provenance import provenance
 
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
+
 RESULT = methods.RESULTS / "domains.json"
 DOMAINS = ("law", "medical", "economics", "games", "translation")
 GENERAL = "general"
@@ -46,7 +48,7 @@ def models_of(bench: methods.Bench, part: str) -> Iterator[tuple[str, Path, Path
 
 
 def _dense(bench: methods.Bench) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
-    from minigpt_edge.shrink.weights import IMPORTANCE
+    from minigpt_edge.prune.prune import IMPORTANCE
 
     whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
     importance = whole.path / IMPORTANCE
@@ -59,8 +61,8 @@ def _pruned(
     bench: methods.Bench, sparsity: float, *, untuned: bool
 ) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
     """One sparsity's model, and the same before fine-tuning where `untuned`."""
-    from minigpt_edge.shrink.prepare import CHECKPOINT
-    from minigpt_edge.shrink.weights import IMPORTANCE
+    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.prune import IMPORTANCE
 
     pruned = bench.prune(sparsity=sparsity)
     importance = pruned.path / IMPORTANCE
@@ -112,12 +114,12 @@ def evaluated(
 
 def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
     """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
-    from minigpt_edge.packing import read_documents
-    from minigpt_edge.stage import run_stage
-    from minigpt_edge.windows import MAX_TOKENS, choose_windows
+    from minigpt_edge.data.windows import MAX_TOKENS, choose_windows
+    from minigpt_edge.recover.packing import read_documents
+    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge_runtime.bench.measure import run_fresh
+    from minigpt_edge_runtime.engines.text import open_tokenizer
     from minigpt_edge_runtime.files import write_json
-    from minigpt_edge_runtime.measure import run_fresh
-    from minigpt_edge_runtime.text import open_tokenizer
 
     def make(out: Path) -> dict[str, Any]:
         texts = read_documents(bench.text.path / "train.jsonl")
@@ -143,7 +145,7 @@ def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
         "seen-text",
         settings={"threads": bench.recipe.threads, "tokens": SEEN_TOKENS, "of": bench.recipe.recover_tokens},
         inputs={"model": made.digest, "corpus": bench.text.digest},
-        code=("minigpt_edge_runtime.measure", "minigpt_edge_runtime.scoring", "minigpt_edge_runtime.gguf"),
+        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
         make=make,
     )
     return {key: stage.metrics[key] for key in ("bits_per_byte", "stderr", "windows")}
@@ -155,14 +157,13 @@ def _file(kind: str, made: Any) -> Path:
 
 def _corpora(bench: methods.Bench) -> dict[str, str]:
     """Domain -> digest of its corpus, of all domains whose text is scored."""
-    from minigpt_edge import pipeline
     from minigpt_edge.recipe import Recipe
 
     found = {}
     for domain in (*DOMAINS, GENERAL):
         recipe = Recipe(domain=domain)
-        sources = pipeline.corpus_sources(recipe)
-        stage = pipeline.corpus_stage(bench.work, recipe, bench.base, sources, bench.talk, to_train=False)
+        sources = corpus_sources(recipe)
+        stage = corpus_stage(bench.work, recipe, bench.base, sources, bench.talk, to_train=False)
         found[domain] = stage.digest
     return found
 
@@ -177,30 +178,19 @@ def _evaluated(
     corpus: str,
 ) -> Any:
     """The stage of these tasks' results; `corpus` is the digest of the text that they are about."""
-    from minigpt_edge import evaluating
-    from minigpt_edge.stage import run_stage
+    from minigpt_edge.evaluate import run
+    from minigpt_edge.stages.stage import run_stage
 
     threads = bench.recipe.threads
-    subject = evaluating.Subject(path, domain, bench.recipe.model, bench.base.document_start)
-    request = evaluating.Request(limit=limit, threads=threads)
+    subject = run.Subject(path, domain, bench.recipe.model, bench.base.document_start)
+    request = run.Request(limit=limit, threads=threads)
     return run_stage(
         bench.work,
         "evaluate",
         settings={"tasks": names, "limit": limit, "threads": threads},
         inputs={"model": made.digest, "corpus": corpus},
-        code=(
-            "minigpt_edge.evaluating",
-            "minigpt_edge.held_out",
-            "minigpt_edge.pairs",
-            "minigpt_edge.evaluate.multiple_choice",
-            "minigpt_edge.evaluate.translation",
-            "minigpt_edge.tasks",
-            "minigpt_edge.tasks.items",
-            "minigpt_edge_runtime.choices",
-            "minigpt_edge_runtime.scoring",
-            "minigpt_edge_runtime.gguf",
-        ),
-        make=lambda out: {"tasks": evaluating.evaluate(subject, names, request, bench.talk)["tasks"]},
+        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
+        make=lambda out: {"tasks": run.evaluate(subject, names, request, bench.talk)["tasks"]},
     )
 
 
@@ -209,8 +199,8 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
 
     Of each the fastest of ROUNDS rounds, with all rounds in "rounds".
     """
-    from minigpt_edge.stage import run_stage
-    from minigpt_edge_runtime.measure import run_fresh
+    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge_runtime.bench.measure import run_fresh
 
     threads = bench.recipe.threads
 
@@ -227,7 +217,7 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
         "speeds",
         settings={"threads": threads, "rounds": ROUNDS},
         inputs={f"model-{number}": one.digest for number, one in enumerate(made)},
-        code=("minigpt_edge_runtime.measure", "minigpt_edge_runtime.gguf"),
+        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
         make=measure,
     )
 
@@ -255,8 +245,8 @@ def rows_of(bench: methods.Bench, domain: str, part: str) -> tuple[list[dict[str
 def main() -> None:
     """Run the domains that are asked for, keeping the others' rows."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.console import Talk
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.packages import cache_dir
     from minigpt_edge_runtime.files import write_json
 
     parser = argparse.ArgumentParser(description="The five domains.")

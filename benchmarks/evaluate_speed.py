@@ -20,22 +20,22 @@ TASKS = ("hellaswag", "completion")
 
 def main() -> None:
     """Time both, loading of the questions included."""
-    from minigpt_edge import evaluating
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.console import Talk
+    from minigpt_edge.evaluate import run
+    from minigpt_edge.stages.console import Talk
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    subject = evaluating.subject_of(given.model)
-    request = evaluating.Request(limit=given.questions, threads=given.threads)
+    subject = run.subject_of(given.model)
+    request = run.Request(limit=given.questions, threads=given.threads)
     rows = []
     with Talk() as talk:
         for task in TASKS:
             begun = time.perf_counter()
-            (found,) = evaluating.evaluate(subject, [task], request, talk)["tasks"].values()
+            (found,) = run.evaluate(subject, [task], request, talk)["tasks"].values()
             seconds = time.perf_counter() - begun
             rows.append({"task": task, "questions": found["sum"]["questions"], "seconds": round(seconds, 1)})
     file = {"name": subject.path.name, "bytes": subject.path.stat().st_size}

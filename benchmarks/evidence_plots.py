@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.report_plots import ACCENT, DENSE, INK, QUIET, draw_svg, standalone
+from minigpt_edge.report.plots import ACCENT, DENSE, INK, QUIET, draw_svg, standalone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,12 +10,17 @@ rows of families that are not asked for.
 
 from __future__ import annotations
 
+from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
+from minigpt_edge.recover.stage import CODE as RECOVER_CODE
+
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import methods
+
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
 
 RESULT = methods.RESULTS / "families.json"
 VOCABULARIES = (
@@ -49,9 +54,9 @@ def untrained(name: str, folder: Path, documents: list[str]) -> Path:
     import torch
     import transformers
 
-    from minigpt_edge.packages import cache_dir, package_files
-    from minigpt_edge.shrink.trim import trim_tokenizer
-    from minigpt_edge.shrink.vocabulary import choose_tokens, count_tokens, open_tokenizer
+    from minigpt_edge.prune.vocabulary.choose import choose_tokens, count_tokens, open_tokenizer
+    from minigpt_edge.prune.vocabulary.trim import trim_tokenizer
+    from minigpt_edge.stages.packages import cache_dir, package_files
     from minigpt_edge_runtime.files import read_json
 
     vocabulary, kind, settings = FAMILIES[name]
@@ -82,7 +87,7 @@ def write_vocabulary(source: Path, target: Path) -> dict[str, str]:
     """The tokenizer of a GGUF file without weights as Hugging Face files; the texts of BOS and EOS."""
     from gguf import GGUFReader
 
-    from minigpt_edge.gguf_model import write_tokenizer
+    from minigpt_edge.models.from_gguf import write_tokenizer
 
     fields: dict[str, Any] = {name: f.contents() for name, f in GGUFReader(source).fields.items()}
     fields.setdefault("tokenizer.ggml.pre", "gpt-2")  # the file of GPT-NeoX is older than the field
@@ -95,18 +100,17 @@ def write_vocabulary(source: Path, target: Path) -> dict[str, str]:
 
 def trained(name: str, bench: methods.Bench) -> Any:
     """The stage that holds the family's model, trained on the law texts."""
-    from minigpt_edge import corpus, models, pipeline, stage_code
-    from minigpt_edge.finetune import recover
-    from minigpt_edge.stage import run_stage
+    from minigpt_edge.data import corpus
+    from minigpt_edge.models import base_model
+    from minigpt_edge.recover.recover import recover
+        from minigpt_edge.stages.stage import run_stage
     from minigpt_edge_runtime.errors import EdgeError
 
     def make(out: Path) -> dict[str, Any]:
         if not (out / "random" / "config.json").exists():
             untrained(name, out, corpus.read_split(bench.text.path, "train"))
-        base = models.resolve_model(str(out / "random"))
-        text = pipeline.corpus_stage(
-            bench.work, bench.recipe, base, pipeline.corpus_sources(bench.recipe), bench.talk
-        )
+        base = base_model.resolve_model(str(out / "random"))
+        text = corpus_stage(bench.work, bench.recipe, base, corpus_sources(bench.recipe), bench.talk)
         result = recover(
             base.path,
             out / "model",
@@ -126,7 +130,7 @@ def trained(name: str, bench: methods.Bench) -> Any:
         f"family-{name}",
         settings={"family": FAMILIES[name], "tokens": TRAINED, "lr": LR, "min_count": MIN_COUNT},
         inputs={"corpus": bench.text.digest},
-        code=(*stage_code.RECOVER_CODE, *stage_code.EVALUATE_CODE),
+        code=RECOVER_CODE,
         make=make,
         resumable=True,
     )
@@ -170,7 +174,7 @@ def built(name: str, bench: methods.Bench, model: Path, bundles: Path) -> list[d
 def main() -> None:
     """Train, build and measure every family, write the result."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.stages.packages import cache_dir
 
     parser = argparse.ArgumentParser(description="Every architecture, trained, through the whole build.")
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))

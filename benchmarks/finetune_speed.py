@@ -25,11 +25,11 @@ import torch  # noqa: TID253
 from provenance import provenance
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: TID253
 
-from minigpt_edge import fast_llama
-from minigpt_edge.chunked_loss import chunked_cross_entropy
 from minigpt_edge.commands.build import all_cores
-from minigpt_edge.evaluate import perplexity
-from minigpt_edge.flops import matmul_flops, training_flops
+from minigpt_edge.models import forward
+from minigpt_edge.models.chunked_loss import chunked_cross_entropy
+from minigpt_edge.recover import fast_llama
+from minigpt_edge.recover.flops import matmul_flops, training_flops
 from minigpt_edge_runtime.device import peak_rss_bytes
 
 RESULT = Path(__file__).parent / "results" / "finetune_speed.json"
@@ -70,7 +70,7 @@ def loss_function(variant: str, model: Any, ids: torch.Tensor) -> Callable[[], t
         if parts:
             hidden = fast_llama.hidden_states(model, known, parts)
         else:
-            hidden = perplexity.hidden_states(model, known)
+            hidden = forward.hidden_states(model, known)
         return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, labels.flatten())
 
     return fast

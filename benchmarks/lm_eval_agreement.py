@@ -29,8 +29,8 @@ NAMES = {
 
 def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a question set with the columns that the harness's own definition reads."""
-    from minigpt_edge import tasks
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.data import tasks
+    from minigpt_edge.stages.packages import cache_dir
 
     found = [dict(row) for row in tasks.package_rows(tasks.get_task(name), cache_dir())]
     for row in found:
@@ -47,10 +47,9 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def theirs(model: str, names: list[str], limit: int | None, threads: int) -> dict[str, dict[str, float]]:
     """Accuracies by the harness, with its own definitions of the tasks."""
     import lm_eval
+    import minigpt_edge.lm_eval_model  # noqa: F401 - registers the model
     import yaml
     from lm_eval.tasks import TaskManager
-
-    import minigpt_edge.lm_eval_model  # noqa: F401 - registers the model
 
     known = TaskManager().task_index
     with tempfile.TemporaryDirectory() as folder:
@@ -81,11 +80,12 @@ def theirs(model: str, names: list[str], limit: int | None, threads: int) -> dic
 
 def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[str, Any]:
     """Accuracies by `evaluate`, of the same first questions."""
-    from minigpt_edge import evaluating, tasks
+    from minigpt_edge.data import tasks
+    from minigpt_edge.evaluate import run
     from minigpt_edge.evaluate.multiple_choice import answer
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.stages.packages import cache_dir
 
-    subject = evaluating.subject_of(Path(model))
+    subject = run.subject_of(Path(model))
     found = {}
     with subject.open(threads) as engine:
         for name in names:
@@ -110,9 +110,9 @@ def main() -> None:
 
 def compared(model: str, names: list[str], limit: int | None, threads: int) -> list[dict[str, Any]]:
     """A row per question set, accuracies in percent."""
-    from minigpt_edge import evaluating
+    from minigpt_edge.evaluate import run
 
-    file = evaluating.subject_of(Path(model)).path.name
+    file = run.subject_of(Path(model)).path.name
     harness, mine = theirs(model, names, limit, threads), ours(model, names, limit, threads)
     rows = []
     for name in names:

@@ -25,10 +25,10 @@ STAGES = ("prune", "recover")
 
 def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | None, lora: bool) -> Any:
     """Bytes that `build` reckons with for each stage, and the tokens of one pass."""
-    from minigpt_edge import memory
-    from minigpt_edge.checkpoint import dense_parameters, read_config
-    from minigpt_edge.finetune import STEP_TOKENS
-    from minigpt_edge.settings import WINDOW
+    from minigpt_edge.models.checkpoint import dense_parameters, read_config
+    from minigpt_edge.prune.settings import WINDOW
+    from minigpt_edge.recover.recover import STEP_TOKENS
+    from minigpt_edge.stages import memory
 
     config, parameters, tokens = read_config(base), dense_parameters(base), given.calibration_tokens
     lazy = memory.stays_on_disk(base, tokens, limit, may=True)
@@ -40,9 +40,9 @@ def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | 
 
 def least(base: Path, pruned: Path, tokens: int) -> int:
     """The least limit, in bytes, under which neither stage is refused."""
-    from minigpt_edge import memory
-    from minigpt_edge.checkpoint import dense_parameters, read_config
-    from minigpt_edge.settings import WINDOW
+    from minigpt_edge.models.checkpoint import dense_parameters, read_config
+    from minigpt_edge.prune.settings import WINDOW
+    from minigpt_edge.stages import memory
 
     pruning = memory.of_pruning(read_config(base), dense_parameters(base), tokens, lazy=True)
     return max(pruning, memory.Recovery(pruned, base, lora=False, limit=None).needed(WINDOW))
@@ -90,7 +90,7 @@ def measured(
 def main() -> None:
     """Three builds, and a row for each of their stages."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.models import resolve_model
+    from minigpt_edge.models.base_model import resolve_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", help="short name, directory or hub id [default: the default model]")

@@ -20,6 +20,13 @@ from typing import Any
 
 from provenance import provenance
 
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
+from minigpt_edge.evaluate.stage import dense_stage
+from minigpt_edge.prune.stage import prune_stage
+from minigpt_edge.recover.stage import CODE as RECOVER_CODE
+from minigpt_edge.recover.stage import recover_stage
+
 RESULTS = Path(__file__).parent / "results"
 SPARSITIES = (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)
 PUBLISHED_TOKENS = 32_768  # of calibration, for methods that only score
@@ -43,17 +50,15 @@ class Bench:
 
     def prune(self, **options: Any) -> Any:
         """The prune stage of a recipe; None and the reason if the method can't do what is asked."""
-        from minigpt_edge import pipeline
 
         recipe = dataclasses.replace(self.recipe, **options)
-        return pipeline.prune_stage(self.work, recipe, self.base, self.text, self.talk)
+        return prune_stage(self.work, recipe, self.base, self.text, self.talk)
 
     def recover(self, pruned: Any, **options: Any) -> Any:
         """The recover stage of a pruned one."""
-        from minigpt_edge import pipeline
 
         recipe = dataclasses.replace(self.recipe, **{"recover": "tokens", **options})
-        return pipeline.recover_stage(self.work, recipe, self.base, pruned, self.text, self.dense, self.talk)
+        return recover_stage(self.work, recipe, self.base, pruned, self.text, self.dense, self.talk)
 
     def train(
         self,
@@ -70,9 +75,8 @@ class Bench:
             digest: of the checkpoint.
             documents: a train.jsonl other than the corpus's.
         """
-        from minigpt_edge import stage_code
-        from minigpt_edge.finetune import recover
-        from minigpt_edge.stage import run_stage
+        from minigpt_edge.recover.recover import recover
+        from minigpt_edge.stages.stage import run_stage
         from minigpt_edge_runtime.files import sha256_file
 
         train = documents or self.text.path / "train.jsonl"
@@ -82,7 +86,7 @@ class Bench:
             "train",
             settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
             inputs={"checkpoint": digest, "corpus": self.text.digest, "train": sha256_file(train)},
-            code=(*stage_code.RECOVER_CODE, *stage_code.EVALUATE_CODE),
+            code=RECOVER_CODE,
             make=lambda out: recover(
                 checkpoint,
                 out,
@@ -99,9 +103,8 @@ class Bench:
 
     def test(self, checkpoint: Path, digest: str) -> dict[str, Any]:
         """A checkpoint's quality on the test windows, kept as a stage."""
-        from minigpt_edge import stage_code
         from minigpt_edge.evaluate.perplexity import evaluate
-        from minigpt_edge.stage import run_stage
+        from minigpt_edge.stages.stage import run_stage
 
         def make(out: Path) -> dict[str, Any]:
             import torch
@@ -114,7 +117,7 @@ class Bench:
             "test-quality",
             settings={"threads": self.recipe.threads},
             inputs={"checkpoint": digest, "test": self.text.manifest["outputs"]["test.texts.json"]},
-            code=stage_code.EVALUATE_CODE,
+            code=EVALUATE_CODE,
             make=make,
         )
         return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
@@ -128,18 +131,18 @@ def opened(
     model: str | None = None,
 ) -> Bench:
     """A domain's corpus, or another, and a model, by default the default one, dense quality included."""
-    from minigpt_edge import models, pipeline
-    from minigpt_edge.console import Talk
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
+    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.packages import cache_dir
 
     source: dict[str, Any] = {"corpus": (str(corpus),)} if corpus else {"domain": domain}
     recipe = Recipe(**source, model=model, threads=threads, recover="no")
     work, talk = cache_dir() / "work", talk or Talk()
     work.mkdir(parents=True, exist_ok=True)
-    base = models.resolve_model(model)
-    text = pipeline.corpus_stage(work, recipe, base, pipeline.corpus_sources(recipe), talk)
-    return Bench(work, base, text, recipe, talk, pipeline.dense_stage(work, recipe, base, text, talk))
+    base = base_model.resolve_model(model)
+    text = corpus_stage(work, recipe, base, corpus_sources(recipe), talk)
+    return Bench(work, base, text, recipe, talk, dense_stage(work, recipe, base, text, talk))
 
 
 def one_shot_runs() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -173,7 +176,7 @@ def one_shot(bench: Bench) -> list[dict[str, Any]]:
 
 def pruned_rows(bench: Bench, runs: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """A row per run, before recovery."""
-    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.prune.prepare import CHECKPOINT
     from minigpt_edge_runtime.errors import EdgeError
 
     rows = []
@@ -191,7 +194,7 @@ def pruned_rows(bench: Bench, runs: Iterable[tuple[str, dict[str, Any]]]) -> lis
 
 def medicine(bench: Bench) -> list[dict[str, Any]]:
     """The best four at 42 % on abstracts of medical papers; the first row is the dense model."""
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.stages.packages import cache_dir
 
     other = opened(bench.recipe.threads, medical_text(cache_dir()), bench.talk)
     trimmed = {"sparsity": 0.42, "calibration_tokens": PUBLISHED_TOKENS}
@@ -207,7 +210,7 @@ def medical_text(cache: Path) -> Path:
     import gzip
     from xml.etree import ElementTree
 
-    from minigpt_edge.packages import package_files
+    from minigpt_edge.stages.packages import package_files
     from minigpt_edge_runtime.files import write_text
 
     target = cache / "benchmarks" / "medicine.jsonl"

@@ -30,9 +30,9 @@ def part_of_text(bench: methods.Bench, tokens: int) -> Path:
     """The first documents of the training text, in shuffled order, that hold so many base tokens."""
     import random
 
-    from minigpt_edge import corpus
-    from minigpt_edge.evaluate.perplexity import read_tokenizer
-    from minigpt_edge.stage import run_stage
+    from minigpt_edge.data import corpus
+    from minigpt_edge.models.forward import read_tokenizer
+    from minigpt_edge.stages.stage import run_stage
 
     def make(out: Path) -> dict[str, Any]:
         documents = corpus.read_split(bench.text.path, "train")
@@ -52,8 +52,8 @@ def part_of_text(bench: methods.Bench, tokens: int) -> Path:
 
 def curve(checkpoint: Path, documents: Path, stage: Any) -> list[dict[str, float]]:
     """Bits per byte of each epoch or third: of its training text on the way, of held-out text at its end."""
-    from minigpt_edge.evaluate.perplexity import read_tokenizer
-    from minigpt_edge.packing import read_documents
+    from minigpt_edge.models.forward import read_tokenizer
+    from minigpt_edge.recover.packing import read_documents
 
     texts, tokenizer = read_documents(documents), read_tokenizer(checkpoint)
     tokens = sum(len(found.ids) + 1 for found in tokenizer.encode_batch(texts, add_special_tokens=False))
@@ -71,7 +71,7 @@ def curve(checkpoint: Path, documents: Path, stage: Any) -> list[dict[str, float
 
 def trained(bench: methods.Bench, pruned: Any, distinct: int) -> dict[str, Any]:
     """Quality after TRAINED tokens from a text of `distinct` tokens; the best evaluation's weights."""
-    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.prune.prepare import CHECKPOINT
 
     documents, checkpoint = part_of_text(bench, distinct), pruned.path / CHECKPOINT
     stage = bench.train(checkpoint, pruned.digest, TRAINED, documents=documents, evaluations=EPOCHS)
@@ -86,7 +86,7 @@ def trained(bench: methods.Bench, pruned: Any, distinct: int) -> dict[str, Any]:
 
 def one_shot(bench: methods.Bench, pruned: Any) -> dict[str, Any]:
     """What pruning left, and its quality before training."""
-    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.prune.prepare import CHECKPOINT
 
     return {
         "parameters": pruned.metrics["parameters"]["kept"],
@@ -134,13 +134,13 @@ def training(bench: methods.Bench) -> list[dict[str, Any]]:
 
 def rare_terms(bench: methods.Bench) -> list[str]:
     """Words that are one base token after a space, and rare in the training text."""
-    from minigpt_edge import corpus
-    from minigpt_edge.shrink import vocabulary
+    from minigpt_edge.data import corpus
+    from minigpt_edge.prune.vocabulary import choose
     from minigpt_edge_runtime.files import read_json
 
     data = read_json(bench.base.path / "tokenizer.json")
     documents = corpus.read_split(bench.text.path, "train")
-    counts = vocabulary.count_tokens(vocabulary.open_tokenizer(data), documents)
+    counts = choose.count_tokens(choose.open_tokenizer(data), documents)
     words = {token: number for token, number in data["model"]["vocab"].items() if counts[number] in RARE}
     return sorted(word[1:] for word in words if re.fullmatch("Ġ[a-z]{4,}", word))
 
@@ -149,10 +149,11 @@ def terms_quality(bench: methods.Bench, checkpoint: Path, rare: list[str]) -> di
     """Nats per occurrence of rare terms, and bits per byte of all other text, in the test windows."""
     import torch
 
-    from minigpt_edge import attention
-    from minigpt_edge.checkpoint import load_model
-    from minigpt_edge.chunked_loss import chunked_nll
-    from minigpt_edge.evaluate.perplexity import hidden_states, read_texts, read_tokenizer
+    from minigpt_edge.data.windows import read_texts
+    from minigpt_edge.models import attention
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.models.chunked_loss import chunked_nll
+    from minigpt_edge.models.forward import hidden_states, read_tokenizer
 
     start, windows = read_texts(bench.text.path / "test.texts.json")
     tokenizer, model = read_tokenizer(checkpoint), load_model(checkpoint)
@@ -184,7 +185,7 @@ def terms_quality(bench: methods.Bench, checkpoint: Path, rare: list[str]) -> di
 
 def terms(bench: methods.Bench) -> list[dict[str, Any]]:
     """Rare terms' tokens removed, and protected by --keep-tokens, before and after training."""
-    from minigpt_edge.shrink.prepare import CHECKPOINT
+    from minigpt_edge.prune.prepare import CHECKPOINT
 
     rare = rare_terms(bench)
     listed = bench.work / "rare-terms.txt"

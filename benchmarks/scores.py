@@ -21,19 +21,20 @@ SCORES = ("contextual", "wanda", "least_squares")
 
 def main() -> None:
     """Prune once per score, evaluate each on the validation windows, write the result."""
-    from minigpt_edge import corpus, domains, models
     from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.data import corpus, domains
     from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.models import base_model
+    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.prune import shrink
+    from minigpt_edge.prune.settings import shrink_settings
     from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
-    from minigpt_edge.settings import shrink_settings
-    from minigpt_edge.shrink.prepare import CHECKPOINT
-    from minigpt_edge.shrink.weights import shrink
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibration-tokens", type=int, default=32_768)
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    base = models.resolve_model()
+    base = base_model.resolve_model()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "corpus"

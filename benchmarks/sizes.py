@@ -23,6 +23,8 @@ from typing import Any
 
 from provenance import provenance
 
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
+
 DOCUMENTS = {"train": 60, "validation": 5, "test": 5}  # they come to the same splits again
 RESULT = Path(__file__).parent / "results" / "sizes.json"
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -92,14 +94,15 @@ SHAPES: dict[str, tuple[dict[str, Any], float | None]] = {
 
 def write_texts(path: Path) -> None:
     """The first documents of the law domain's splits."""
-    from minigpt_edge import corpus, models, pipeline
-    from minigpt_edge.console import Talk
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.data import corpus
+    from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
+    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.packages import cache_dir
 
     recipe, work = Recipe(domain="law"), cache_dir() / "work"
-    sources = pipeline.corpus_sources(recipe)
-    text = pipeline.corpus_stage(work, recipe, models.resolve_model(), sources, Talk(quiet=True))
+    sources = corpus_sources(recipe)
+    text = corpus_stage(work, recipe, base_model.resolve_model(), sources, Talk(quiet=True))
     documents = [
         document
         for split, count in DOCUMENTS.items()
@@ -113,9 +116,9 @@ def write_model(folder: Path, settings: dict[str, Any]) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from minigpt_edge.checkpoint import standard_names
-    from minigpt_edge.models import resolve_model
-    from minigpt_edge.safetensors_stream import Tensor, write_tensors
+    from minigpt_edge.models.base_model import resolve_model
+    from minigpt_edge.models.checkpoint import standard_names
+    from minigpt_edge.models.safetensors_stream import Tensor, write_tensors
     from minigpt_edge_runtime.files import read_json, write_json
 
     base = resolve_model().path
@@ -151,7 +154,8 @@ def _values(seed: int, name: str, shape: tuple[int, ...]) -> Any:
 
 def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One shape through the stages; a row of the result."""
-    from minigpt_edge import checkpoint, memory
+    from minigpt_edge.models import checkpoint
+    from minigpt_edge.stages import memory
 
     settings, bound = SHAPES[name]
     if given.blocks:
@@ -196,7 +200,7 @@ def _kind(row: dict[str, Any]) -> tuple[str, int]:
 def main() -> None:
     """Run the shapes that are asked for, smallest first."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.stages.packages import cache_dir
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SHAPES), default=list(SHAPES))

@@ -54,7 +54,7 @@ def write_model(data: bytes, folder: Path) -> None:
     from families import VOCABULARIES, write_vocabulary
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from minigpt_edge.packages import cache_dir, package_files
+    from minigpt_edge.stages.packages import cache_dir, package_files
 
     hidden, width, blocks, heads, groups, rows, context = np.frombuffer(data, "<i4", 7).tolist()
     source = package_files(*VOCABULARIES, cache_dir(), artifact="sdist")

@@ -17,9 +17,9 @@ import domain_tables
 import evidence
 import reliability_tables
 
-from minigpt_edge.card import markdown
-from minigpt_edge.report_plots import size_quality_svg, standalone
-from minigpt_edge.report_tables import duration, headline, tables
+from minigpt_edge.report.plots import size_quality_svg, standalone
+from minigpt_edge.report.tables import duration, headline, tables
+from minigpt_edge.ship.card import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: benchmarks/tables.py -->\n", "<!-- /results -->\n"

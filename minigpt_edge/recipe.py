@@ -120,7 +120,7 @@ class Recipe:
             raise UsageError("thresholds are those of Mini-GPTs", "add --method contextual")
 
     def _check_method(self) -> None:
-        from minigpt_edge.prune import RANK, STRUCTURED, get_method
+        from minigpt_edge.prune.methods.registry import RANK, STRUCTURED, get_method
 
         method = get_method(self.method)
         pattern = self.pattern or method.patterns[0]
@@ -155,7 +155,7 @@ class Recipe:
 
     def _check_idle(self) -> None:
         """UsageError for an option that would do nothing beside another."""
-        from minigpt_edge.prune import BLOCKS, STRUCTURED, get_method
+        from minigpt_edge.prune.methods.registry import BLOCKS, STRUCTURED, get_method
 
         pattern = self.pattern or get_method(self.method).patterns[0]
         whole = pattern not in (STRUCTURED, BLOCKS)

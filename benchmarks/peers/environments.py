@@ -13,7 +13,7 @@ import sysconfig
 from contextlib import suppress
 from pathlib import Path
 
-from minigpt_edge.packages import cache_dir
+from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_runtime.files import write_json
 
 # optimum-onnx 0.1.0 holds transformers below 4.58. torch is the one that this project pins.

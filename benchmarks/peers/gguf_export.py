@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.quantize import quantize
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.quantize import quantize
+from minigpt_edge_export.gguf.write import write_gguf
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import environments
 import summary
 from candidates import NONUNIFORM, UNIFORM, Candidate, export, given, model_bytes, own, peers
 
-from minigpt_edge.packages import cache_dir
+from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_export.targets import PRECISIONS
 from minigpt_edge_runtime.files import sha256_file, sha256_json, write_json
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minigpt_edge.exporting import calibration_sequences
-from minigpt_edge_export.onnx import write_onnx
-from minigpt_edge_export.onnx_grams import collect_grams
-from minigpt_edge_export.quantize import imatrix_from_file
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge.ship.export_stages import calibration_sequences
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.quantize import imatrix_from_file
+from minigpt_edge_export.onnx.grams import collect_grams
+from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.targets import PRECISIONS
-from minigpt_edge_runtime.engine import default_threads
+from minigpt_edge_runtime.engines.open import default_threads
 
 
 def main() -> None:

@@ -46,9 +46,9 @@ MODEL = "model"
 
 def windows(bench: methods.Bench) -> Any:
     """The calibration windows of methods that only score, int64 [64, 512], in the base model's tokens."""
-    from minigpt_edge import corpus
-    from minigpt_edge.settings import shrink_settings
-    from minigpt_edge.shrink.prepare import calibration_windows
+    from minigpt_edge.data import corpus
+    from minigpt_edge.prune.prepare import calibration_windows
+    from minigpt_edge.prune.settings import shrink_settings
 
     settings = shrink_settings(bench.recipe)
     tokens = dataclasses.replace(settings, calibration_tokens=methods.PUBLISHED_TOKENS)
@@ -58,7 +58,7 @@ def windows(bench: methods.Bench) -> Any:
 
 def run(bench: methods.Bench, peer: str, variant: str, fraction: float) -> Any:
     """The stage of one variant of one tool; EdgeError with the tool's last words if it fails."""
-    from minigpt_edge.stage import run_stage
+    from minigpt_edge.stages.stage import run_stage
     from minigpt_edge_runtime.errors import EdgeError
     from minigpt_edge_runtime.files import sha256_file
 
@@ -87,14 +87,14 @@ def run(bench: methods.Bench, peer: str, variant: str, fraction: float) -> Any:
             "corpus": bench.text.digest,
             **{name: sha256_file(HERE / name) for name in (script, "prune_common.py")},
         },
-        code=("minigpt_edge.shrink.prepare",),
+        code=("minigpt_edge.prune",),
         make=make,
     )
 
 
 def _counted(model: Path) -> dict[str, Any]:
     """Parameters that are really there, and the share of zeros in the blocks' matrices."""
-    from minigpt_edge.checkpoint import count_parameters, load_model
+    from minigpt_edge.models.checkpoint import count_parameters, load_model
 
     loaded: Any = load_model(model)
     blocks = [p for name, p in loaded.named_parameters() if ".layers." in name and p.dim() == 2]
@@ -134,8 +134,8 @@ def recovered(bench: methods.Bench, peer: str, variant: str, fraction: float) ->
 def main() -> None:
     """Run every tool, fine-tune the best of each, write the result."""
     from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.prune.prepare import CHECKPOINT
     from minigpt_edge.recipe import PAPER_SPARSITY
-    from minigpt_edge.shrink.prepare import CHECKPOINT
 
     parser = argparse.ArgumentParser(description="Other pruning tools beside ours.")
     parser.add_argument("--only", nargs="+", choices=list(PEERS), default=list(PEERS))

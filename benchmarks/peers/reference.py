@@ -21,7 +21,7 @@ def main() -> None:
     import torch
     from tokenizers import Tokenizer
 
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models.checkpoint import load_model
 
     source, texts, out = (Path(argument) for argument in sys.argv[1:])
     content = json.loads(texts.read_text(encoding="utf-8"))

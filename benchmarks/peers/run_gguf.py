@@ -15,7 +15,7 @@ class LlamaModel:
     """A GGUF file in llama.cpp."""
 
     def __init__(self, path: Path, threads: int, room: int) -> None:
-        from minigpt_edge_runtime.engine import open_engine
+        from minigpt_edge_runtime.engines.open import open_engine
 
         self._engine = open_engine(path, room, threads)
         self.vocab_size = self._engine.vocab_size

@@ -8,16 +8,14 @@ and heads x head_dim. `candidates` therefore asks llama.cpp which types a model 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minigpt_edge_export.onnx_weights import Precision
+from minigpt_edge_export.onnx.weights import Precision
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from minigpt_edge_export.spec import Decoder
+    pass
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,11 @@ QUANTIZATIONS: dict[str, Quantization] = {
     **{name: Quantization(256, True) for name in ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs")},
     **{name: Quantization(256, True) for name in ("iq2_xxs", "iq1_m", "iq1_s")},
 }
+
+
 UNQUANTIZED = ("f32", "f16", "bf16")
+
+
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "q8": ("q8_0",),
     "q6": ("q6_k",),
@@ -90,6 +92,7 @@ PRECISIONS: dict[str, Precision] = {
     "int4-64": Precision("int4", 4, block_size=64, symmetric=False, head_block_size=64),
 }
 
+
 _TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -111,43 +114,3 @@ def parse_target(name: str) -> Target:
     if target is None:
         raise UsageError(f"unknown target {name!r}", f"known targets: {', '.join(_TARGETS)}")
     return target
-
-
-def candidates(target: Target, decoder: Decoder, *, imatrix: bool = True) -> list[str]:
-    """The types of a target that are worth trying on a model.
-
-    Dropped are, in this order: types that need an importance matrix where there is none; types that give
-    every tensor the type that an earlier one gives it; and types of which most of the blocks' weights would
-    fall back to others. If all would, the one with the smallest file is left, so a family never comes out
-    empty.
-
-    Args:
-        imatrix: whether there will be an importance matrix.
-    """
-    from minigpt_edge_export.quantize import expected_bytes, expected_types
-
-    if target.exact:
-        return list(target.types)
-    plans: dict[str, dict[str, str]] = {}
-    for name in target.types:
-        if imatrix or not QUANTIZATIONS[name].needs_imatrix:
-            plan = expected_types(decoder, name, imatrix=imatrix)
-            if plan not in plans.values():
-                plans[name] = plan
-    kept = [name for name, plan in plans.items() if _own_share(name, plan, decoder) >= 0.5]
-    return kept or [min(plans, key=lambda name: expected_bytes(decoder, plans[name]))]
-
-
-def _own_share(name: str, plan: Mapping[str, str], decoder: Decoder) -> float:
-    """The share of the blocks' matrix weights that did not fall back from 256-blocks to smaller ones."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    from minigpt_edge_export.gguf_layout import tensor_shapes
-
-    own = total = 0
-    for tensor, shape in tensor_shapes(decoder).items():
-        if tensor.startswith("blk.") and len(shape) > 1:
-            block_size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[plan[tensor]]]
-            total += math.prod(shape)
-            own += math.prod(shape) if block_size >= QUANTIZATIONS[name].multiple else 0
-    return own / total

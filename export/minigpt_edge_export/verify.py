@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge_export.gguf.sentencepiece import BYTES
+from minigpt_edge_export.gguf.tokenizer import open_tokenizer
 from minigpt_edge_export.scripts import TEN_SCRIPTS
-from minigpt_edge_export.sentencepiece import BYTES
-from minigpt_edge_export.tokenizer import open_tokenizer
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.engines.open import open_engine
+from minigpt_edge_runtime.engines.text import symbol_bytes
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, write_json
-from minigpt_edge_runtime.text import symbol_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from tokenizers import Tokenizer
+from minigpt_edge_runtime.scoring.likelihood import divergence, log_softmax
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def threshold_of(kind: str) -> Threshold:
 
 
 _KEPT = 5  # examples of failures that are kept
+
+
 _CONTEXT = 64  # a tokenizer needs no cache
 
 
@@ -157,7 +160,7 @@ def verify_logits(model_path: Path, reference: Path, threads: int) -> LogitParit
                     start = 0
                     for found in engine.score(tokens[row].tolist()):
                         expected = logits[row, start : start + len(found)].astype(np.float32)
-                        divergences.append(_divergence(expected, found))
+                        divergences.append(divergence(expected, found))
                         same += int((expected.argmax(-1) == found.argmax(-1)).sum())
                         following = tokens[row, start + 1 : start + 1 + len(found)]
                         likelihoods += [_nll(found, following), _nll(expected, following)]
@@ -274,27 +277,11 @@ def _reasons(logits: LogitParity, limit: Threshold, tokens: TokenParity | None) 
     return reasons
 
 
-def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(softmax(expected) || softmax(found)) in nats: float32 [n, vocab] twice -> float64 [n]."""
-    import numpy as np
-
-    p, q = (_log_softmax(logits) for logits in (expected, found))
-    return np.einsum("nv,nv->n", np.exp(p), p - q, dtype=np.float64)
-
-
 def _nll(logits: np.ndarray, tokens: np.ndarray) -> float:
     """Summed negative log-likelihood in nats of the tokens that follow: [n, vocab], [n] or [n - 1]."""
     import numpy as np
 
-    return -float(_log_softmax(logits)[np.arange(len(tokens)), tokens].sum(dtype=np.float64))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    shifted = logits - logits.max(-1, keepdims=True)
-    total: np.ndarray = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
-    return shifted - np.log(total).astype(np.float32)
+    return -float(log_softmax(logits)[np.arange(len(tokens)), tokens].sum(dtype=np.float64))
 
 
 def _unspellable(tokenizer: Tokenizer) -> list[int]:

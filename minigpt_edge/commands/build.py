@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minigpt_edge import parallel
-from minigpt_edge.prune import DEFAULT_METHOD, METHODS
+from minigpt_edge.prune.methods.registry import DEFAULT_METHOD, METHODS
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+from minigpt_edge.stages import parallel
 
 if TYPE_CHECKING:
     from minigpt_edge.pipeline import Built
@@ -165,10 +165,10 @@ def build(
     """
     from rich.console import Console
 
-    from minigpt_edge.console import Talk
-    from minigpt_edge.pipeline import plan_only
-    from minigpt_edge.report import print_table
-    from minigpt_edge.sizing import parse_count, parse_size
+    from minigpt_edge.prune.sizing import parse_count, parse_size
+    from minigpt_edge.prune.stage import plan_only
+    from minigpt_edge.report.page import print_table
+    from minigpt_edge.stages.console import Talk
     from minigpt_edge_runtime.errors import UsageError
 
     if dry_run and parallel.started() > 1:
@@ -203,7 +203,7 @@ def build(
 def _build(recipe: Recipe, log_json: bool) -> Built | None:
     """Build, or take part in it and return None: of several processes the first alone has the outcome."""
     from minigpt_edge import pipeline
-    from minigpt_edge.console import Talk
+    from minigpt_edge.stages.console import Talk
 
     with parallel.joined():
         if parallel.rank():

@@ -14,7 +14,7 @@ import click
 @click.pass_context
 def domains(context: click.Context, as_json: bool) -> None:
     """List the domains: words, sources and their licences, and whether they are on this machine."""
-    from minigpt_edge.domains import list_domains, load_domain
+    from minigpt_edge.data.domains import list_domains, load_domain
 
     if context.invoked_subcommand:
         return
@@ -38,8 +38,8 @@ def domains(context: click.Context, as_json: bool) -> None:
 
 
 def _row(domain: Any, name: str) -> dict[str, Any]:
-    from minigpt_edge.corpus import HubSource, PackageSource
-    from minigpt_edge.packages import cache_dir, is_here
+    from minigpt_edge.data.corpus import HubSource, PackageSource
+    from minigpt_edge.stages.packages import cache_dir, is_here
 
     source = domain.sources[name]
     origin = getattr(source, "path", "")
@@ -69,9 +69,9 @@ def _row(domain: Any, name: str) -> dict[str, Any]:
 @click.option("--source", help="Which of its sources, such as hub [default: the ones that need no hub].")
 def fetch(name: str, source: str | None) -> None:
     """Get the text and the question sets of the domain NAME, so that it works offline from now on."""
-    from minigpt_edge import corpus, tasks
-    from minigpt_edge.domains import load_domain
-    from minigpt_edge.packages import cache_dir
+    from minigpt_edge.data import corpus, tasks
+    from minigpt_edge.data.domains import load_domain
+    from minigpt_edge.stages.packages import cache_dir
 
     domain = load_domain(name)
     for one in domain.chosen(source):
@@ -88,7 +88,7 @@ def fetch(name: str, source: str | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def add(file: Path) -> None:
     """Check a domain FILE (NAME.toml) and keep it: `build --domain NAME` then knows it."""
-    from minigpt_edge.domains import add_domain, own_domains
+    from minigpt_edge.data.domains import add_domain, own_domains
 
     domain = add_domain(file)
     click.echo(f"{domain.name}: {domain.title}, kept as {own_domains() / file.name}")

@@ -60,19 +60,19 @@ def evaluate(
     """Score MODEL (a bundle, a .gguf or .onnx file, or a checkpoint directory) on texts and questions."""
     from rich.console import Console
 
-    from minigpt_edge import evaluating
-    from minigpt_edge.console import Talk
+    from minigpt_edge.evaluate import run
     from minigpt_edge.evaluate.tables import results_table
-    from minigpt_edge.report import print_one
+    from minigpt_edge.report.page import print_one
+    from minigpt_edge.stages.console import Talk
     from minigpt_edge_runtime.files import check_writable, write_json
 
-    subject = evaluating.subject_of(model, file, domain, base_model, check=not no_verify)
-    request = evaluating.Request(limit, threads, source == "hub", paper_scoring, offline, beside_base)
+    subject = run.subject_of(model, file, domain, base_model, check=not no_verify)
+    request = run.Request(limit, threads, source == "hub", paper_scoring, offline, beside_base)
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if output:
         check_writable(output)
     with Talk() as talk:
-        found = evaluating.evaluate(subject, names or evaluating.default_tasks(subject), request, talk)
+        found = run.evaluate(subject, names or run.default_tasks(subject), request, talk)
     if output:
         write_json(output, found)
     if as_json:

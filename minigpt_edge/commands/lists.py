@@ -23,7 +23,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_JSON
 def tasks(as_json: bool) -> None:
     """List the question sets that `evaluate` knows."""
-    from minigpt_edge.tasks import TASKS
+    from minigpt_edge.data.tasks import TASKS
 
     rows = [
         {"name": t.name, "about": f"{t.title}; {t.licence}", "hub": t.hub[0], "licence": t.licence}
@@ -44,7 +44,7 @@ def tasks(as_json: bool) -> None:
 @_JSON
 def models(as_json: bool) -> None:
     """List the base models that have a short name."""
-    from minigpt_edge.models import default_model, known_models
+    from minigpt_edge.models.base_model import default_model, known_models
 
     rows = [
         {"name": name, "about": f"{entry['package']}{' (default)' if name == default_model() else ''}"}
@@ -70,7 +70,7 @@ def targets(as_json: bool) -> None:
 @_JSON
 def methods(as_json: bool) -> None:
     """List the pruning methods."""
-    from minigpt_edge.prune import DEFAULT_METHOD, METHODS
+    from minigpt_edge.prune.methods.registry import DEFAULT_METHOD, METHODS
 
     rows = [
         {

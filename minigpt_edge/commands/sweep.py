@@ -38,7 +38,7 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from minigpt_edge import sweep as sweeps
+    from minigpt_edge.stages import sweep as sweeps
 
     options = {
         name.removeprefix("--"): bool(option.is_flag)

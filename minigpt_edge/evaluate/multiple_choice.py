@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minigpt_edge.tasks.items import Item
-from minigpt_edge_runtime.choices import encode_pair, score_pairs
-from minigpt_edge_runtime.engine import Engine
-from minigpt_edge_runtime.scoring import token_nll
+from minigpt_edge.data.tasks.items import Item
+from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.scoring.choices import encode_pair, score_pairs
+from minigpt_edge_runtime.scoring.likelihood import token_nll
 
 CONFIDENCE = 0.95
 SCORINGS = ("sum", "per_byte", "paper")

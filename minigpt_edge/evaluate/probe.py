@@ -14,10 +14,11 @@ import torch  # noqa: TID253
 from tokenizers import Tokenizer
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge.archs.base import Arch
-from minigpt_edge.chunked_loss import chunk_rows
-from minigpt_edge.evaluate.perplexity import BATCH_TOKENS, head_of
-from minigpt_edge.precision import compute_dtype
+from minigpt_edge.evaluate.perplexity import BATCH_TOKENS
+from minigpt_edge.models.archs.base import Arch
+from minigpt_edge.models.chunked_loss import chunk_rows
+from minigpt_edge.models.forward import head_of
+from minigpt_edge.models.precision import compute_dtype
 
 KEPT_BYTES = 2**29  # of hidden states between blocks; with more of them, only every nth block's are kept
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minigpt_edge.report_tables import Table
+from minigpt_edge.report.tables import Table
 
 _NOTE = (
     "Texts: bits per byte, ± twice the standard error over windows. Questions: right answers by summed "

@@ -12,11 +12,11 @@ from typing import Any, Self
 import numpy as np
 import torch  # noqa: TID253
 
-from minigpt_edge import attention
-from minigpt_edge.checkpoint import is_large, load_model
-from minigpt_edge.evaluate.perplexity import head_of, hidden_states
-from minigpt_edge_runtime.engine import Fork
-from minigpt_edge_runtime.text import TextCodec
+from minigpt_edge.models import attention
+from minigpt_edge.models.checkpoint import is_large, load_model
+from minigpt_edge.models.forward import head_of, hidden_states
+from minigpt_edge_runtime.engines.engine import Fork
+from minigpt_edge_runtime.engines.text import TextCodec
 
 
 class TorchEngine:

@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minigpt_edge.pairs import prompt
-from minigpt_edge.tasks.items import Item
-from minigpt_edge_runtime.engine import Engine
-from minigpt_edge_runtime.generate import Generation, Session
-from minigpt_edge_runtime.sampling import Sampling
+from minigpt_edge.data.pairs import prompt
+from minigpt_edge.data.tasks.items import Item
+from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.generate.generate import Generation, Session
+from minigpt_edge_runtime.generate.sampling import Sampling
 
 CHOICES = 4
 WRITTEN_TOKENS = 192  # of a translation at most

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from minigpt_edge_runtime.engine import default_threads
+from minigpt_edge_runtime.engines.open import default_threads
 
 SYSTEM = Path("/")
 

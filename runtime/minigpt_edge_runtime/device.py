@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge_runtime.cpus import sysctl
-from minigpt_edge_runtime.engine import default_threads
+from minigpt_edge_runtime.engines.open import default_threads
 
 
 def device_info() -> dict[str, Any]:

@@ -41,7 +41,7 @@ def make_checkpoint(folder: Path, *, unequal: bool = False, **changes: Any) -> P
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from minigpt_edge.checkpoint import load_model, save_model
+    from minigpt_edge.models.checkpoint import load_model, save_model
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -64,7 +64,7 @@ def make_checkpoint(folder: Path, *, unequal: bool = False, **changes: Any) -> P
     path = whole / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "minigpt_edge": {"document_start": START}}))
     if unequal:
-        from minigpt_edge import archs
+        from minigpt_edge.models import archs
 
         model = load_model(whole)
         arch = archs.load_arch("llama")

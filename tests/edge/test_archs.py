@@ -13,15 +13,15 @@ from tiny_families import FAMILIES, narrow, write_family
 from tiny_llama import Checkpoint
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
-from minigpt_edge.archs import load_arch
-from minigpt_edge.attention import use_in
-from minigpt_edge.calibrate import Wanted, shrink_blocks
-from minigpt_edge.checkpoint import count_parameters, load_model, save_model
 from minigpt_edge.evaluate.perplexity import sum_nll
 from minigpt_edge.evaluate.probe import Probe
-from minigpt_edge.flops import training_flops
-from minigpt_edge.prune import get_method
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.attention import use_in
+from minigpt_edge.models.checkpoint import count_parameters, load_model, save_model
+from minigpt_edge.prune.calibrate import Wanted, shrink_blocks
+from minigpt_edge.prune.methods.registry import get_method
+from minigpt_edge.recover.flops import training_flops
+from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
 
 ROWS = torch.from_numpy(np.random.default_rng(1).integers(0, 399, (4, 40)))
@@ -75,7 +75,7 @@ def test_halves_of_blocks_compute_what_the_model_does(
 ) -> None:
     """The calibration's way through the blocks, in float32, gives the loss that the whole model has."""
     monkeypatch.setattr("minigpt_edge.evaluate.probe.compute_dtype", lambda: torch.float32)
-    monkeypatch.setattr("minigpt_edge.precision.compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr("minigpt_edge.models.precision.compute_dtype", lambda: torch.float32)
     model: Any = load_model(family(name).path)
     arch = load_arch(model.config.model_type)
     probe = Probe(model, arch, ROWS.tolist(), [1] * len(ROWS))
@@ -147,7 +147,7 @@ def test_a_refit_of_everything_changes_nothing(
     family: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
     """With biases and parallel halves too, the least-squares target is what the block gave before."""
-    monkeypatch.setattr("minigpt_edge.streams.compute_dtype", lambda: dtype)
+    monkeypatch.setattr("minigpt_edge.prune.streams.compute_dtype", lambda: dtype)
     model: Any = load_model(family(name).path)
     arch = load_arch(model.config.model_type)
     rows = torch.from_numpy(np.random.default_rng(2).integers(0, 399, (40, 40)))

@@ -13,10 +13,10 @@ import torch  # noqa: TID253
 from finetune_helpers import make_checkpoint
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge.archs import load_arch
-from minigpt_edge.checkpoint import load_model, read_config, save_model
-from minigpt_edge.prune.blocks import blocks_for, drop_blocks
-from minigpt_edge.prune.least_squares import RIDGES
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.checkpoint import load_model, read_config, save_model
+from minigpt_edge.prune.methods.blocks import blocks_for, drop_blocks
+from minigpt_edge.prune.methods.least_squares import RIDGES
 from minigpt_edge_runtime.errors import EdgeError
 
 BLOCKS = 5

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
+
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_build import QUICK, SMALL, write_corpus, write_model
 
@@ -187,19 +189,19 @@ def test_the_current_folder_may_become_the_bundle(place: Path, built: Path) -> N
 
 def test_a_changed_corpus_is_read_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, and under ~, which is not spelt out in the path."""
-    from minigpt_edge import models, pipeline
-    from minigpt_edge.console import Talk
+    from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
+    from minigpt_edge.stages.console import Talk
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
     shutil.copytree(place / "corpus", tmp_path / "texts")
     recipe = Recipe(corpus=("~/texts",), calibration_tokens=4096)
-    base, sources = models.resolve_model(str(place / "model")), pipeline.corpus_sources(recipe)
+    base, sources = base_model.resolve_model(str(place / "model")), corpus_sources(recipe)
 
     def read() -> bool:
         with Talk() as talk:
-            return pipeline.corpus_stage(tmp_path / "work", recipe, base, sources, talk).reused
+            return corpus_stage(tmp_path / "work", recipe, base, sources, talk).reused
 
     assert [read(), read()] == [False, True]
     (tmp_path / "texts" / "000.txt").write_text("the licensee shall give notice of breach " * 40)
@@ -266,10 +268,10 @@ def test_a_file_that_differs_stops_the_build(
     """In this process, so that the exporter can be made to lose a matrix."""
     import numpy as np
 
-    from minigpt_edge.console import Talk
     from minigpt_edge.pipeline import build
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge_export.spec import Decoder
+    from minigpt_edge.stages.console import Talk
+    from minigpt_edge_export.decoder import Decoder
     from minigpt_edge_runtime.errors import EdgeError
 
     honest = Decoder.load
@@ -449,13 +451,13 @@ def test_a_stage_damaged_by_hand(place: Path, built: Path, tmp_path: Path) -> No
 
 
 def test_no_disk_space(place: Path, built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from minigpt_edge_export import gguf
-    from minigpt_edge_export.spec import read_checkpoint
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf import write
     from minigpt_edge_runtime.errors import EdgeError
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(EdgeError, match="only 0 MB are free") as caught:
-        gguf.write_gguf(read_checkpoint(place / "model"), tmp_path / "x.gguf")
+        write.write_gguf(read_checkpoint(place / "model"), tmp_path / "x.gguf")
     assert caught.value.hint
     assert not list(tmp_path.iterdir())

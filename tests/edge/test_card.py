@@ -10,7 +10,7 @@ import pytest
 import yaml
 from report_helpers import full_report
 
-from minigpt_edge.card import chatml_system, model_card, modelfile, write_card, write_modelfile
+from minigpt_edge.ship.card import chatml_system, model_card, modelfile, write_card, write_modelfile
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -81,7 +81,7 @@ def test_a_prompt_with_quotes_stays_one_argument() -> None:
 
 
 def test_a_template_that_fails_or_takes_long_is_none_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge_runtime import chat_template
+    from minigpt_edge_runtime.generate import chat_template
 
     monkeypatch.setattr(chat_template, "SECONDS", 0.2)
     loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"

@@ -16,8 +16,7 @@ import pytest
 from source_helpers import sentences, tiny_tokenizer
 from tokenizers import Tokenizer
 
-from minigpt_edge import hub
-from minigpt_edge.corpus import (
+from minigpt_edge.data.corpus import (
     FileSource,
     HubSource,
     build_corpus,
@@ -28,9 +27,10 @@ from minigpt_edge.corpus import (
     read_windows,
     source_of,
 )
-from minigpt_edge.documents import DIVIDE_ABOVE, PIECE, divide, read_files
-from minigpt_edge.domains import load_domain
-from minigpt_edge.windows import cut
+from minigpt_edge.data.documents import DIVIDE_ABOVE, PIECE, divide, read_files
+from minigpt_edge.data.domains import load_domain
+from minigpt_edge.data.windows import cut
+from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError
 
 A, B = "The first text, in two\nlines.", "The second: Übung, 日本語."
@@ -213,7 +213,7 @@ def test_the_law_domain_reads_english_licences_from_its_package(
 ) -> None:
     from dataclasses import replace
 
-    from minigpt_edge.corpus import PackageSource
+    from minigpt_edge.data.corpus import PackageSource
     from minigpt_edge_runtime.files import sha256_file
 
     texts = _documents(90)
@@ -276,7 +276,7 @@ def test_a_dataset_without_a_hub_is_refused_in_time(
 def test_a_dataset_on_the_hub_gives_its_text_column(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    from minigpt_edge.documents import read_hub_dataset
+    from minigpt_edge.data.documents import read_hub_dataset
 
     asked: list[tuple[object, ...]] = []
 

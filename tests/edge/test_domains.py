@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from minigpt_edge import tasks
 from minigpt_edge.cli import cli
-from minigpt_edge.corpus import HubSource, PackageSource
-from minigpt_edge.domains import list_domains, load_domain, parse_domain
-from minigpt_edge.package_readers import READERS
+from minigpt_edge.data import tasks
+from minigpt_edge.data.corpus import HubSource, PackageSource
+from minigpt_edge.data.domains import list_domains, load_domain, parse_domain
+from minigpt_edge.data.package_readers import READERS
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 OWN = """

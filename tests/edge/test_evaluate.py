@@ -17,25 +17,27 @@ from click.testing import CliRunner
 from test_tasks import WINOGRANDE, write_package
 from tiny_build import WORDS, write_corpus, write_model
 
-from minigpt_edge import evaluating, held_out, tasks
-from minigpt_edge.checkpoint import load_model
 from minigpt_edge.cli import cli
-from minigpt_edge.console import Talk
+from minigpt_edge.data import held_out, tasks
+from minigpt_edge.data.pairs import format_pair
+from minigpt_edge.data.tasks.items import Item
+from minigpt_edge.evaluate import run as running
 from minigpt_edge.evaluate.multiple_choice import answer, summarize
+from minigpt_edge.evaluate.run import Request, Subject, evaluate, subject_of
 from minigpt_edge.evaluate.torch_engine import TorchEngine
 from minigpt_edge.evaluate.translation import chrf
-from minigpt_edge.evaluating import Request, Subject, evaluate, subject_of
-from minigpt_edge.models import resolve_model
-from minigpt_edge.pairs import format_pair
-from minigpt_edge.tasks.items import Item
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.onnx import write_onnx
-from minigpt_edge_export.onnx_weights import Precision
-from minigpt_edge_export.spec import read_checkpoint
-from minigpt_edge_runtime.choices import encode_pair, score_pairs
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge.models.base_model import resolve_model
+from minigpt_edge.models.checkpoint import load_model
+from minigpt_edge.stages.console import Talk
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.write import write_gguf
+from minigpt_edge_export.onnx.weights import Precision
+from minigpt_edge_export.onnx.write import write_onnx
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import UsageError
-from minigpt_edge_runtime.scoring import Window, score_window, token_nll
+from minigpt_edge_runtime.scoring.choices import encode_pair, score_pairs
+from minigpt_edge_runtime.scoring.held_out import Window, score_window
+from minigpt_edge_runtime.scoring.likelihood import token_nll
 
 ITEMS = [
     Item(("the licensee shall not",), (" distribute", " copy the work", " zebras and dogs", " or"), 0),
@@ -237,7 +239,7 @@ def test_without_tasks_it_is_asked_what_there_is_for_its_domain(
 def test_what_specialising_cost_elsewhere_beside_the_base_model(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating.domains, "list_domains", lambda: ["clauses", "tongues"])
+    monkeypatch.setattr(running.domains, "list_domains", lambda: ["clauses", "tongues"])
     options = ("--domain", "clauses", "--tasks", "text,elsewhere", "--beside-base", "--json")
     done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
     assert done.exit_code == 0, done.output
@@ -266,7 +268,7 @@ def test_a_domain_without_enough_text_for_questions_is_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--domain", "clauses", "--tasks", "completion")
-    monkeypatch.setattr(evaluating.corpus, "read_split", lambda *_: ["too short"])
+    monkeypatch.setattr(running.corpus, "read_split", lambda *_: ["too short"])
     done = run(place, str(place / "model.gguf"), *options, monkeypatch=monkeypatch)
     assert done.exit_code == 1 and "no questions for completion:clauses" in done.output
 
@@ -327,7 +329,7 @@ def test_what_can_not_be_evaluated_is_refused(
 
 
 def test_the_harness_sees_the_same_likelihoods(place: Path, model: Path) -> None:
-    from minigpt_edge.lm_eval_model import EdgeModel
+    from minigpt_edge.evaluate.lm_eval_model import EdgeModel
 
     adapter = EdgeModel(str(model))
     requests = [

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge import events
-from minigpt_edge.console import Talk
+from minigpt_edge.stages import events
+from minigpt_edge.stages.console import Talk
 from minigpt_edge_runtime.errors import EdgeError
 
 
@@ -56,6 +56,6 @@ def test_only_the_latest_runs_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_a_terminal_long_steps_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk()
     talk.console.file = io.StringIO()
-    monkeypatch.setattr("minigpt_edge.console.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("minigpt_edge.stages.console.PLAIN_EVERY", 0.0)
     talk.step("prune", 25, 100, "loss 1.0")
     assert "prune 25% loss 1.0" in talk.console.file.getvalue()

@@ -27,8 +27,8 @@ def gradients(model: Any, hidden: Any, weights: Any) -> dict[str, Any]:
 def test_hidden_states_and_gradients_are_those_of_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unequal: bool, dtype: str, tolerance: float
 ) -> None:
-    from minigpt_edge import fast_llama
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.recover import fast_llama
 
     monkeypatch.setattr(fast_llama, "compute_dtype", lambda: getattr(torch, dtype))
     model = load_model(make_checkpoint(tmp_path, unequal=unequal))
@@ -43,7 +43,7 @@ def test_hidden_states_and_gradients_are_those_of_transformers(
 
 
 def test_attention_backward_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge import fast_llama
+    from minigpt_edge.recover import fast_llama
 
     monkeypatch.setattr(fast_llama, "QUERY_ROWS", 16)  # several pieces, the last one short
     q, k, v = (torch.randn(2, heads, 37, 8, requires_grad=True) for heads in (6, 2, 2))
@@ -59,8 +59,8 @@ def test_attention_backward_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_compiled_blocks_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge import fast_llama
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.recover import fast_llama
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     model = load_model(make_checkpoint(tmp_path / "model", unequal=True))
@@ -77,8 +77,8 @@ def test_compiled_blocks_compute_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_compiler_training_goes_on_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge import fast_llama, finetune
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.recover import fast_llama, recover
 
     def no_compiler(*_: Any, **__: Any) -> Any:
         def fail(*_: Any) -> Any:
@@ -89,9 +89,9 @@ def test_without_a_compiler_training_goes_on_and_says_so(
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(fast_llama.CompileError, match="no C"):
         fast_llama.compiled_parts(load_model(make_checkpoint(tmp_path / "model")), 2, 16)
-    monkeypatch.setattr(finetune, "COMPILE_FROM", 1)
+    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
     messages: list[str] = []
-    result = finetune.recover(
+    result = recover.recover(
         tmp_path / "model",
         tmp_path / "out",
         **make_corpus(tmp_path / "corpus"),
@@ -106,8 +106,8 @@ def test_without_a_compiler_training_goes_on_and_says_so(
 
 
 def test_what_the_fast_blocks_do_not_compute_is_named(tmp_path: Path) -> None:
-    from minigpt_edge import fast_llama
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.recover import fast_llama
 
     assert fast_llama.check_supported(load_model(make_checkpoint(tmp_path / "a"))) is None
     assert fast_llama.check_supported(load_model(make_checkpoint(tmp_path / "b", mlp_bias=True))) == "biases"
@@ -119,7 +119,7 @@ def test_what_the_fast_blocks_do_not_compute_is_named(tmp_path: Path) -> None:
 def test_chunked_cross_entropy_is_that_of_torch(
     monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float
 ) -> None:
-    from minigpt_edge import chunked_loss
+    from minigpt_edge.models import chunked_loss
 
     monkeypatch.setattr(
         chunked_loss, "CHUNK_BYTES", 16 * 4 * 300
@@ -139,7 +139,7 @@ def test_chunked_cross_entropy_is_that_of_torch(
 
 
 def test_soft_labels_share_the_target() -> None:
-    from minigpt_edge.chunked_loss import SoftLabels, chunked_cross_entropy
+    from minigpt_edge.models.chunked_loss import SoftLabels, chunked_cross_entropy
 
     hidden, weight = torch.randn(75, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
     labels, taught, head = torch.randint(0, 300, (75,)), torch.randn(75, 16), torch.randn(300, 16)
@@ -157,7 +157,7 @@ def test_soft_labels_share_the_target() -> None:
 
 @pytest.mark.parametrize(("heads", "length"), [((6, 2), 37), ((4, 4), 16), ((3, 1), 5)])
 def test_causal_attention_is_that_of_torch(heads: tuple[int, int], length: int) -> None:
-    from minigpt_edge.attention import causal_attention
+    from minigpt_edge.models.attention import causal_attention
 
     q, k, v = (torch.randn(2, n, length, 8) for n in (heads[0], heads[1], heads[1]))
     per = heads[0] // heads[1]
@@ -173,8 +173,8 @@ def test_causal_attention_is_that_of_torch(heads: tuple[int, int], length: int) 
 
 
 def test_transformers_computes_the_same_with_it_and_refuses_padding(tmp_path: Path) -> None:
-    from minigpt_edge import attention
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models import attention
+    from minigpt_edge.models.checkpoint import load_model
 
     model = load_model(make_checkpoint(tmp_path, unequal=True))
     ids = torch.randint(0, 300, (2, 80))
@@ -189,7 +189,7 @@ def test_transformers_computes_the_same_with_it_and_refuses_padding(tmp_path: Pa
 
 
 def test_the_logits_never_exist_at_once() -> None:
-    from minigpt_edge.chunked_loss import CHUNK_BYTES, chunked_cross_entropy
+    from minigpt_edge.models.chunked_loss import CHUNK_BYTES, chunked_cross_entropy
 
     hidden = torch.randn(4096, 8, requires_grad=True)
     weight = torch.randn(30_000, 8, requires_grad=True)
@@ -200,8 +200,8 @@ def test_the_logits_never_exist_at_once() -> None:
 
 
 def test_blocks_of_too_many_sizes_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge import fast_llama
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.recover import fast_llama
 
     monkeypatch.setattr(fast_llama, "MOST_ATTENTION_SIZES", 1)
     with pytest.raises(fast_llama.CompileError, match="2 different sizes"):

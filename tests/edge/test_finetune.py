@@ -36,7 +36,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pa
 
 
 def run(inputs: tuple[Path, dict[str, Path]], out: Path, **changes: Any) -> dict[str, Any]:
-    from minigpt_edge.finetune import recover
+    from minigpt_edge.recover.recover import recover
 
     return recover(inputs[0], out, **inputs[1], **{**SMALL, **changes})
 
@@ -112,9 +112,9 @@ recover(Path({str(inputs[0])!r}), Path({str(tmp_path / "killed")!r}), train=Path
 def test_a_compiled_run_resumes_to_the_same_bits(
     inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge import finetune
+    from minigpt_edge.recover import recover
 
-    monkeypatch.setattr(finetune, "COMPILE_FROM", 1)
+    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     whole = run(inputs, tmp_path / "whole")
     assert whole["compiled"] and whole["after"]["bits_per_byte"] < whole["before"]["bits_per_byte"]
@@ -153,7 +153,7 @@ def test_resuming_under_other_settings_is_refused(inputs: Any, tmp_path: Path) -
 
 
 def test_a_teacher_changes_what_is_learned_and_resumes_to_the_same_bits(inputs: Any, tmp_path: Path) -> None:
-    from minigpt_edge.teacher import Teacher
+    from minigpt_edge.recover.teacher import Teacher
 
     dense = run((make_checkpoint(tmp_path / "dense"), inputs[1]), tmp_path / "tuned")
     lesson = {"teacher": Teacher(tmp_path / "tuned", tuple(range(300)), 0.8), "tokens": 64 * 4 * 3}
@@ -182,8 +182,8 @@ def test_known_scores_are_not_measured_again(inputs: Any, tmp_path: Path) -> Non
 
 
 def test_a_teacher_gives_its_predictions_for_the_kept_tokens(inputs: Any) -> None:
-    from minigpt_edge.checkpoint import load_model
-    from minigpt_edge.teacher import Teacher, soft_labels
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.recover.teacher import Teacher, soft_labels
 
     kept = (*range(280), 290)
     model = load_model(inputs[0])
@@ -259,8 +259,8 @@ def test_bad_text_is_an_error(inputs: Any, tmp_path: Path) -> None:
 
 
 def test_packing_is_whole_text_in_an_order_of_the_seed(inputs: Any) -> None:
-    from minigpt_edge.evaluate.perplexity import read_tokenizer
-    from minigpt_edge.packing import pack, read_documents
+    from minigpt_edge.models.forward import read_tokenizer
+    from minigpt_edge.recover.packing import pack, read_documents
 
     texts, tokenizer = read_documents(inputs[1]["train"]), read_tokenizer(inputs[0])
     arguments = {"length": 32, "count": 300}
@@ -279,9 +279,9 @@ def test_packing_is_whole_text_in_an_order_of_the_seed(inputs: Any) -> None:
 def test_transformers_own_blocks_serve_what_the_fast_ones_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge import finetune
+    from minigpt_edge.recover import recover
 
-    monkeypatch.setattr(finetune, "COMPILE_FROM", 1)
+    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
     checkpoint = make_checkpoint(tmp_path / "model", mlp_bias=True)
     messages: list[str] = []
     corpus = make_corpus(tmp_path / "corpus")

@@ -14,9 +14,9 @@ from tiny_llama import TEXTS, build_model
 from tiny_sentencepiece import sentencepiece_json
 from tokenizers import Tokenizer
 
-from minigpt_edge.models import resolve_model
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge.models.base_model import resolve_model
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.write import write_gguf
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 from safetensors.torch import load_file
 from source_helpers import changed, tiny_model_dir
 
-from minigpt_edge import hub
-from minigpt_edge.models import default_model, resolve_model
+from minigpt_edge.models.base_model import default_model, resolve_model
+from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 

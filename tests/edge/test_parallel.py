@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_build import SMALL, write_corpus, write_model
 
-from minigpt_edge.plan import read_plan
+from minigpt_edge.prune.plan import read_plan
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_file
 
@@ -126,7 +126,7 @@ def test_what_several_processes_may_not_do(
 
 
 def test_a_step_is_dealt_out_evenly_or_refused() -> None:
-    from minigpt_edge.training_settings import Settings
+    from minigpt_edge.recover.settings import Settings
 
     def settings(processes: int, micro: int = 4096) -> Settings:
         return Settings(4096, 512, 2048, 1e-3, 0, 1, 1, 1, None, micro_tokens=micro, processes=processes)

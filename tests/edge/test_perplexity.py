@@ -40,9 +40,9 @@ def test_evaluate_counts_every_byte_from_the_document_start(tmp_path: Path) -> N
 
 
 def test_batches_and_padding_do_not_change_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge import precision
-    from minigpt_edge.checkpoint import load_model
     from minigpt_edge.evaluate import perplexity
+    from minigpt_edge.models import precision
+    from minigpt_edge.models.checkpoint import load_model
 
     monkeypatch.setattr(precision, "compute_dtype", lambda: torch.float32)
     model = load_model(make_checkpoint(tmp_path, unequal=True))
@@ -95,10 +95,10 @@ def test_short_texts_still_make_a_reference(tmp_path: Path) -> None:
     """Of texts of fewer than 256 tokens the longest are taken."""
     from safetensors import safe_open
 
-    from minigpt_edge.console import Talk
-    from minigpt_edge.evaluate.perplexity import encode, read_tokenizer
-    from minigpt_edge.reference import REFERENCE, reference_stage
-    from minigpt_edge.stage import Stage
+    from minigpt_edge.models.forward import encode, read_tokenizer
+    from minigpt_edge.ship.reference import REFERENCE, reference_stage
+    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.stage import Stage
 
     checkpoint, corpus = make_checkpoint(tmp_path / "model"), make_corpus(tmp_path / "corpus")
     data = json.loads(corpus["validation"].read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch  # noqa: TID253
 
-from minigpt_edge.precision import compute_dtype, products_of
+from minigpt_edge.models.precision import compute_dtype, products_of
 
 
 @pytest.mark.parametrize(

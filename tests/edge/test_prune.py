@@ -11,15 +11,22 @@ import pytest
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge.allocate import Costs, allocate, global_plan, measure_costs, threshold_plan
-from minigpt_edge.archs import load_arch
-from minigpt_edge.calibrate import Wanted, score_blocks, shrink_blocks
-from minigpt_edge.checkpoint import load_model, save_model
-from minigpt_edge.moments import Means, Moments
-from minigpt_edge.plan import BlockPlan, from_ranges, to_ranges
-from minigpt_edge.prune import METHODS, UnitStatistics, get_method
-from minigpt_edge.prune.flap import bias as mean_bias
-from minigpt_edge.prune.least_squares import DAMPING, RIDGES, Refitted, best_ridge, output_error, refit
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.checkpoint import load_model, save_model
+from minigpt_edge.prune.allocate import Costs, allocate, global_plan, measure_costs, threshold_plan
+from minigpt_edge.prune.calibrate import Wanted, score_blocks, shrink_blocks
+from minigpt_edge.prune.methods.flap import bias as mean_bias
+from minigpt_edge.prune.methods.least_squares import (
+    DAMPING,
+    RIDGES,
+    Refitted,
+    best_ridge,
+    output_error,
+    refit,
+)
+from minigpt_edge.prune.methods.registry import METHODS, UnitStatistics, get_method
+from minigpt_edge.prune.moments import Means, Moments
+from minigpt_edge.prune.plan import BlockPlan, from_ranges, to_ranges
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -273,7 +280,7 @@ def test_the_refit_is_closer_to_the_dense_model_than_cutting_alone(model_dir: Pa
 
 
 def test_scores_of_all_blocks_are_those_of_the_dense_activations(model_dir: Path) -> None:
-    from minigpt_edge.prune.contextual import mean_l1
+    from minigpt_edge.prune.methods.contextual import mean_l1
 
     model, arch = load_model(model_dir), load_arch("llama")
     ids = torch.randint(0, 300, (4, 64), generator=torch.Generator().manual_seed(7))
@@ -315,7 +322,7 @@ def test_costs_rise_as_blocks_narrow(model_dir: Path) -> None:
 
 
 def test_a_group_costs_more_once_its_stand_in_is_gone() -> None:
-    from minigpt_edge.allocate import _group_path
+    from minigpt_edge.prune.allocate import _group_path
 
     x = torch.randn(500, 12, generator=torch.Generator().manual_seed(5))
     x[:, 4:8] = x[:, :4] + 0.01 * x[:, 4:8]  # the second of three groups repeats the first

@@ -15,9 +15,9 @@ import pytest
 from report_helpers import full_report, model
 from rich.console import Console
 
-from minigpt_edge.report import print_table, render_html, write_report
-from minigpt_edge.report_plots import recovery_svg, size_quality_svg, standalone, widths_svg
-from minigpt_edge.report_tables import headline, paired_difference, tables
+from minigpt_edge.report.page import print_table, render_html, write_report
+from minigpt_edge.report.plots import recovery_svg, size_quality_svg, standalone, widths_svg
+from minigpt_edge.report.tables import headline, paired_difference, tables
 from minigpt_edge_runtime.errors import EdgeError
 
 _VOID = {"meta", "link", "br", "img", "hr", "input"}

@@ -12,17 +12,19 @@ from finetune_helpers import make_checkpoint
 from tiny_families import FAMILIES, write_family
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
-from minigpt_edge import checkpoint, streams
-from minigpt_edge.allocate import measure_costs
-from minigpt_edge.archs import load_arch
-from minigpt_edge.calibrate import Wanted, measure_importance, score_blocks, shrink_blocks
-from minigpt_edge.checkpoint import load_model, save_model, trim_embeddings
-from minigpt_edge.prune import get_method
-from minigpt_edge.prune.contextual import mean_l1
-from minigpt_edge.prune.masks import Pattern, mask_blocks
-from minigpt_edge.prune.taylor import unit_scores
-from minigpt_edge.resident import OnDisk, resident
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge.models import checkpoint
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.checkpoint import load_model, save_model, trim_embeddings
+from minigpt_edge.models.resident import OnDisk, resident
+from minigpt_edge.prune import streams
+from minigpt_edge.prune.allocate import measure_costs
+from minigpt_edge.prune.calibrate import Wanted, measure_importance, score_blocks, shrink_blocks
+from minigpt_edge.prune.methods.contextual import mean_l1
+from minigpt_edge.prune.methods.masks import mask_blocks
+from minigpt_edge.prune.methods.pattern import Pattern
+from minigpt_edge.prune.methods.registry import get_method
+from minigpt_edge.prune.methods.taylor import unit_scores
+from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
 
 ROWS = torch.from_numpy(np.random.default_rng(1).integers(0, 299, (8, 48)))

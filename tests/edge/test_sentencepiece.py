@@ -12,14 +12,19 @@ import pytest
 from tiny_llama import TEXTS, build_model
 from tiny_sentencepiece import SPACE, sentencepiece_json
 
-from minigpt_edge.shrink.trim import trim_json
-from minigpt_edge.shrink.vocabulary import choose_tokens, count_tokens, open_tokenizer, unreachable_tokens
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.onnx import write_onnx
-from minigpt_edge_export.onnx_weights import Precision
-from minigpt_edge_export.pretokenizers import check_tokenizer
+from minigpt_edge.prune.vocabulary.choose import (
+    choose_tokens,
+    count_tokens,
+    open_tokenizer,
+    unreachable_tokens,
+)
+from minigpt_edge.prune.vocabulary.trim import trim_json
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
+from minigpt_edge_export.gguf.write import write_gguf
+from minigpt_edge_export.onnx.weights import Precision
+from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.scripts import TEN_SCRIPTS
-from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_export.verify import verify_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 

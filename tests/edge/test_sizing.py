@@ -14,21 +14,22 @@ import numpy as np
 import pytest
 import torch  # noqa: TID253
 
-from minigpt_edge import exporting
-from minigpt_edge.archs import load_arch
-from minigpt_edge.checkpoint import load_model, save_model, trim_embeddings
-from minigpt_edge.console import Talk
-from minigpt_edge.exporting import Export, f16_stage, gguf_stage, onnx_stage
-from minigpt_edge.shrink.trim import remap_config, trim_tokenizer
-from minigpt_edge.shrink.vocabulary import choose_tokens
-from minigpt_edge.sizing import SizeModel, parse_count
-from minigpt_edge.stage import run_stage
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.quantize import quantize
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.checkpoint import load_model, save_model, trim_embeddings
+from minigpt_edge.prune.sizing import SizeModel, parse_count
+from minigpt_edge.prune.vocabulary.choose import choose_tokens
+from minigpt_edge.prune.vocabulary.trim import remap_config, trim_tokenizer
+from minigpt_edge.ship import export_stages
+from minigpt_edge.ship.export_stages import f16_stage, gguf_stage, onnx_stage
+from minigpt_edge.ship.job import Export
+from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.stage import run_stage
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.quantize import quantize
+from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import UNQUANTIZED, parse_target
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.gguf_header import read_header
+from minigpt_edge_runtime.formats.gguf_header import read_header
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_build import write_corpus, write_model
@@ -202,7 +203,7 @@ def test_a_model_too_large_for_gptq_is_rounded(
     told = dataclasses.replace(job, talk=Talk())
     with_gptq = onnx_stage(told, parse_target("onnx-int4"))
     assert "GPTQ" not in capsys.readouterr().err
-    monkeypatch.setattr(exporting, "GPTQ_BYTES", 0)
+    monkeypatch.setattr(export_stages, "GPTQ_BYTES", 0)
     rounded = onnx_stage(told, parse_target("onnx-int4"))
     assert "GPTQ would take 0.0 GiB of memory" in capsys.readouterr().err
     files = [stage.manifest["outputs"]["onnx/model.onnx.data"] for stage in (with_gptq, rounded)]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge.stage import held, run_stage
+from minigpt_edge.stages.stage import held, run_stage
 from minigpt_edge_runtime.errors import EdgeError
 
-CODE = ("minigpt_edge.stage",)
+CODE = ("minigpt_edge.stages.stage",)
 
 
 def make(out: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_what_a_file_may_not_say(tmp_path: Path, changed: tuple[str, str], messa
 
 
 def test_false_is_the_other_form_of_a_flag_that_has_one() -> None:
-    from minigpt_edge.sweep import _arguments
+    from minigpt_edge.stages.sweep import _arguments
 
     options = {"refit": True, "no-refit": True, "no-baseline": True, "seed": False}
     assert list(_arguments("refit", False, options)) == ["--no-refit"]

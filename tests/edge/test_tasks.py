@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow
 import pytest
 
-from minigpt_edge import tasks
-from minigpt_edge.tasks import items
+from minigpt_edge.data import tasks
+from minigpt_edge.data.tasks import items
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 WINOGRANDE = {

@@ -10,10 +10,10 @@ import torch  # noqa: TID253
 from finetune_helpers import make_checkpoint
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge import backward
-from minigpt_edge.archs import load_arch
-from minigpt_edge.checkpoint import load_model
-from minigpt_edge.prune import taylor
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.checkpoint import load_model
+from minigpt_edge.prune import backward
+from minigpt_edge.prune.methods import taylor
 
 HEADS_PER_GROUP, HEAD_DIM = 2, 8  # of make_checkpoint's model
 

@@ -25,8 +25,7 @@ from vocabulary_helpers import (
     train,
 )
 
-from minigpt_edge.shrink.trim import config_token_ids, remap_config, trim_json, trim_tokenizer
-from minigpt_edge.shrink.vocabulary import (
+from minigpt_edge.prune.vocabulary.choose import (
     choose_tokens,
     close_tokens,
     count_tokens,
@@ -34,6 +33,7 @@ from minigpt_edge.shrink.vocabulary import (
     read_vocabulary,
     unreachable_tokens,
 )
+from minigpt_edge.prune.vocabulary.trim import config_token_ids, remap_config, trim_json, trim_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 
 

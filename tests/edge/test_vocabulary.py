@@ -16,8 +16,7 @@ from vocabulary_helpers import (
     train,
 )
 
-from minigpt_edge.shrink.trim import trim_json
-from minigpt_edge.shrink.vocabulary import (
+from minigpt_edge.prune.vocabulary.choose import (
     choose_tokens,
     close_tokens,
     count_tokens,
@@ -25,6 +24,7 @@ from minigpt_edge.shrink.vocabulary import (
     read_vocabulary,
     unreachable_tokens,
 )
+from minigpt_edge.prune.vocabulary.trim import trim_json
 from minigpt_edge_runtime.errors import EdgeError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minigpt_edge.shrink.vocabulary import open_tokenizer, read_vocabulary
+from minigpt_edge.prune.vocabulary.choose import open_tokenizer, read_vocabulary
 
 BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 END, START, STOP, ARTICLE = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<article>"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tiny_llama import Checkpoint
 
-from minigpt_edge_export.onnx_weights import Packed, Precision, quantize_matrix
+from minigpt_edge_export.onnx.weights import Packed, Precision, quantize_matrix
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,

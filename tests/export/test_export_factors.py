@@ -13,16 +13,16 @@ from onnx_helpers import dequantize
 from safetensors.numpy import load_file, save_file
 from tiny_llama import EQUAL, UNEQUAL, Checkpoint, write_reference
 
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.onnx import write_onnx
-from minigpt_edge_export.onnx_grams import collect_grams
-from minigpt_edge_export.onnx_weights import quantize_matrix, smallest_block
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.write import write_gguf
+from minigpt_edge_export.onnx.grams import collect_grams
+from minigpt_edge_export.onnx.weights import quantize_matrix, smallest_block
+from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.targets import PRECISIONS
 from minigpt_edge_export.verify import check, verify_logits
 from minigpt_edge_export.weights import FACTORS
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.onnx_header import read_onnx
+from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
 ROWS = np.random.default_rng(1).integers(0, 399, (3, 48)).tolist()
 # of blocks 0 and 1: one of three that read the same, both of two, one alone

@@ -13,9 +13,9 @@ import pytest
 from test_export_onnx import exported
 from tiny_llama import Checkpoint, edit_config
 
-from minigpt_edge_export.genai import genai_config
-from minigpt_edge_export.spec import read_checkpoint
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.onnx.genai import genai_config
+from minigpt_edge_runtime.engines.open import open_engine
 
 PROMPT = [0, *np.random.default_rng(5).integers(3, 399, 12).tolist()]
 LENGTH = 48

@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_llama import EQUAL, TEMPLATE, UNEQUAL, Checkpoint, edit_config, write_reference
 
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.verify import verify_logits
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.gguf_header import read_header
+from minigpt_edge_runtime.formats.gguf_header import read_header
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,

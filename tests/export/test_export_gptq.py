@@ -11,11 +11,11 @@ from onnx_helpers import dequantize
 from test_export_onnx import exported
 from tiny_llama import UNEQUAL, Checkpoint
 
-from minigpt_edge_export.gptq import quantize_gptq
-from minigpt_edge_export.onnx_grams import collect_grams, memory
-from minigpt_edge_export.onnx_weights import Packed, quantize_matrix
-from minigpt_edge_export.spec import read_checkpoint
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.onnx.gptq import quantize_gptq
+from minigpt_edge_export.onnx.grams import collect_grams, memory
+from minigpt_edge_export.onnx.weights import Packed, quantize_matrix
+from minigpt_edge_runtime.engines.open import open_engine
 
 
 def correlated(columns: int, rows: int = 4000) -> np.ndarray:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tiny_llama import Checkpoint, write_reference
 
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.mixed import Group, Layout, layout, measure_costs, patterns, within
-from minigpt_edge_export.quantize import padded, quantize, tensor_bytes
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.mixed import Group, Layout, layout, measure_costs, patterns, within
+from minigpt_edge_export.gguf.quantize import padded, quantize, tensor_bytes
+from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_export.verify import verify_logits
-from minigpt_edge_runtime.engine import open_engine
-from minigpt_edge_runtime.gguf_header import TensorInfo, read_header
+from minigpt_edge_runtime.engines.open import open_engine
+from minigpt_edge_runtime.formats.gguf_header import TensorInfo, read_header
 
 BLOCKS = [(256, 4, 2), (96, 2, 1), (512, 4, 2)]  # rows of 64, 32, 96, 256, 512
 TOKENS = [3, 50, 61, 72, 83, 94, 105, 116, 7, 9, 11, 200, 201, 202]

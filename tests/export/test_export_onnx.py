@@ -17,15 +17,15 @@ from onnx_helpers import LLAMA3, empty_cache, plain_session, step, twin
 from safetensors.numpy import load_file, save_file
 from tiny_llama import EQUAL, UNEQUAL, Checkpoint, write_reference
 
-from minigpt_edge_export.gguf_layout import gguf_name
-from minigpt_edge_export.onnx import write_onnx
-from minigpt_edge_export.onnx_weights import Precision
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.layout import gguf_name
+from minigpt_edge_export.onnx.weights import Precision
+from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.targets import PRECISIONS
 from minigpt_edge_export.verify import LogitParity, verify_logits, verify_tokenizer
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.onnx_header import read_onnx
+from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
 ROWS = np.random.default_rng(1).integers(0, 399, (3, 48)).tolist()
 QUANTIZED = [name for name, precision in PRECISIONS.items() if precision.bits]

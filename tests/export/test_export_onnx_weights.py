@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx_helpers import dequantize
 
-from minigpt_edge_export.onnx_weights import Packed, quantize_matrix
+from minigpt_edge_export.onnx.weights import Packed, quantize_matrix
 
 KINDS = list(itertools.product((4, 8), (32, 64), (True, False)))
 COLUMNS = (32, 72, 96, 160, 192, 200)  # one, two, three and more blocks, whole ones or not

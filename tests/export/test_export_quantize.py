@@ -10,19 +10,19 @@ from gguf import GGUFReader, dequantize
 from safetensors.numpy import save_file
 from tiny_llama import UNEQUAL, Checkpoint
 
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.quantize import (
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.quantize import (
     expected_bytes,
     expected_types,
     imatrix_from_file,
     quantize,
     tensor_types,
 )
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.gguf_header import read_header
+from minigpt_edge_runtime.formats.gguf_header import read_header
 
 QUANTIZED = [name for name in QUANTIZATIONS if name not in UNQUANTIZED]
 SLOW = ("iq1", "iq2", "iq3")  # llama.cpp searches their grids for seconds

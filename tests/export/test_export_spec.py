@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_llama import Checkpoint, edit_config
 
-from minigpt_edge_export.spec import Block, read_checkpoint
+from minigpt_edge_export.decoder import Block, read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
 
 

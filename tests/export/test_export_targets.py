@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 from tiny_llama import Checkpoint
 
-from minigpt_edge_export.quantize import expected_types
-from minigpt_edge_export.spec import read_checkpoint
-from minigpt_edge_export.targets import candidates, list_targets, parse_target
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.candidates import candidates
+from minigpt_edge_export.gguf.quantize import expected_types
+from minigpt_edge_export.targets import list_targets, parse_target
 from minigpt_edge_runtime.errors import UsageError
 
 WIDE = {"hidden_size": 256, "head_dim": 64}

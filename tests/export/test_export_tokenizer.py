@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_llama import SMOLLM, START, TEMPLATE, edit_config, write_tokenizer
 
-from minigpt_edge_export.pretokenizers import PRE_TOKENIZERS, by_name, name_of, to_hugging_face
-from minigpt_edge_export.tokenizer import CONTROL, NORMAL, USER_DEFINED, read_tokenizer
+from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, by_name, name_of, to_hugging_face
+from minigpt_edge_export.gguf.tokenizer import CONTROL, NORMAL, USER_DEFINED, read_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 
 BOS = {

@@ -10,10 +10,10 @@ import pytest
 from tiny_llama import END, START, TEXTS, Checkpoint, edit_config, write_reference, write_tokenizer
 from tokenizers import Tokenizer
 
-from minigpt_edge_export.gguf import write_gguf
-from minigpt_edge_export.quantize import quantize
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.quantize import quantize
+from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.scripts import TEN_SCRIPTS
-from minigpt_edge_export.spec import read_checkpoint
 from minigpt_edge_export.verify import check, threshold_of, verify_logits, verify_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 

@@ -56,7 +56,7 @@ def make_texts(folder: Path) -> None:
 
 
 def read_texts(path: Path) -> None:
-    from minigpt_edge.corpus import build_corpus, source_of
+    from minigpt_edge.data.corpus import build_corpus, source_of
 
     tokenizer = path.with_name("tokenizer.json")
     if not tokenizer.exists():
@@ -72,14 +72,14 @@ def read_texts(path: Path) -> None:
 
 
 def make_plan(folder: Path) -> None:
-    from minigpt_edge.plan import BlockPlan, Plan, write_plan
+    from minigpt_edge.prune.plan import BlockPlan, Plan, write_plan
 
     blocks = tuple(BlockPlan((0, 1), tuple(range(0, 96, 3))) for _ in range(4))
     write_plan(Plan("a" * 64, "wanda", tuple(range(300)), blocks, (1000, 600)), folder / "plan.json")
 
 
 def read_plan(path: Path) -> None:
-    from minigpt_edge import plan
+    from minigpt_edge.prune import plan
 
     config = {"num_hidden_layers": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 400}
     plan.check_plan(plan.read_plan(path), config, "a" * 64, path)
@@ -87,13 +87,13 @@ def read_plan(path: Path) -> None:
 
 
 def run_example(work: Path) -> Path:
-    from minigpt_edge.stage import run_stage
+    from minigpt_edge.stages.stage import run_stage
 
     def make(out: Path) -> dict[str, int]:
         (out / "weights.bin").write_bytes(bytes(100))
         return {"value": 1}
 
-    code = ("minigpt_edge.plan",)
+    code = ("minigpt_edge.prune.plan",)
     stage = run_stage(work, "example", settings={"a": 1}, inputs={"b": "c"}, code=code, make=make)
     assert stage.metrics["value"] == 1, "a changed manifest was believed"
     return stage.path
@@ -178,12 +178,12 @@ def make_model(folder: Path) -> None:
 
 def read_model(path: Path) -> None:
     """Convert, trim, load, write as GGUF: what a build does with a model of unknown origin."""
-    from minigpt_edge.checkpoint import load_model
-    from minigpt_edge.models import resolve_model
-    from minigpt_edge.shrink.trim import trim_tokenizer
-    from minigpt_edge.shrink.vocabulary import choose_tokens, count_tokens, open_tokenizer
-    from minigpt_edge_export.gguf import write_gguf
-    from minigpt_edge_export.spec import read_checkpoint
+    from minigpt_edge.models.base_model import resolve_model
+    from minigpt_edge.models.checkpoint import load_model
+    from minigpt_edge.prune.vocabulary.choose import choose_tokens, count_tokens, open_tokenizer
+    from minigpt_edge.prune.vocabulary.trim import trim_tokenizer
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.write import write_gguf
     from minigpt_edge_runtime.files import read_json
 
     command("inspect", path.parent)
@@ -201,7 +201,7 @@ def make_gguf_file(folder: Path) -> None:
 
 def read_gguf(path: Path) -> None:
     """Inspect it, run it in llama.cpp, and take it as a base model."""
-    from minigpt_edge.gguf_model import convert_gguf
+    from minigpt_edge.models.from_gguf import convert_gguf
     from minigpt_edge_runtime.errors import EdgeError
 
     command("inspect", path)
@@ -211,8 +211,8 @@ def read_gguf(path: Path) -> None:
 
 
 def _generate(path: Path) -> None:
-    from minigpt_edge_runtime.chat import chat_ids
-    from minigpt_edge_runtime.engine import open_engine
+    from minigpt_edge_runtime.engines.open import open_engine
+    from minigpt_edge_runtime.generate.chat import chat_ids
 
     with open_engine(path, 64, 1) as engine:
         engine.detokenize(engine.tokenize(TEXT))
@@ -238,8 +238,8 @@ def read_onnx(path: Path) -> None:
 
 
 def make_bundle(folder: Path) -> None:
-    from minigpt_edge_runtime.bundle import write_manifest
-    from minigpt_edge_runtime.verify import make_check
+    from minigpt_edge_runtime.bundle.manifest import write_manifest
+    from minigpt_edge_runtime.bundle.verify import make_check
 
     tokenizer = make_tokenizer()
     make_gguf(folder / "model.gguf", tokenizer)
@@ -305,7 +305,7 @@ def make_sweep(folder: Path) -> None:
 
 
 def read_sweep(path: Path) -> None:
-    from minigpt_edge.sweep import read_sweep
+    from minigpt_edge.stages.sweep import read_sweep
 
     flags = {"no-baseline": True}
     options = ("model", "corpus", "recover-tokens", "sparsity", "target")
@@ -321,8 +321,8 @@ def make_held_out(folder: Path) -> None:
 
 def read_held_out(path: Path) -> None:
     from minigpt_edge_runtime.files import read_json
-    from minigpt_edge_runtime.questions import read_questions
-    from minigpt_edge_runtime.scoring import read_windows
+    from minigpt_edge_runtime.scoring.held_out import read_windows
+    from minigpt_edge_runtime.scoring.questions import read_questions
 
     content = read_json(path)
     read_windows(content)
@@ -339,8 +339,8 @@ def make_stored(folder: Path) -> None:
 
 
 def read_stored(path: Path) -> None:
-    from minigpt_edge_export.onnx import write_onnx
-    from minigpt_edge_export.spec import read_checkpoint
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.onnx.write import write_onnx
     from minigpt_edge_export.targets import PRECISIONS
 
     write_onnx(read_checkpoint(path.parent), path.parent / "out", PRECISIONS["int4"])

@@ -54,8 +54,8 @@ def copied(tmp_path: Path, onnx_model: Path) -> Path:
 @pytest.fixture
 def bundle(tmp_path: Path, model: Path, tokenizer: Tokenizer) -> Path:
     """A bundle with the tiny model, its tokenizer and a report."""
-    from minigpt_edge_runtime.bundle import write_manifest
-    from minigpt_edge_runtime.verify import make_check
+    from minigpt_edge_runtime.bundle.manifest import write_manifest
+    from minigpt_edge_runtime.bundle.verify import make_check
 
     folder = tmp_path / "bundle"
     folder.mkdir()
@@ -86,11 +86,11 @@ def whole_bundle(
     tmp_path_factory: pytest.TempPathFactory, model: Path, onnx_model: Path, tokenizer: Tokenizer
 ) -> Path:
     """What a build of an ONNX and a GGUF target ships, not to be changed."""
-    from minigpt_edge_runtime.bundle import write_manifest
-    from minigpt_edge_runtime.engine import open_engine
+    from minigpt_edge_runtime.bundle.manifest import write_manifest
+    from minigpt_edge_runtime.bundle.parity import make_reference
+    from minigpt_edge_runtime.bundle.verify import make_check
+    from minigpt_edge_runtime.engines.open import open_engine
     from minigpt_edge_runtime.files import write_json
-    from minigpt_edge_runtime.parity import make_reference
-    from minigpt_edge_runtime.verify import make_check
 
     folder = tmp_path_factory.mktemp("whole") / "bundle"
     shutil.copytree(onnx_model.parent, folder / "onnx-fp32")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge_runtime.report import summarize
+from minigpt_edge_runtime.bench.report import summarize
 
 SHA = {"onnx-int4": "a" * 64, "IQ4_NL": "b" * 64, "F16": "c" * 64}
 

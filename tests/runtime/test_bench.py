@@ -15,14 +15,14 @@ from latency_reports import make_report as made_up_report
 from rich.console import Console
 from tiny_gguf import TEXT, texts_content
 
-from minigpt_edge_runtime.bench_table import noise, print_report
+from minigpt_edge_runtime.bench.fresh import run_fresh
+from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
+from minigpt_edge_runtime.bench.memory_limit import parse_size
+from minigpt_edge_runtime.bench.report import read_report
+from minigpt_edge_runtime.bench.table import noise, print_report
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import sha256_file
-from minigpt_edge_runtime.fresh import run_fresh
-from minigpt_edge_runtime.llama_bench import as_llama_bench
-from minigpt_edge_runtime.memory_limit import parse_size
-from minigpt_edge_runtime.report import read_report
 
 QUICK = (
     "--profile",

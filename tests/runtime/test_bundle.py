@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge_runtime.bundle import (
-    open_bundle,
-    owned_files,
-    read_bundle,
-    verify_checksums,
-    write_manifest,
-)
+from minigpt_edge_runtime.bundle.manifest import owned_files, verify_checksums, write_manifest
+from minigpt_edge_runtime.bundle.open import open_bundle, read_bundle
+from minigpt_edge_runtime.bundle.verify import verify
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.verify import verify
 
 
 def edit_manifest(bundle: Path, **changes: Any) -> None:

@@ -7,9 +7,9 @@ import pytest
 from tiny_gguf import make_gguf
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime import chat_template
-from minigpt_edge_runtime.chat import ChatTemplateError, Conversation, chat_ids, render_chat
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.engines.open import open_engine
+from minigpt_edge_runtime.generate import chat_template
+from minigpt_edge_runtime.generate.chat import ChatTemplateError, Conversation, chat_ids, render_chat
 
 MESSAGES = [
     {"role": "system", "content": "Sei kürzer."},

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from latency_reports import make_report, without_optional_facts, write_reports
 
 import minigpt_edge_runtime
+from minigpt_edge_runtime.bench.report import read_report
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.compare.comparison import compare_files
 from minigpt_edge_runtime.compare.ratio import Ratio, full_text, sampled_ratio
 from minigpt_edge_runtime.compare.reports import labels
-from minigpt_edge_runtime.report import read_report
 
 
 def call(*args: object) -> Result:

@@ -7,9 +7,10 @@ import pytest
 from tiny_gguf import CONTEXT, TEXT, make_gguf
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.engine import Fork, open_engine
+from minigpt_edge_runtime.bundle.verify import SCRIPTS
+from minigpt_edge_runtime.engines.engine import Fork
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.verify import SCRIPTS
 
 
 def test_token_ids_equal_the_tokenizer_and_bytes_come_back(either: Path, tokenizer: Tokenizer) -> None:

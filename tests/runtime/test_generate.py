@@ -7,11 +7,12 @@ import pytest
 from tiny_gguf import TEXT, chain_model
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.engine import Engine, open_engine
+from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import UsageError
-from minigpt_edge_runtime.generate import CHUNK, Generation, PromptTooLong, Session, document_ids
-from minigpt_edge_runtime.sampling import Sampling
-from minigpt_edge_runtime.streaming import TextStream
+from minigpt_edge_runtime.generate.generate import CHUNK, Generation, PromptTooLong, Session, document_ids
+from minigpt_edge_runtime.generate.sampling import Sampling
+from minigpt_edge_runtime.generate.streaming import TextStream
 
 GREEDY = Sampling(temperature=0.0, repeat_penalty=1.0)
 SAID = "漢é🙂 licence"

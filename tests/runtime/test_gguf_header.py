@@ -9,7 +9,7 @@ from tiny_gguf import BLOCKS, CONTEXT, FFN, make_gguf
 from tokenizers import Tokenizer
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.gguf_header import FILE_TYPES, TENSOR_TYPES, read_header
+from minigpt_edge_runtime.formats.gguf_header import FILE_TYPES, TENSOR_TYPES, read_header
 
 
 def test_header_says_what_the_gguf_library_says(model: Path, tokenizer: Tokenizer) -> None:

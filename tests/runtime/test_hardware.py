@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from minigpt_edge_runtime.bench.energy import find_meter
+from minigpt_edge_runtime.bench.fresh import run_fresh
+from minigpt_edge_runtime.bench.hardware import cpu_features, describe_device, power_source
 from minigpt_edge_runtime.cpus import governor, max_clock_mhz, pin_order
-from minigpt_edge_runtime.energy import find_meter
-from minigpt_edge_runtime.fresh import run_fresh
-from minigpt_edge_runtime.hardware import cpu_features, describe_device, power_source
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and /sys")
 X86 = "processor\t: 0\nmodel name\t: CPU\nflags\t\t: fpu avx2 fma f16c avx512f avx512_vnni\n"

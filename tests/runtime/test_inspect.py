@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 from tiny_gguf import BLOCKS, FFN, HEADS, KV_HEADS
 from tokenizers import Tokenizer
 
-from minigpt_edge.plan import BlockPlan, Plan, write_plan
+from minigpt_edge.prune.plan import BlockPlan, Plan, write_plan
+from minigpt_edge_runtime.bundle.inspect import describe
+from minigpt_edge_runtime.bundle.inspect_table import render
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.inspect import describe
-from minigpt_edge_runtime.inspect_table import render
 
 
 def shown(description: dict[str, Any]) -> str:

@@ -14,12 +14,12 @@ from tiny_gguf import TEXT, make_gguf, texts_content
 from tokenizers import Tokenizer
 
 import minigpt_edge_runtime
+from minigpt_edge_runtime.bench.measure import measure_quality, run_fresh
+from minigpt_edge_runtime.bench.profiles import Settings
+from minigpt_edge_runtime.bench.samples import entry, milliseconds
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import sha256_file
-from minigpt_edge_runtime.gguf_header import read_header
-from minigpt_edge_runtime.measure import measure_quality, run_fresh
-from minigpt_edge_runtime.profiles import Settings
-from minigpt_edge_runtime.samples import entry, milliseconds
+from minigpt_edge_runtime.formats.gguf_header import read_header
 
 
 def test_speed_in_a_process_of_its_own(model: Path) -> None:

@@ -17,13 +17,14 @@ from tiny_gguf import BLOCKS, TEXT, chain_model, texts_content
 from tiny_onnx import edit_json, make_onnx
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.artefact import describe_model
-from minigpt_edge_runtime.bundle import read_bundle, verify_checksums, write_manifest
+from minigpt_edge_runtime.bench.measure import measure_quality
+from minigpt_edge_runtime.bench.report import read_report
+from minigpt_edge_runtime.bundle.manifest import verify_checksums, write_manifest
+from minigpt_edge_runtime.bundle.open import read_bundle
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.measure import measure_quality
-from minigpt_edge_runtime.onnx_header import read_onnx
-from minigpt_edge_runtime.report import read_report
+from minigpt_edge_runtime.formats.artefact import describe_model
+from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
 SHORT = ("--greedy", "--max-tokens", 8, "--threads", 1)
 ONNX = "onnx-fp32/model.onnx"

@@ -18,9 +18,9 @@ from tiny_onnx import edit_json
 from tokenizers import AddedToken, Tokenizer
 
 from minigpt_edge_runtime.cli import cli
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.onnx_header import read_onnx
+from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
 
 def assert_refused(model: Path, message: str, *options: object, verb: str = "run") -> None:

@@ -12,11 +12,11 @@ from tiny_gguf import TEXT
 from tiny_onnx import edit_json, make_onnx
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.bundle.parity import TOP, compare_with_reference, make_reference
+from minigpt_edge_runtime.bundle.verify import verify
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import write_json
-from minigpt_edge_runtime.parity import TOP, compare_with_reference, make_reference
-from minigpt_edge_runtime.verify import verify
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_verify_repeats_the_gate(both: Path) -> None:
 
 def test_a_changed_matrix_fails_with_the_figures(both: Path) -> None:
     """Turned around, which keeps all sizes."""
-    from minigpt_edge_runtime.onnx_header import read_onnx
+    from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
     model = both / "onnx-fp32" / "model.onnx"
     tensor = next(t for t in read_onnx(model).tensors if t.name == "blocks.1.attention_output.weight")

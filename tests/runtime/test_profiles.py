@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from minigpt_edge_runtime.bench.profiles import PROFILES, profile_settings
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.profiles import PROFILES, profile_settings
 
 
 def test_the_small_device_has_one_thread_and_both_measure_the_same() -> None:

@@ -8,10 +8,10 @@ import pytest
 from tiny_gguf import TEXT, chain_model, texts_content
 from tokenizers import Tokenizer
 
-from minigpt_edge_runtime.engine import open_engine
+from minigpt_edge_runtime.bench.measure import measure_quality
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.measure import measure_quality
-from minigpt_edge_runtime.scoring import token_nll
+from minigpt_edge_runtime.scoring.likelihood import token_nll
 
 
 def question(context: str, choices: list[str], answer: int = 0) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.sampling import Sampler, Sampling
+from minigpt_edge_runtime.generate.sampling import Sampler, Sampling
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
 CASES: list[dict[str, Any]] = [

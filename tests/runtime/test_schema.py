@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 from latency_reports import make_report, without_optional_facts, write_reports
 
+from minigpt_edge_runtime.bench.report import read_report
+from minigpt_edge_runtime.bench.schema import check, load_schema
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.report import read_report
-from minigpt_edge_runtime.schema import check, load_schema
 
 SCHEMA = load_schema("latency-report-1.json")
 REPLACEMENTS = [None, True, 0, 1, -1, 2.0, 0.5, "", "x", [], [0], ["x"], {}, {"p50": 1}, "onnx", "a" * 64]

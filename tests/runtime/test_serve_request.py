@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge_runtime.sampling import Sampling
+from minigpt_edge_runtime.generate.sampling import Sampling
 from minigpt_edge_runtime.serve.request import ApiError, read_request
 
 ASK = [{"role": "user", "content": "Hi"}]

@@ -11,9 +11,9 @@ from tiny_gguf import CHAT_TEMPLATE, TEXT
 from tiny_onnx import SETTINGS, edit_json
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from minigpt_edge_runtime.bundle.verify import SCRIPTS
+from minigpt_edge_runtime.engines.text import TextCodec
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.text import TextCodec
-from minigpt_edge_runtime.verify import SCRIPTS
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from minigpt_edge_runtime.bundle import read_bundle
+from minigpt_edge_runtime.bundle.open import read_bundle
+from minigpt_edge_runtime.bundle.unpack import cache_dir, unpack
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.unpack import cache_dir, unpack
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from tiny_gguf import BLOCKS, CHAT_TEMPLATE, CONTEXT, FFN, HEADS, HIDDEN, KV_HEADS
 from tokenizers import Tokenizer
 
-from minigpt_edge_export.onnx import write_onnx
-from minigpt_edge_export.spec import read_checkpoint
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.targets import PRECISIONS
 
 SETTINGS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}

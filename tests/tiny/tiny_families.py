@@ -104,7 +104,7 @@ def narrow(whole: Checkpoint, folder: Path, *, heads: bool) -> Checkpoint:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from minigpt_edge_export.families import FAMILIES as KNOWN
+    from minigpt_edge_export.architectures import FAMILIES as KNOWN
 
     shutil.copytree(whole.path, folder)
     config = json.loads((folder / "config.json").read_text())

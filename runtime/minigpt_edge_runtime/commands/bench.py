@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from minigpt_edge_runtime.bundle import Bundle, open_bundle
+from minigpt_edge_runtime.bundle.open import Bundle, open_bundle
 from minigpt_edge_runtime.errors import UsageError
 
 
@@ -70,10 +70,10 @@ def bench(
 
     Lengths are cut to what the model's context holds, unless they are given.
     """
-    from minigpt_edge_runtime.bench import bench_bundle
+    from minigpt_edge_runtime.bench.bench import bench_bundle
+    from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
+    from minigpt_edge_runtime.bench.memory_limit import parse_size
     from minigpt_edge_runtime.files import check_writable, write_json
-    from minigpt_edge_runtime.llama_bench import as_llama_bench
-    from minigpt_edge_runtime.memory_limit import parse_size
 
     if no_quality and texts is not None:
         raise UsageError("--texts and --no-quality contradict each other", "give one of them")
@@ -100,7 +100,7 @@ def bench(
 
 
 def _held_out(bundle: Bundle) -> Path | None:
-    from minigpt_edge_runtime.bench import HELD_OUT, held_out_file
+    from minigpt_edge_runtime.bench.bench import HELD_OUT, held_out_file
 
     path = held_out_file(bundle)
     if path is None:
@@ -113,7 +113,7 @@ def _held_out(bundle: Bundle) -> Path | None:
 def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from minigpt_edge_runtime.bench_table import noise, print_report
+    from minigpt_edge_runtime.bench.table import noise, print_report
 
     print_report(report, Console(soft_wrap=True))
     warning = noise(report)

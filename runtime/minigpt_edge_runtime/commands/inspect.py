@@ -13,8 +13,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def inspect(path: Path, as_json: bool) -> None:
     """Show what is in PATH: a GGUF or ONNX model, bundle, checkpoint directory, plan or report."""
-    from minigpt_edge_runtime.inspect import describe
-    from minigpt_edge_runtime.inspect_table import render
+    from minigpt_edge_runtime.bundle.inspect import describe
+    from minigpt_edge_runtime.bundle.inspect_table import render
 
     description = describe(path)
     if as_json:

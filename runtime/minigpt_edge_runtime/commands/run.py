@@ -13,7 +13,7 @@ from minigpt_edge_runtime.click_group import NO_VERIFY
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from minigpt_edge_runtime.generate import Generation
+    from minigpt_edge_runtime.generate.generate import Generation
 
 
 @click.command()
@@ -43,12 +43,12 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
     Without PROMPT, or with "-", the prompt is read from standard input. Without PROMPT at a terminal it is a
     conversation: a chat if the model has a chat template, else each line typed is continued.
     """
-    from minigpt_edge_runtime.bundle import open_bundle
-    from minigpt_edge_runtime.chat import Conversation
-    from minigpt_edge_runtime.engine import open_engine
-    from minigpt_edge_runtime.generate import Generation, Session, document_ids
-    from minigpt_edge_runtime.interactive import chat, continue_texts
-    from minigpt_edge_runtime.sampling import Sampling
+    from minigpt_edge_runtime.bundle.open import open_bundle
+    from minigpt_edge_runtime.engines.open import open_engine
+    from minigpt_edge_runtime.generate.chat import Conversation
+    from minigpt_edge_runtime.generate.generate import Generation, Session, document_ids
+    from minigpt_edge_runtime.generate.interactive import chat, continue_texts
+    from minigpt_edge_runtime.generate.sampling import Sampling
 
     at_terminal = prompt is None and sys.stdin.isatty()
     if as_json and at_terminal:

@@ -51,8 +51,8 @@ def serve(bundle: Path, file: str | None, host: str, port: int, api_key: str | N
 
     Paths: /v1/chat/completions, /v1/completions, /v1/models, /health.
     """
-    from minigpt_edge_runtime.bundle import open_bundle
-    from minigpt_edge_runtime.engine import open_engine
+    from minigpt_edge_runtime.bundle.open import open_bundle
+    from minigpt_edge_runtime.engines.open import open_engine
     from minigpt_edge_runtime.serve import server
     from minigpt_edge_runtime.serve.app import Settings
     from minigpt_edge_runtime.serve.worker import Worker

@@ -15,7 +15,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(bundle: Path, threads: int | None, as_json: bool) -> None:
     """Check BUNDLE's files against its manifest, then load and run its models. Exit 1 if it fails."""
-    from minigpt_edge_runtime.verify import verify as check
+    from minigpt_edge_runtime.bundle.verify import verify as check
 
     result = check(bundle, threads)
     if as_json:

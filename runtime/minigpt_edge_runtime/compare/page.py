@@ -12,13 +12,7 @@ from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.compare.charts import Chart, make_charts
 from minigpt_edge_runtime.compare.comparison import Comparison
 from minigpt_edge_runtime.compare.metrics import Row, value_text
-from minigpt_edge_runtime.compare.ratio import (
-    RULES,
-    Ratio,
-    interval_text,
-    ratio_text,
-    verdict_text,
-)
+from minigpt_edge_runtime.compare.ratio import RULES, Ratio, interval_text, ratio_text, verdict_text
 from minigpt_edge_runtime.compare.reports import Report
 from minigpt_edge_runtime.compare.svg import SERIES, mark
 

@@ -50,7 +50,7 @@ def read_reports(paths: Sequence[Path]) -> list[Report]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from minigpt_edge_runtime.report import read_report
+    from minigpt_edge_runtime.bench.report import read_report
 
     try:
         report = _clean(read_report(path))

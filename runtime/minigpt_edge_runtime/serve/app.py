@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from minigpt_edge_runtime.chat import ChatTemplateError, chat_ids
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.generate import Generation, PromptTooLong, document_ids
+from minigpt_edge_runtime.generate.chat import ChatTemplateError, chat_ids
+from minigpt_edge_runtime.generate.generate import Generation, PromptTooLong, document_ids
 from minigpt_edge_runtime.serve.reply import DONE, Reply, encode, event
 from minigpt_edge_runtime.serve.request import ApiError, Request, read_request
 from minigpt_edge_runtime.serve.worker import Worker

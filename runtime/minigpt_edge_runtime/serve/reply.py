@@ -7,7 +7,7 @@ import time
 import uuid
 from typing import Any
 
-from minigpt_edge_runtime.generate import Generation
+from minigpt_edge_runtime.generate.generate import Generation
 
 FINISH = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
 DONE = b"data: [DONE]\n\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt_edge_runtime.errors import UsageError
-from minigpt_edge_runtime.sampling import Sampling
+from minigpt_edge_runtime.generate.sampling import Sampling
 
 MAX_STOPS = 16
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
-from minigpt_edge_runtime.engine import Engine
-from minigpt_edge_runtime.generate import Generation, Session
+from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.generate.generate import Generation, Session
 from minigpt_edge_runtime.serve.request import ApiError
 
 

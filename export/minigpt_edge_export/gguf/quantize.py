@@ -1,0 +1,284 @@
+"""Quantize a GGUF file with llama.cpp's quantizer, and ask it beforehand which types a model would get."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge_export.decoder import Decoder
+from minigpt_edge_export.gguf.layout import fitted_imatrix, tensor_shapes
+from minigpt_edge_export.gguf.write import write_outline
+from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
+from minigpt_edge_runtime.engines import llama_log
+from minigpt_edge_runtime.engines.gguf import load_library
+from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.files import need_space, os_error, replacing
+from minigpt_edge_runtime.formats.gguf_header import TensorInfo, read_header
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ALIGNMENT = 32  # of tensors in our files, GGUF's default
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_DRY_LINE = re.compile(
+    r"^\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size =.*?(?:\((\w+)\))?$", re.MULTILINE
+)
+
+
+def quantize(
+    source: Path,
+    destination: Path,
+    quantization: str,
+    *,
+    imatrix: Mapping[str, np.ndarray] | None = None,
+    threads: int = 0,
+    tensor_types: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Quantize an F32, F16 or BF16 GGUF file.
+
+    Args:
+        source: the unquantized file.
+        destination: appears whole or not at all.
+        quantization: a quantized type of `targets.QUANTIZATIONS`, such as "q4_k_m".
+        imatrix: GGUF tensor name -> float32 [row length], mean squared input. All matrices of the blocks
+            must be there; the head's entry, "output.weight" or "token_embd.weight", may be missing.
+        threads: CPU threads, 0 for all. The bytes do not depend on it.
+        tensor_types: regular expression on tensor names -> tensor type ("q6_K", …).
+
+    Returns:
+        What the file really holds: tensor type -> {"tensors", "parameters", "bytes"}.
+
+    Raises:
+        UsageError: unknown type, or a pattern that names no tensor.
+        EdgeError: the source is damaged or already quantized, the imatrix does not fit it, the type needs an
+            imatrix, a row does not divide by a demanded type's block, or no space is left.
+    """
+    header = read_header(source)
+    foreign = sorted({tensor.type for tensor in header.tensors} - {"F32", "F16", "BF16"})
+    if foreign:
+        raise EdgeError(f"{source} is already quantized ({', '.join(foreign)})", "quantize the F16 file")
+    if imatrix is None and _known(quantization).needs_imatrix:
+        raise EdgeError(
+            f"{quantization} needs an importance matrix", "calibrate first, or choose another type"
+        )
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    request = _Request(load_library(), quantization, threads)
+    request.set_imatrix(_checked_imatrix(imatrix, tensors) if imatrix is not None else None)
+    request.set_types(tensors, tensor_types or {})
+    need_space(destination.parent, source.stat().st_size, f"quantizing to {quantization}")
+    with replacing(destination) as temporary:
+        request.run(source, temporary)
+        made = read_header(temporary)
+    return made.types()
+
+
+def tensor_types(path: Path) -> dict[str, dict[str, int]]:
+    """What a GGUF file really holds: tensor type -> {"tensors", "parameters", "bytes"}.
+
+    Raises:
+        EdgeError: it is damaged.
+    """
+    return read_header(path).types()
+
+
+def imatrix_from_file(path: Path) -> dict[str, np.ndarray]:
+    """An importance matrix (imatrix.safetensors): GGUF tensor name -> float32 [row length].
+
+    Raises:
+        EdgeError: the file is missing or damaged, or an entry is not a vector of numbers.
+    """
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        entries = load_file(path)
+    except SafetensorError as error:
+        raise EdgeError(f"{path} is not a whole safetensors file ({error})", "calibrate again") from error
+    except OSError as error:
+        raise os_error(error, path) from error
+    wrong = sorted(name for name, values in entries.items() if values.ndim != 1 or values.dtype != np.float32)
+    if wrong:
+        raise EdgeError(
+            f"{path} is not an importance matrix: {wrong[0]} is no float32 vector", "calibrate again"
+        )
+    return entries
+
+
+def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True) -> dict[str, str]:
+    """The tensor types ("Q4_0", …) that a model's file would have, by GGUF name; nothing is quantized.
+
+    Args:
+        quantization: one of `targets.QUANTIZATIONS`; llama.cpp is asked about the quantized ones.
+        imatrix: whether there will be an importance matrix (some recipes depend on it).
+    """
+    import numpy as np
+
+    shapes = tensor_shapes(decoder)
+    if quantization in UNQUANTIZED:
+        return {name: quantization.upper() if len(shape) > 1 else "F32" for name, shape in shapes.items()}
+    request = _Request(load_library(), quantization, 1)
+    request.parameters.dry_run = True
+    request.set_imatrix({"none": np.ones(1, dtype=np.float32)} if imatrix else None)
+    with tempfile.TemporaryDirectory() as folder:
+        outline = Path(folder) / "outline.gguf"
+        write_outline(decoder, outline)
+        log = request.run(outline, Path(folder) / "unused.gguf")
+    types = {name: (new or old).upper() for name, old, new in _DRY_LINE.findall(log)}
+    missing = [name for name in shapes if name not in types]
+    if missing:
+        raise EdgeError(
+            f"llama.cpp did not say which type {missing[0]} would get",
+            "this llama-cpp-python is not supported yet",
+        )
+    return types
+
+
+def expected_sizes(decoder: Decoder, types: Mapping[str, str]) -> dict[str, int]:
+    """Bytes of each of a model's tensors in the types that `expected_types` gave, by GGUF name."""
+    return {name: tensor_bytes(shape, types[name]) for name, shape in tensor_shapes(decoder).items()}
+
+
+def expected_bytes(decoder: Decoder, types: Mapping[str, str]) -> int:
+    """Bytes of a model's weights in the types that `expected_types` gave."""
+    return sum(expected_sizes(decoder, types).values())
+
+
+def tensor_bytes(shape: Sequence[int], kind: str) -> int:
+    """Bytes of a tensor in a type such as "Q4_0"."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    return math.prod(shape) // block * size
+
+
+def padded(size: int) -> int:
+    """Bytes that a tensor, or the header, takes in a file."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _known(quantization: str) -> Any:
+    if quantization not in QUANTIZATIONS or quantization in UNQUANTIZED:
+        known = ", ".join(name for name in QUANTIZATIONS if name not in UNQUANTIZED)
+        raise UsageError(f"unknown quantization type {quantization!r}", f"known: {known}")
+    return QUANTIZATIONS[quantization]
+
+
+class _Request:
+    """llama.cpp's quantization parameters, with the C arrays they point to kept alive."""
+
+    def __init__(self, library: Any, quantization: str, threads: int) -> None:
+        _known(quantization)
+        self.library = library
+        self.quantization = quantization
+        self.parameters = library.llama_model_quantize_default_params()
+        self.parameters.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{quantization.upper()}")
+        self.parameters.nthread = threads
+        self._alive: list[Any] = []
+
+    def set_imatrix(self, imatrix: Mapping[str, np.ndarray] | None) -> None:
+        """Give the importance matrix; the array ends with an entry without a name."""
+        import numpy as np
+
+        if imatrix is None:
+            return
+        entries = (self.library.llama_model_imatrix_data * (len(imatrix) + 1))()
+        for entry, (name, values) in zip(entries, imatrix.items(), strict=False):
+            values = np.ascontiguousarray(values, dtype=np.float32)
+            entry.name = name.encode()
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entry.size = len(values)
+            self._alive.append(values)
+        self.parameters.imatrix = entries
+        self._alive.append(entries)
+
+    def set_types(self, tensors: Mapping[str, TensorInfo], patterns: Mapping[str, str]) -> None:
+        """Demand types for tensors whose names match a pattern."""
+        if not patterns:
+            return
+        overrides = (self.library.llama_model_tensor_override * (len(patterns) + 1))()
+        for override, (pattern, name) in zip(overrides, patterns.items(), strict=False):
+            matches = [tensor for tensor in tensors.values() if re.search(pattern, tensor.name)]
+            if not matches:
+                raise UsageError(
+                    f"no tensor is called {pattern!r}", "patterns are regular expressions on GGUF names"
+                )
+            override.pattern, override.type = pattern.encode(), _fitting(name, *matches)
+        self.parameters.tt_overrides = overrides
+        self._alive.append(overrides)
+
+    def run(self, source: Path, destination: Path) -> str:
+        """Quantize; returns llama.cpp's log."""
+        with llama_log.capturing() as pieces:
+            code = self.library.llama_model_quantize(
+                str(source).encode(), str(destination).encode(), ctypes.byref(self.parameters)
+            )
+        log = "".join(pieces)
+        if code:
+            reasons = (
+                re.findall(r"failed to quantize: (.*)", log)
+                or log.strip().splitlines()[-1:]
+                or ["no reason given"]
+            )
+            raise EdgeError(
+                f"llama.cpp could not quantize to {self.quantization}: {reasons[-1].strip()}", None
+            )
+        return log
+
+
+def _fitting(name: str, *tensors: TensorInfo) -> int:
+    """The number of a tensor type that fits the tensors' rows: llama.cpp aborts where it does not."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    kind = GGMLQuantizationType.__members__.get(name.upper())
+    if kind is None:
+        raise UsageError(f"unknown tensor type {name!r}", "such as f16, q8_0, q6_K, iq4_nl")
+    block, _ = GGML_QUANT_SIZES[kind]
+    for tensor in tensors:
+        if len(tensor.shape) > 1 and tensor.shape[0] % block:
+            raise EdgeError(
+                f"{tensor.name} has rows of {tensor.shape[0]}, {name} needs a multiple of {block}",
+                "choose a type with smaller blocks, such as q8_0",
+            )
+    return int(kind)
+
+
+def _checked_imatrix(
+    imatrix: Mapping[str, np.ndarray], tensors: Mapping[str, TensorInfo]
+) -> dict[str, np.ndarray]:
+    """The entries under the names llama.cpp looks for; it silently ignores those it does not know."""
+    import numpy as np
+
+    entries = fitted_imatrix(imatrix, {name: info.shape[::-1] for name, info in tensors.items()})
+    head = entries.pop(_HEAD, None)
+    if _HEAD in tensors:
+        entries.pop(_EMBEDDING, None)  # rows of an untied embedding are looked up: they have no input
+        if head is not None:
+            entries[_HEAD] = head
+    elif head is not None:
+        entries.setdefault(_EMBEDDING, head)
+    matrices = {
+        name: info for name, info in tensors.items() if name.startswith("blk.") and len(info.shape) > 1
+    }
+    problems = [f"{name} is missing" for name in matrices if name not in entries]
+    for name, values in entries.items():
+        if name not in tensors:
+            problems.append(f"{name} is not in the model")
+        elif np.shape(values) != tensors[name].shape[:1]:
+            problems.append(
+                f"{name} has shape {list(np.shape(values))}, its rows are {tensors[name].shape[0]} long"
+            )
+        elif not np.isfinite(values).all() or np.min(values) < 0:
+            problems.append(f"{name} holds negative or infinite values")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise EdgeError(
+            f"the importance matrix does not fit the model: {'; '.join(problems[:5])}{more}",
+            "it must come from the calibration of this very model",
+        )
+    return entries

@@ -1,0 +1,236 @@
+"""A Hugging Face tokenizer, byte-level BPE or SentencePiece BPE, as the fields of a GGUF file.
+
+The stock converter recognises a tokenizer by a hash of token ids, which a trimmed vocabulary changes. Here
+the way text is split is read from tokenizer.json, or from config.json (minigpt_edge.tokenizer_pre) and
+checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
+from minigpt_edge_export.gguf.sentencepiece import BYTES, is_sentencepiece, scores
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json, understanding
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from tokenizers import Tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
+_ROLES = ("bos", "eos", "unk", "pad")
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """A tokenizer as llama.cpp reads it: ids are the positions in `tokens`.
+
+    `scores` are there for a SentencePiece BPE, which has no `merges` in a file.
+    """
+
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    merges: tuple[str, ...]
+    pre: str
+    special_ids: Mapping[str, int]  # "bos", "eos", "unk", "pad" -> id, where there is one
+    adds_bos: bool
+    adds_eos: bool
+    chat_template: str | None
+    scores: tuple[float, ...] = ()
+
+    def write(self, writer: GGUFWriter) -> None:
+        """Add the fields to a GGUF file that is being written."""
+        writer.add_tokenizer_model("llama" if self.scores else "gpt2")
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+        writer.add_token_types(self.types)
+        if not self.scores:
+            writer.add_token_merges(self.merges)
+        for role, index in self.special_ids.items():
+            getattr(writer, f"add_{role}_token_id")(index)
+        writer.add_add_bos_token(self.adds_bos)
+        writer.add_add_eos_token(self.adds_eos)
+        writer.add_add_space_prefix(bool(self.scores))
+        if self.chat_template:
+            writer.add_chat_template(self.chat_template)
+
+
+def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
+    """Read tokenizer.json and the files beside it.
+
+    Args:
+        directory: also holds config.json. tokenizer_config.json, generation_config.json and
+            chat_template.jinja are read where they exist.
+        vocab_size: rows of the embedding; rows without a token become unused "[PADn]" tokens.
+
+    Raises:
+        EdgeError: a file is missing or damaged, the tokenizer is of an unknown kind or splits text in an
+            unknown way, or there are more tokens than rows.
+    """
+    path = directory / "tokenizer.json"
+    with understanding(path, "the files beside it may be damaged too: copy the directory again"):
+        return _read(directory, path, vocab_size)
+
+
+def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
+    data = read_json(path)
+    config = read_json(directory / "config.json")
+    settings = _optional_json(directory / "tokenizer_config.json")
+    check_tokenizer(data)
+    pieces = is_sentencepiece(data)
+    tokenizer = open_tokenizer(path)
+    tokens, types = _vocabulary(tokenizer, vocab_size, path)
+    if pieces:
+        types = _piece_types(tokens, types, data["model"].get("unk_token"))
+    special = _special_ids(
+        tokens, settings, [_optional_json(directory / "generation_config.json"), config], path
+    )
+    prefix, suffix = _added_around(tokenizer, path)
+    if len(prefix) > 1 or len(suffix) > 1:
+        raise EdgeError(f"{path} puts several tokens around a text, which GGUF can't express", None)
+    for role, ids in (("bos", prefix), ("eos", suffix)):
+        if ids and special.setdefault(role, ids[0]) != ids[0]:
+            raise EdgeError(
+                f"{path} puts {tokens[ids[0]]!r} around texts, the {role} token is {tokens[special[role]]!r}",
+                f"set {role}_token in tokenizer_config.json to the same token",
+            )
+    return GgufTokenizer(
+        tokens=tuple(tokens),
+        types=tuple(types),
+        merges=() if pieces else _merges(data["model"], path),
+        pre=_pre(data, config, path),
+        special_ids={role: special[role] for role in _ROLES if role in special},
+        adds_bos=bool(prefix),
+        adds_eos=bool(suffix),
+        chat_template=_chat_template(directory, settings),
+        scores=tuple(scores(data, tokens)) if pieces else (),
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _pre(data: dict[str, Any], config: dict[str, Any], path: Path) -> str:
+    """llama.cpp's name for how text is split: the recorded one if it fits, else the recognised one."""
+    recorded = (config.get("minigpt_edge") or {}).get("tokenizer_pre")
+    if recorded is None or is_sentencepiece(data):
+        return name_of(data)
+    known = PRE_TOKENIZERS.get(recorded)
+    if known is not None and not has_form(data, known):
+        raise EdgeError(
+            f"{path} does not split text as {recorded!r} does, which config.json records for it",
+            "correct its pre_tokenizer, or minigpt_edge.tokenizer_pre in config.json",
+        )
+    return str(recorded)
+
+
+def _vocabulary(tokenizer: Tokenizer, vocab_size: int, path: Path) -> tuple[list[str], list[int]]:
+    """Texts and types by id, as `tokenizers` numbers them: it may not keep an added token's stated id."""
+    by_text = tokenizer.get_vocab(with_added_tokens=True)
+    by_id = {index: text for text, index in by_text.items()}
+    if not by_id or max(by_id) >= vocab_size:
+        raise EdgeError(
+            f"{path} has tokens up to id {max(by_id, default=-1)}, the embedding has {vocab_size} rows",
+            "tokenizer.json and the weights must come from the same run",
+        )
+    if len(by_id) != len(by_text):
+        raise EdgeError(f"{path} gives two tokens one id", "number the tokens without holes")
+    kinds = {
+        index: CONTROL if token.special else USER_DEFINED
+        for index, token in tokenizer.get_added_tokens_decoder().items()
+    }
+    texts = set(by_id.values())
+    tokens, types = [], []
+    for index in range(vocab_size):
+        text = by_id.get(index)
+        if text is None:
+            text = f"[PAD{index}]"
+            while text in texts:
+                text = f"[{text}]"
+        tokens.append(text)
+        types.append(kinds.get(index, NORMAL) if index in by_id else UNUSED)
+    return tokens, types
+
+
+def _piece_types(tokens: list[str], types: list[int], unknown: str | None) -> list[int]:
+    """Types with those that only a SentencePiece vocabulary has."""
+    own: dict[str | None, int] = {**dict.fromkeys(BYTES, BYTE), unknown: UNKNOWN}
+    return [own.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
+
+
+def _merges(model: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Merges as "left right"; one that needs or makes a token that is not there would lose bytes silently."""
+    vocabulary, merges = model["vocab"], []
+    for merge in model["merges"]:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise EdgeError(
+                f"{path}: the merge {merge!r} does not fit the vocabulary", "trim the vocabulary again"
+            )
+        merges.append(" ".join(pair))
+    return tuple(merges)
+
+
+def _special_ids(
+    tokens: list[str], settings: dict[str, Any], configs: list[dict[str, Any]], path: Path
+) -> dict[str, int]:
+    """Role -> id: by the text in tokenizer_config.json, else by the id in a config."""
+    ids, special = {text: index for index, text in enumerate(tokens)}, {}
+    for role in _ROLES:
+        text = settings.get(f"{role}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        found: Any = ids.get(text) if text is not None else None
+        if text is not None and found is None:
+            raise EdgeError(
+                f"{path} has no token {text!r}, which tokenizer_config.json names as {role}_token", None
+            )
+        for config in configs:
+            found = config.get(f"{role}_token_id") if found is None else found
+        found = found[0] if isinstance(found, list) else found
+        if found is not None and not 0 <= found < len(tokens):
+            raise EdgeError(
+                f"{role}_token_id {found} is outside the vocabulary of {len(tokens)}", "correct config.json"
+            )
+        if found is not None:
+            special[role] = int(found)
+    return special
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json as a tokenizer that neither cuts nor pads; EdgeError if it is missing or damaged."""
+    from minigpt_edge_runtime.engines import text
+
+    try:
+        return text.open_tokenizer(path)
+    except EdgeError as error:
+        raise EdgeError(error.message, "use an undamaged tokenizer.json") from error
+
+
+def _added_around(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[int]]:
+    """The tokens that the post-processor puts before and after a text, found by trying it."""
+    bare, full = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise EdgeError(
+        f"{path}: its post-processor changes the tokens of a text, which GGUF can't express", None
+    )
+
+
+def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
+    """chat_template.jinja, else what tokenizer_config.json holds (of several, the one named default)."""
+    file = directory / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        return named.get("default")
+    return template

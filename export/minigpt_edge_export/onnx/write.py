@@ -1,0 +1,391 @@
+"""A decoder as an ONNX directory: one graph for prefill and decode, whose cache is written in place.
+
+The graph is written node by node with onnx.helper, from fused operators that onnxruntime runs fast on a CPU
+(docs/decisions.md compares the ways to get one). Its inputs and outputs are those of onnxruntime-genai, so
+that genai runs the directory as it is; it is complete in itself, tokenizer included.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge_export.decoder import Block, Decoder
+from minigpt_edge_export.gguf.layout import gguf_name
+from minigpt_edge_export.onnx.genai import genai_config
+from minigpt_edge_export.onnx.gptq import quantize_gptq
+from minigpt_edge_export.onnx.graph import Graph
+from minigpt_edge_export.onnx.positions import lengths, rotary
+from minigpt_edge_export.onnx.weights import Packed, Precision, quantize_matrix, smallest_block
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import need_space, os_error, publish_directory, write_json
+from minigpt_edge_runtime.formats.onnx_header import CONFIG, TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MODEL = "model.onnx"
+_LARGEST_HALF = 65504.0
+_HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary positions
+
+
+def write_onnx(
+    decoder: Decoder,
+    directory: Path,
+    precision: Precision,
+    *,
+    imatrix: Mapping[str, np.ndarray] | None = None,
+    grams: Mapping[str, np.ndarray] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files.
+
+    The same arguments give the same bytes. Memory holds one matrix at a time.
+
+    Args:
+        decoder: its directory also holds the tokenizer.
+        directory: appears whole or not at all; must not exist.
+        imatrix: GGUF tensor name -> float32 [row length], mean squared input, for integer precisions.
+        grams: what `onnx_grams.collect_grams` returned: the blocks' matrices of integer precisions are then
+            quantized by GPTQ.
+        metadata: further facts to store, such as name, license and base_model.
+
+    Raises:
+        EdgeError: a weight does not fit into float16, the size of a head can't be computed, the tokenizer is
+            missing, the directory exists, or no space is left.
+    """
+    if directory.exists():
+        raise EdgeError(f"{directory} exists", "choose another directory, or delete it")
+    if decoder.rope and (decoder.head_dim % _HEAD_MULTIPLE or decoder.rope.dims % _HEAD_MULTIPLE):
+        raise EdgeError(
+            f"{decoder.directory} has heads of {decoder.head_dim} values and rotates {decoder.rope.dims} of "
+            f"them, onnxruntime computes multiples of {_HEAD_MULTIPLE} only",
+            "export it as GGUF",
+        )
+    if not (decoder.directory / TOKENIZER_FILES[0]).is_file():
+        raise EdgeError(f"{decoder.directory} lacks {TOKENIZER_FILES[0]}", "use a complete checkpoint")
+    size = decoder.factored_parameters * {"fp32": 4, "fp16": 2}.get(precision.name, precision.bits / 8 + 0.3)
+    need_space(directory.parent, int(size) + 2**22, f"the {precision.name} ONNX model")
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        with Graph(partial / MODEL) as graph:
+            _Writer(graph, decoder, precision, imatrix or {}, grams or {}).write()
+            graph.save(_facts(decoder, precision, metadata or {}))
+        write_json(partial / CONFIG, genai_config(decoder, MODEL))
+        for name in TOKENIZER_FILES:
+            if (decoder.directory / name).is_file():
+                shutil.copyfile(decoder.directory / name, partial / name)
+        publish_directory(partial, directory)
+    except OSError as error:
+        raise os_error(error, directory) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _facts(decoder: Decoder, precision: Precision, metadata: Mapping[str, str]) -> dict[str, str]:
+    facts: dict[str, Any] = {
+        **metadata,
+        "architecture": decoder.model_type,
+        "quantization": precision.name.upper(),
+        "parameters": decoder.factored_parameters,
+        "vocabulary": decoder.vocab_size,
+        "hidden_size": decoder.hidden_size,
+        "tied_embeddings": decoder.tied,
+        "ffn_width": [block.intermediate_size for block in decoder.blocks],
+        "heads": [block.heads for block in decoder.blocks],
+        "kv_heads": [block.kv_heads for block in decoder.blocks],
+    }
+    if precision.bits:
+        facts["block_size"] = precision.block_size
+        facts["symmetric"] = precision.symmetric
+        facts["head"] = f"INT{precision.head_bits}, blocks of {precision.head_block_size}"
+        facts["accuracy_level"] = precision.accuracy_level
+    return {f"minigpt_edge.{name}": json.dumps(value) for name, value in facts.items()}
+
+
+class _Writer:
+    """Writes one decoder into a graph; methods take and return the names of values."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        decoder: Decoder,
+        precision: Precision,
+        imatrix: Mapping[str, np.ndarray],
+        grams: Mapping[str, np.ndarray],
+    ) -> None:
+        self.graph, self.decoder, self.precision = graph, decoder, precision
+        self.imatrix, self.grams = imatrix, grams
+
+    def write(self) -> None:
+        graph, decoder = self.graph, self.decoder
+        graph.input("input_ids", "int64", ["batch", "sequence"])
+        graph.input("attention_mask", "int64", ["batch", "total"])
+        graph.output("logits", "float32", ["batch", "rows", decoder.vocab_size])
+        known = lengths(graph)
+        if decoder.rope:
+            known += rotary(graph, decoder.rope, decoder.context_length)
+        residual, skip = self._embedding(), ""
+        if decoder.style.learned_positions:
+            skip = self._positions()
+        for index, block in enumerate(decoder.blocks):
+            residual, skip = self._block(index, block, residual, skip, known)
+        hidden, _ = self._norm("norm", residual, skip)
+        self._head(self._wanted_rows(hidden))
+
+    def _positions(self) -> str:
+        """Rows of the position table for the newest tokens, [1, sequence, hidden]."""
+        node, number = self.graph.node, self.graph.integers
+        shape = node("Shape", ["input_ids"], "input.shape")
+        count = node("Gather", [shape, number(1)], "input.count", axis=0)
+        first = node("Sub", ["mask.total", count], "positions.first")
+        rows = node("Range", [first, "mask.total", number(1)], "positions.rows")
+        table = self._stored("positions.weight", self.decoder.load("positions.weight"))
+        found = node("Gather", [table, rows], "positions.found", axis=0)
+        if self.precision.name == "fp16":
+            found = node("Cast", [found], "positions.float32", to=1)
+        return node("Unsqueeze", [found, number([0])], "positions")
+
+    def _block(self, index: int, block: Block, residual: str, skip: str, known: list[str]) -> tuple[str, str]:
+        """One block; its residual stream before the MLP's output is added, and that output."""
+        style, name = self.decoder.style, f"blocks.{index}"
+        normed, residual = self._norm(f"{name}.attention_norm", residual, skip)
+        attended = self._linear(name, ("attention_output",), self._attention(index, block, normed, known))
+        if not style.parallel:
+            normed, residual = self._norm(f"{name}.mlp_norm", residual, attended)
+            return residual, self._mlp(name, normed)
+        if style.mlp_norm:
+            normed, _ = self._norm(f"{name}.mlp_norm", residual, "")
+        return self.graph.node("Add", [residual, attended], f"{name}.attended"), self._mlp(name, normed)
+
+    def _attention(self, index: int, block: Block, normed: str, known: list[str]) -> str:
+        """The mixed values [batch, sequence, heads * head_dim]."""
+        graph, decoder, name = self.graph, self.decoder, f"blocks.{index}"
+        packed = [self._linear(name, ("query", "key", "value"), normed), "", ""]
+        if decoder.style.head_norms:
+            packed = self._head_norms(name, block, packed[0])
+        cache = []
+        for part in ("key", "value"):
+            shape: list[int | str] = ["batch", block.kv_heads, "past", decoder.head_dim]
+            cache.append(graph.input(f"past_key_values.{index}.{part}", "float32", shape))
+            graph.output(f"present.{index}.{part}", "float32", [*shape[:2], "total", shape[3]])
+        return graph.node(
+            "com.microsoft.GroupQueryAttention",
+            [*packed, *cache, *known],
+            f"{name}.attention",
+            f"present.{index}.key",
+            f"present.{index}.value",
+            num_heads=block.heads,
+            kv_num_heads=block.kv_heads,
+            do_rotary=int(decoder.rope is not None),
+        )
+
+    def _head_norms(self, name: str, block: Block, packed: str) -> list[str]:
+        """Query and key, normed head by head, and value."""
+        graph, dim = self.graph, self.decoder.head_dim
+        heads = (block.heads, block.kv_heads, block.kv_heads)
+        parts = [f"{name}.{part}.raw" for part in ("query", "key", "value")]
+        sizes = graph.integers([count * dim for count in heads])
+        graph.nodes("Split", [packed, sizes], parts, axis=-1)
+        normed = []
+        for raw, part, count in zip(parts, ("query", "key"), heads, strict=False):
+            each = graph.node("Reshape", [raw, graph.integers([0, 0, count, dim])], f"{name}.{part}.heads")
+            weight = graph.weight(
+                f"{name}.{part}_norm.weight", self.decoder.load(f"{name}.{part}_norm.weight")
+            )
+            each = graph.node(
+                "RMSNormalization", [each, weight], f"{name}.{part}.normed", axis=-1, epsilon=self.decoder.eps
+            )
+            flat = graph.integers([0, 0, count * dim])
+            normed.append(graph.node("Reshape", [each, flat], f"{name}.{part}.flat"))
+        return [*normed, parts[2]]
+
+    def _mlp(self, name: str, normed: str) -> str:
+        graph, style = self.graph, self.decoder.style
+        if style.gated:
+            both = self._linear(name, ("gate", "up"), normed)
+            gate, up = graph.nodes("Split", [both], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2)
+            active = graph.node("com.microsoft.QuickGelu", [gate], f"{name}.silu", alpha=1.0)
+            return self._linear(name, ("down",), graph.node("Mul", [active, up], f"{name}.gated"))
+        up = self._linear(name, ("up",), normed)
+        operator = {"relu": "Relu", "gelu": "com.microsoft.Gelu", "gelu_tanh": "com.microsoft.FastGelu"}
+        return self._linear(name, ("down",), graph.node(operator[style.activation], [up], f"{name}.active"))
+
+    def _norm(self, name: str, residual: str, skip: str) -> tuple[str, str]:
+        """The norm of residual + skip, and that sum."""
+        graph, rms, epsilon = self.graph, self.decoder.style.norm == "rms", self.decoder.eps
+        kinds = ("weight",) if rms else ("weight", "bias")
+        weights = [graph.weight(f"{name}.{kind}", self.decoder.load(f"{name}.{kind}")) for kind in kinds]
+        if not skip:
+            operator = "RMSNormalization" if rms else "LayerNormalization"
+            return graph.node(operator, [residual, *weights], name, axis=-1, epsilon=epsilon), residual
+        kind = "SkipSimplifiedLayerNormalization" if rms else "SkipLayerNormalization"
+        normed, *_, total = graph.nodes(
+            f"com.microsoft.{kind}",
+            [residual, skip, *weights],
+            [name, "", "", f"{name}.residual"],
+            epsilon=epsilon,
+        )
+        return normed, total
+
+    def _linear(self, block: str, parts: tuple[str, ...], value: str) -> str:
+        """The outputs of all `parts`, which read the same value, one after the other.
+
+        One product makes them all; but one each, or two with its factors, where the checkpoint has factors.
+        """
+        import numpy as np
+
+        decoder, name = self.decoder, f"{block}.{'_'.join(parts)}"
+        names = [f"{block}.{part}" for part in parts]
+        importance = self.imatrix.get(gguf_name(f"{names[0]}.weight"))
+        if any(decoder.rank(f"{part}.weight") for part in names):
+            outputs = [self._part(part, value, importance) for part in names]
+            result = self.graph.node("Concat", outputs, name, axis=-1) if len(parts) > 1 else outputs[0]
+        else:
+            matrix = np.concatenate([decoder.load(f"{part}.weight") for part in names])
+            result = self._product(name, matrix, value, self.precision.block_size, importance)
+        if f"{names[0]}.bias" not in decoder.shapes():
+            return result
+        bias = np.concatenate([decoder.load(f"{part}.bias") for part in names])
+        return self.graph.node("Add", [result, self.graph.weight(f"{name}.bias", bias)], f"{name}.biased")
+
+    def _part(self, name: str, value: str, importance: np.ndarray | None) -> str:
+        """The output of one matrix, by way of its factors if it has some."""
+        factors, size = self.decoder.factors(f"{name}.weight"), self.precision.block_size
+        if factors is None:
+            matrix = self.decoder.load(f"{name}.weight")
+            return self._product(f"{name}.whole", matrix, value, size, importance)
+        b, a = factors
+        inner = self._product(f"{name}.a", a, value, size, importance)
+        return self._product(f"{name}.b", b, inner, smallest_block(len(a), size, self.precision.bits))
+
+    def _product(
+        self, name: str, matrix: np.ndarray, value: str, block: int, importance: np.ndarray | None = None
+    ) -> str:
+        """value @ matrix.T, whose integers GPTQ chooses where it knows the Gram matrix of the values."""
+        import numpy as np
+
+        precision = self.precision
+        if not precision.bits:
+            weight = self._float(f"{name}.weight", np.ascontiguousarray(matrix.T))
+            return self.graph.node("MatMul", [value, weight], name)
+        if value in self.grams:
+            packed = quantize_gptq(matrix, self.grams[value], precision.bits, block, precision.symmetric)
+        else:
+            packed = quantize_matrix(matrix, precision.bits, block, precision.symmetric, importance)
+        names = [
+            self.graph.weight(f"{name}.codes", packed.codes),
+            self.graph.weight(f"{name}.scales", packed.scales),
+        ]
+        if packed.zero_points is not None:
+            names.append(self.graph.weight(f"{name}.zero_points", packed.zero_points))
+        return self._matmul_nbits([value, *names], name, matrix.shape, precision.bits, block)
+
+    def _matmul_nbits(
+        self, inputs: list[str], output: str, shape: tuple[int, ...], bits: int, block: int
+    ) -> str:
+        return self.graph.node(
+            "com.microsoft.MatMulNBits", inputs, output, N=shape[0], K=shape[1], bits=bits, block_size=block,
+            accuracy_level=self.precision.accuracy_level,
+        )  # fmt: skip
+
+    def _embedding(self) -> str:
+        """The rows of the embedding that input_ids name."""
+        decoder, node, graph = self.decoder, self.graph.node, self.graph
+        matrix = decoder.load("embedding.weight")
+        precision = self.precision
+        if not precision.bits:
+            rows = node(
+                "Gather", [self._stored("embedding.weight", matrix), "input_ids"], "embedding", axis=0
+            )
+            return node("Cast", [rows], "embedding.float32", to=1) if precision.name == "fp16" else rows
+        packed = self._pack_head("embedding", matrix)
+        flat = (len(matrix), packed.codes.shape[1] * packed.codes.shape[2])
+        inputs = [graph.alias("embedding.rows", "embedding.codes", flat), "input_ids", "embedding.scales"]
+        if packed.zero_points is not None:
+            inputs.append("embedding.zero_points")
+        rows = node(
+            "com.microsoft.GatherBlockQuantized", inputs, "embedding", bits=precision.head_bits,
+            block_size=precision.head_block_size, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        if packed.scales.shape[1] * precision.head_block_size == decoder.hidden_size:
+            return rows
+        number = graph.integers
+        return node(
+            "Slice", [rows, number([0]), number([decoder.hidden_size]), number([-1])], "embedding.whole"
+        )
+
+    def _head(self, hidden: str) -> None:
+        decoder, precision, graph = self.decoder, self.precision, self.graph
+        name = "embedding" if decoder.tied else "head"
+        output = "unbiased" if "head.bias" in decoder.shapes() else "logits"
+        if precision.bits:
+            if not decoder.tied:
+                self._pack_head(name, decoder.load("head.weight"))
+            inputs = [f"{name}.codes", f"{name}.scales"] + [f"{name}.zero_points"] * (not precision.symmetric)
+            shape = (decoder.vocab_size, decoder.hidden_size)
+            self._matmul_nbits(
+                [hidden, *inputs], output, shape, precision.head_bits, precision.head_block_size
+            )
+            return self._head_bias(output)
+        if not decoder.tied:
+            self._stored("head.weight", decoder.load("head.weight"))
+        weight = f"{name}.weight"
+        if precision.name == "fp16":
+            weight = graph.node("Cast", [weight], f"{name}.widened", to=1)
+        graph.node("com.microsoft.FusedMatMul", [hidden, weight], output, transB=1)
+        return self._head_bias(output)
+
+    def _head_bias(self, output: str) -> None:
+        if output != "logits":
+            bias = self.graph.weight("head.bias", self.decoder.load("head.bias"))
+            self.graph.node("Add", [output, bias], "logits")
+
+    def _pack_head(self, name: str, matrix: np.ndarray) -> Packed:
+        """Quantize and store the embedding or the head."""
+        precision = self.precision
+        importance = next(
+            (self.imatrix[n] for n in ("output.weight", "token_embd.weight") if n in self.imatrix), None
+        )
+        if name == "embedding" and not self.decoder.tied:
+            importance = None  # nothing is multiplied with it
+        packed = quantize_matrix(
+            matrix, precision.head_bits, precision.head_block_size, precision.symmetric, importance
+        )
+        self.graph.weight(f"{name}.codes", packed.codes)
+        self.graph.weight(f"{name}.scales", packed.scales)
+        if packed.zero_points is not None:
+            self.graph.weight(f"{name}.zero_points", packed.zero_points)
+        return packed
+
+    def _wanted_rows(self, hidden: str) -> str:
+        """The rows whose logits are wanted: from logits_start on, all by default.
+
+        A prompt needs those of its last token alone. The input has a default, so that a program that does
+        not know it gets all rows.
+        """
+        number = self.graph.integers
+        start = self.graph.optional_input("logits_start", 0)
+        return self.graph.node("Slice", [hidden, start, number([2**62]), number([1])], "hidden.wanted")
+
+    def _stored(self, name: str, array: np.ndarray) -> str:
+        """A float matrix in the precision's own type."""
+        import numpy as np
+
+        if self.precision.name != "fp16":
+            return self.graph.weight(name, array)
+        if np.abs(array).max() > _LARGEST_HALF:
+            raise EdgeError(f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", "export it as fp32")
+        return self.graph.weight(name, array.astype(np.float16))
+
+    def _float(self, name: str, array: np.ndarray) -> str:
+        """A float matrix to multiply with, float32 when the graph runs."""
+        stored = self._stored(name, array)
+        if self.precision.name != "fp16":
+            return stored
+        return self.graph.node("Cast", [stored], f"{name}.widened", to=1)

@@ -1,0 +1,1 @@
+"""Texts: corpora, splits, windows, domains, questions."""

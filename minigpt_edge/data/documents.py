@@ -1,0 +1,269 @@
+"""Readers: files and folders, packages and hub datasets as documents (plain text)."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.data.pairs import pair_documents
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import os_error
+
+DIVIDE_ABOVE = 32_000  # bytes: a longer text file is a book, not a document, and could not be split
+PIECE = 16_000  # bytes of each part it is divided into
+_NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?)?\s*")
+
+
+def read_files(path: Path, text_column: str | None = None) -> list[str]:
+    """The documents of a file, or of every file of a known kind in a folder and the folders in it.
+
+    A txt or md file is one document (longer than 32,000 bytes: parts of up to 16,000, cut at blank lines);
+    jsonl, csv and parquet have one per row.
+
+    Raises:
+        EdgeError: missing, empty, binary, not UTF-8, of an unknown kind, damaged, or without the text column.
+    """
+    if not path.exists():
+        raise EdgeError(
+            f"{path} does not exist", "give a text file, a folder, or a hub dataset id (org/name)"
+        )
+    if path.is_dir():
+        files = [
+            file for file in sorted(path.rglob("*")) if file.suffix.lower() in READERS and _plain(file, path)
+        ]
+        if not files:
+            raise EdgeError(f"{path} holds no text files", f"known kinds: {', '.join(READERS)}")
+    elif path.suffix.lower() not in READERS:
+        raise EdgeError(
+            f"{path}: files of kind {path.suffix or 'without a suffix'} are not read",
+            f"known kinds: {', '.join(READERS)}",
+        )
+    else:
+        files = [path]
+    documents: list[str] = []
+    for file in files:
+        try:
+            documents += READERS[file.suffix.lower()](file, text_column)
+        except OSError as error:
+            raise os_error(error, file) from error
+    if not any(document.strip() for document in documents):
+        raise EdgeError(f"{path} is empty: there is no text in it", "give files with text")
+    return documents
+
+
+def _plain(file: Path, folder: Path) -> bool:
+    """Whether it is a file that is not hidden and in no hidden folder."""
+    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def decoded(path: Path) -> str:
+    """A file's text, "\\r\\n" and "\\r" as "\\n"; EdgeError that says where it is not UTF-8 text."""
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        hint = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > {path.stem}.utf8{path.suffix}"
+        raise EdgeError(f"{path} is encoded in UTF-16, not UTF-8", hint)
+    if (zero := data.find(b"\0")) >= 0:
+        raise EdgeError(f"{path} is binary: there is a zero byte at offset {zero:,}", "give text files")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        offset = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
+        new = f"{path.stem}.utf8{path.suffix}"
+        hint = f"convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > {new}"
+        raise EdgeError(
+            f"{path} is not UTF-8: byte 0x{data[offset]:02x} at offset {offset:,}", hint
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _text(path: Path, text_column: str | None) -> list[str]:
+    return divide(decoded(path))
+
+
+def divide(text: str) -> list[str]:
+    """A text as it is, or, if it is longer than `DIVIDE_ABOVE` bytes, as parts of up to `PIECE` bytes.
+
+    Parts end at blank lines where there are any, else at line ends; nothing is lost.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) <= DIVIDE_ABOVE:
+        return [text]
+    parts: list[str] = []
+    held, size = "", 0
+    for paragraph in re.split(r"(?<=\n)(?=\n)", text):
+        lines = [paragraph]
+        if len(paragraph.encode("utf-8", "surrogatepass")) > PIECE:
+            lines = paragraph.splitlines(keepends=True)
+        for line in lines:
+            more = len(line.encode("utf-8", "surrogatepass"))
+            if held and size + more > PIECE:
+                parts.append(held)
+                held, size = "", 0
+            held, size = held + line, size + more
+    return [*parts, held]
+
+
+def _jsonl(path: Path, text_column: str | None) -> list[str]:
+    rows = []
+    for number, line in enumerate(decoded(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise EdgeError(
+                f"{path} line {number} is not JSON ({error})", "one JSON object per line"
+            ) from error
+        if not isinstance(row, dict):
+            raise EdgeError(f"{path} line {number} is not a JSON object", "one JSON object per line")
+        rows.append(row)
+    return _column(rows, text_column, path)
+
+
+def _csv(path: Path, text_column: str | None) -> list[str]:
+    csv.field_size_limit(1 << 30)
+    try:
+        reader = csv.DictReader(io.StringIO(decoded(path), newline=""), strict=True)
+        rows: list[dict[str, Any]] = [{name: row[name] for name in row if name is not None} for row in reader]
+    except csv.Error as error:
+        raise EdgeError(
+            f"{path} is not readable as CSV: {error}", "save it again as CSV with a header row"
+        ) from error
+    for name in reader.fieldnames or ():
+        if all(_NUMBER.fullmatch(row.get(name) or "") for row in rows):  # CSV knows no types
+            rows = [{**row, name: 0} for row in rows]
+    return _column(rows, text_column, path)
+
+
+def _column(rows: list[dict[str, Any]], text_column: str | None, path: Path) -> list[str]:
+    """The texts of rows, where rows may lack columns that others have."""
+    columns: dict[str, bool] = {}  # name -> every value is a string
+    for row in rows:
+        for name, value in row.items():
+            columns[name] = columns.get(name, True) and isinstance(value, str | None)
+    if not columns:
+        return []
+    chosen = choose_column(columns, text_column, str(path))
+    return [row[chosen] for row in rows if row.get(chosen)]
+
+
+def choose_column(columns: dict[str, bool], wanted: str | None, where: str) -> str:
+    """The column that holds the text: the wanted one, else "text", else the only one of strings.
+
+    Args:
+        columns: name -> whether its values are strings.
+
+    Raises:
+        EdgeError: there is no such column, it holds no strings, or several could be meant.
+    """
+    listed = ", ".join(columns)
+    strings = [name for name, is_string in columns.items() if is_string]
+    if wanted is not None:
+        if wanted not in columns:
+            raise EdgeError(f"{where} has no column {wanted!r}", f"its columns: {listed}")
+        if wanted not in strings:
+            raise EdgeError(
+                f"column {wanted!r} of {where} does not hold text", f"columns with text: {', '.join(strings)}"
+            )
+        return wanted
+    if "text" in strings:
+        return "text"
+    if len(strings) != 1:
+        raise EdgeError(
+            f"{where} has {len(strings)} columns that could hold the text",
+            f"name one with --text-column; its columns: {listed}",
+        )
+    return strings[0]
+
+
+def _parquet(path: Path, text_column: str | None) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        columns = {field.name: any(test(field.type) for test in strings) for field in file.schema_arrow}
+        chosen = choose_column(columns, text_column, str(path))
+        return [text for text in file.read(columns=[chosen])[chosen].to_pylist() if text]
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise EdgeError(
+            f"{path} is not a whole parquet file ({error})", "download or save it again"
+        ) from error
+
+
+Reader = Callable[[Path, str | None], list[str]]
+READERS: dict[str, Reader] = {
+    ".txt": _text,
+    ".md": _text,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def load_hub_rows(
+    dataset: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    offline: bool,
+    instead: str = "give text files with --corpus",
+) -> Any:
+    """A split of a hub dataset; without a hub, of the copy that `datasets` has in its cache.
+
+    Raises:
+        EdgeError: neither reachable nor cached, no such split, or it needs its own code to be run; says what
+            to do `instead`.
+    """
+    from minigpt_edge.stages import hub
+
+    away = hub.unreachable(offline)
+    import datasets
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        with hub.offline_libraries() if away else contextlib.nullcontext():
+            return datasets.load_dataset(dataset, config, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if away:
+            raise EdgeError(
+                f"there is no file {dataset}, no such dataset on this machine, and no hub ({away})",
+                f"connect once, or {instead}",
+            ) from error
+        raise EdgeError(
+            f"the dataset {dataset} can't be loaded: {said}", "check its id, configuration and split"
+        ) from error
+
+
+def read_hub_dataset(
+    dataset: str,
+    config: str | None,
+    split: str,
+    text_column: str | None,
+    revision: str | None,
+    offline: bool,
+    pair_columns: tuple[str, ...] = (),
+) -> list[str]:
+    """The texts of a hub dataset; without a hub, of the copy that `datasets` has in its cache.
+
+    Args:
+        pair_columns: of a sentence and its translation: documents of such pairs.
+
+    Raises:
+        EdgeError: neither reachable nor cached, no such split or column, or it needs its own code to be run.
+    """
+    rows = load_hub_rows(dataset, config, split, revision, offline)
+    strings = {"string", "large_string"}
+    columns = {name: getattr(kind, "dtype", None) in strings for name, kind in rows.features.items()}
+    if pair_columns:
+        sides = [rows[choose_column(columns, name, dataset)] for name in pair_columns]
+        return pair_documents(list(zip(*sides, strict=True)))
+    chosen = choose_column(columns, text_column, dataset)
+    return [text for text in rows[chosen] if text]

@@ -1,0 +1,104 @@
+"""The corpus stage: documents of train, validation and test, and the evaluation windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.data import corpus, domains
+from minigpt_edge.data.windows import MAX_TOKENS
+from minigpt_edge.models import base_model
+from minigpt_edge.recipe import Recipe
+from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge_runtime.files import sha256_file
+
+MOST = 0.5  # of the documents: fewer in the domain's language are worth a warning
+
+CODE = ("minigpt_edge.data", "minigpt_edge.models", "minigpt_edge.stages", "minigpt_edge_runtime")
+
+
+def corpus_sources(recipe: Recipe) -> list[corpus.Source]:
+    if recipe.domain:
+        return domains.load_domain(recipe.domain).chosen(recipe.source)
+    return [corpus.source_of(value, recipe.text_column) for value in recipe.corpus]
+
+
+def corpus_stage(
+    work: Path,
+    recipe: Recipe,
+    base: base_model.BaseModel,
+    sources: Sequence[corpus.Source],
+    talk: Talk,
+    *,
+    to_train: bool = True,
+) -> Stage:
+    """train, validation and test documents, and the evaluation windows.
+
+    Raises:
+        EdgeError: a source can't be read, or there is too little text, `to_train` for calibration too.
+    """
+    talk.step("corpus")
+    longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
+    stage = run_stage(
+        work,
+        "corpus",
+        settings={
+            "sources": [{"kind": type(source).__name__, **_jsonable(asdict(source))} for source in sources],
+            "window_tokens": longest,
+        },
+        inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
+        code=CODE,
+        make=lambda out: corpus.build_corpus(
+            sources,
+            out,
+            base_tokenizer_path=base.tokenizer,
+            document_start=base.document_start,
+            offline=recipe.offline,
+            window_tokens=longest,
+        ),
+    )
+    if to_train:
+        corpus.check_enough(stage.metrics["splits"], recipe.calibration_tokens)
+    train = stage.metrics["splits"]["train"]
+    talk.line(
+        "corpus",
+        f"{sum(split['documents'] for split in stage.metrics['splits'].values()):,} documents, "
+        f"{train['base_tokens']:,} tokens to train on",
+        stage.manifest["seconds"],
+        reused=stage.reused,
+    )
+    if recipe.domain:
+        _check_language(domains.load_domain(recipe.domain), stage.metrics["languages"], talk)
+    return stage
+
+
+def _check_language(domain: domains.Domain, found: dict[str, float], talk: Talk) -> None:
+    """Warn if most documents are in another language than the domain says."""
+    same = {"zh": ("zh", "yue")}.get(domain.language, (domain.language,))
+    if found and sum(found.get(code, 0.0) for code in same) < MOST:
+        code, share = next(iter(found.items()))
+        talk.line(
+            "corpus",
+            f"[yellow]warning:[/] domain {domain.name} says its language is {domain.language}, but "
+            f"{share:.0%} of the documents look like {code}",
+        )
+
+
+def _local_files(sources: Sequence[corpus.Source]) -> dict[str, str]:
+    """sha256 of local corpus files: a changed file makes a new corpus."""
+    found: dict[str, str] = {}
+    for source in sources:
+        if isinstance(source, corpus.FileSource):
+            path = Path(source.path).expanduser()  # as the corpus is read
+            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            found |= {str(file): sha256_file(file) for file in files if file.is_file()}
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(part) for key, part in value.items()}
+    return str(value) if isinstance(value, Path) else value

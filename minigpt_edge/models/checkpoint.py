@@ -1,0 +1,240 @@
+"""Checkpoint directories: Hugging Face format, blocks of unequal sizes under `per_layer_config`.
+
+Equal blocks load with stock `AutoModelForCausalLM.from_pretrained`. Unequal ones need `load_model`,
+until transformers builds models from `per_layer_config` itself.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.models import archs
+from minigpt_edge_export.architectures import BUFFERS, FAMILIES
+from minigpt_edge_export.weights import FACTORS, Weights, weight_files
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json, replacing, understanding, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from minigpt_edge.models.archs.base import Arch
+
+WEIGHTS = "model.safetensors"
+LARGE_BYTES = 2**31
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint whose architecture is known, with LLaMA's names for its sizes added."""
+    config = read_json(directory / "config.json")
+    archs.check_known(str(config.get("model_type")))
+    return standard_names(config)
+
+
+def standard_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with hidden_size, num_hidden_layers, … added where the family has others."""
+    family = FAMILIES[config["model_type"]]
+    named = {name: family.get(config, name) for name in _SIZES}
+    named["head_dim"] = config.get("head_dim") or named["hidden_size"] // named["num_attention_heads"]
+    if named["intermediate_size"] is None and family.widening:
+        named["intermediate_size"] = family.widening * named["hidden_size"]
+    named["num_key_value_heads"] = config.get("num_key_value_heads") or named["num_attention_heads"]
+    named["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", family.tied))
+    return {**config, **{name: value for name, value in named.items() if value is not None}}
+
+
+def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = None) -> nn.Module:
+    """The model of a checkpoint directory in float32, in evaluation mode, blocks sized as the config says.
+
+    Args:
+        lazy: the blocks' weights are read when they are needed, see `resident`.
+        changed: folder for blocks of a lazy model that are changed; without it they can only be read.
+
+    Raises:
+        EdgeError: unknown architecture, damaged weights, or weights that do not fit the config.
+    """
+    import torch
+
+    from minigpt_edge.models import resident
+
+    config = read_config(directory)
+    arch = archs.load_arch(config["model_type"])
+    extra = config.get("minigpt_edge")
+    weights = Weights([path for path in weight_files(directory) if path.name != FACTORS])
+    with understanding(directory / "config.json"):
+        if config["num_hidden_layers"] > len(weights.shapes):
+            raise ValueError(f"{config['num_hidden_layers']} blocks of {len(weights.shapes)} tensors")
+        model: Any = _empty(config, arch)
+    names = [name for name in weights.shapes if not BUFFERS.search(name)]
+    if lazy:
+        resident.leave_on_disk(model, arch, config["head_dim"], weights, changed)
+        names = [name for name in names if not name.startswith(f"{arch.blocks_path}.")]
+    try:
+        held = {name: torch.from_numpy(weights.load(name)) for name in names}
+        found = arch.from_stored(held, config["head_dim"])
+        missing, unexpected = model.load_state_dict(found, strict=False, assign=True)
+    except RuntimeError as error:
+        raise EdgeError(f"the weights in {directory} do not fit its config.json ({error})") from error
+    if config["tie_word_embeddings"]:
+        missing = [name for name in missing if name != f"{arch.names['head']}.weight"]
+        model.tie_weights()
+    if lazy:
+        missing = [name for name in missing if not name.startswith(f"{arch.blocks_path}.")]
+    if missing or unexpected:
+        raise EdgeError(
+            f"the weights in {directory} do not fit its config.json: missing {missing}, "
+            f"unexpected {unexpected}"
+        )
+    model.minigpt_edge = extra or {}
+    evaluated: nn.Module = model.eval()
+    return evaluated
+
+
+def _empty(config: dict[str, Any], arch: Arch) -> Any:
+    """A model whose parameters are on the meta device: shapes without memory."""
+    import torch
+
+    per_layer = config.get("per_layer_config")
+    plain = {key: value for key, value in config.items() if key not in ("per_layer_config", "minigpt_edge")}
+    with torch.device("meta"):
+        model: Any = arch.build({**plain, "dtype": "float32"})
+    for index, block in enumerate(arch.blocks(model)):
+        if per_layer:
+            arch.resize(block, per_layer[str(index)])
+    for path, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # rotary frequencies
+            model.set_submodule(path, type(module)(model.config))
+    return model
+
+
+def is_large(directory: Path) -> bool:
+    """Whether a checkpoint is better left on disk where that is possible: over LARGE_BYTES in float32."""
+    return 4 * dense_parameters(directory) > LARGE_BYTES
+
+
+def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Path | None = None) -> None:
+    """Write a model as a checkpoint directory: config and sizes, float32 weights, tokenizer files.
+
+    Args:
+        model: its blocks may have unequal sizes; `per_layer_config` is written only then. If they are on
+            disk, the directory gets shards.
+        source: the checkpoint it came from; its config is the base of the new one.
+        directory: where to write; existing files of the same names are replaced.
+        tokenizer: where the tokenizer files are, if not in `source`.
+    """
+    from safetensors.torch import save_file
+
+    from minigpt_edge.models import resident
+
+    config = read_config(source)
+    arch = archs.load_arch(config["model_type"])
+    _write_sizes(config, arch, [arch.sizes(block) for block in arch.blocks(model)])
+    lazy = resident.is_on_disk(model, arch)
+    blocks = f"{arch.blocks_path}." if lazy else "no prefix"
+    held = {n: t.detach() for n, t in model.state_dict().items() if not n.startswith(blocks)}
+    state = arch.to_stored(held, config["head_dim"])
+    if config.get("tie_word_embeddings"):
+        state.pop(f"{arch.family.names['head']}.weight", None)
+    config["vocab_size"] = state[f"{arch.family.names['embedding']}.weight"].shape[0]
+    for key in arch.bias_keys:  # a method may have given the model biases
+        if getattr(model.config, key, False):  # type: ignore[union-attr]
+            config[key] = True
+    config["dtype"] = "float32"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / FACTORS).unlink(missing_ok=True)  # of the weights that were there before
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    if lazy:
+        resident.publish(model, arch, state, directory)
+    else:
+        (directory / resident.INDEX).unlink(missing_ok=True)
+        save_file(state, directory / WEIGHTS, {"format": "pt"})
+    write_json(directory / "config.json", config)
+    for name in TOKENIZER_FILES:
+        origin = (tokenizer or source) / name
+        if origin.exists() and origin.resolve() != (directory / name).resolve():
+            shutil.copyfile(origin, directory / name)
+
+
+def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, int]]) -> None:
+    """Put the blocks' sizes into a config, under the family's own names too."""
+    config.pop("per_layer_config", None)
+    heads = config["hidden_size"] // config["head_dim"]
+    repeats = config["num_attention_heads"] // config["num_key_value_heads"]
+    alike = all(entry == blocks[0] for entry in blocks)
+    if alike and not (arch.derived_heads and blocks[0]["num_attention_heads"] != heads):
+        config.update(blocks[0])
+    else:
+        config["per_layer_config"] = {str(index): entry for index, entry in enumerate(blocks)}
+        for key in blocks[0]:  # the widest block: what a reader that knows one size must reserve
+            config[key] = max(entry[key] for entry in blocks)
+        if arch.derived_heads:
+            config |= {"num_attention_heads": heads, "num_key_value_heads": heads // repeats}
+    config["num_hidden_layers"] = len(blocks)
+    for name, own in arch.family.keys.items():
+        if name in config:
+            config[own] = config[name]
+
+
+def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write factors.safetensors beside a checkpoint's weights, for targets that can run two small matrices.
+
+    Args:
+        directory: its model.safetensors holds the products, so that every reader works.
+        factors: module path ("model.layers.3.mlp.up_proj") -> (b [out, rank], a [rank, in]).
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{name}.{part}": t for name, pair in factors.items() for part, t in zip("ba", pair, strict=True)
+    }
+    with replacing(directory / FACTORS) as path:
+        save_file({n: t.detach().float().contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
+
+
+def trim_embeddings(model: Any, tokens: Sequence[int]) -> None:
+    """Slice a model's embedding and head in place to the kept tokens; tied ones stay tied."""
+    import torch
+
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    rows = torch.tensor(tokens)
+    for module in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        module.weight = torch.nn.Parameter(module.weight.data[rows])
+        if getattr(module, "bias", None) is not None:
+            module.bias = torch.nn.Parameter(module.bias.data[rows])
+        for name in ("num_embeddings", "out_features"):
+            if hasattr(module, name):
+                setattr(module, name, len(tokens))
+        if getattr(module, "padding_idx", None) is not None:
+            module.padding_idx = tokens.index(module.padding_idx)
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    model.config.vocab_size = len(tokens)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, tied embeddings counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def dense_parameters(directory: Path) -> int:
+    """Parameters of a checkpoint read from its safetensors headers (tied embeddings stored once)."""
+    weights = Weights([path for path in weight_files(directory) if path.name != FACTORS])
+    return sum(math.prod(shape) for shape in weights.shapes.values())

@@ -1,0 +1,108 @@
+"""The stage that prunes: the smaller checkpoint, its plan and the importance matrix."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.data import corpus
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
+from minigpt_edge.evaluate.stage import evaluate_checkpoint, quality_text
+from minigpt_edge.models import base_model
+from minigpt_edge.prune.methods.registry import STRUCTURED
+from minigpt_edge.prune.prepare import CHECKPOINT
+from minigpt_edge.prune.prune import preview, shrink
+from minigpt_edge.prune.settings import fitted_settings, given_plan, keep_terms, shrink_settings
+from minigpt_edge.recipe import Recipe
+from minigpt_edge.stages import parallel
+from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.packages import cache_dir
+from minigpt_edge.stages.parallel import process_setting
+from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge_export.targets import parse_target
+from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge_runtime.files import sha256_file
+
+CODE = ("minigpt_edge.prune", *EVALUATE_CODE)
+
+
+def plan_only(recipe: Recipe, talk: Talk) -> dict[str, Any]:
+    """What a build would keep of each block and how large its files would be; see `weights.preview`."""
+    sources, work = corpus_sources(recipe), recipe.work or cache_dir() / "work"
+    gguf = [name for name in recipe.targets if parse_target(name).format == "gguf"]
+    if shrink_settings(recipe).pattern != STRUCTURED:
+        raise UsageError("--dry-run is for methods that remove units", "leave it out")
+    base = base_model.resolve_model(recipe.model, offline=recipe.offline)
+    text = corpus_stage(work, recipe, base, sources, talk)
+    settings = fitted_settings(recipe, base, talk)
+    return preview(
+        base.path,
+        base.fingerprint,
+        corpus.read_split(text.path, "train"),
+        settings,
+        gguf,
+        plan=given_plan(recipe),
+        terms=keep_terms(recipe),
+        on_progress=lambda what, done, total: talk.step(f"plan: {what}", done, total),
+        max_memory=recipe.max_memory,
+    )
+
+
+def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, talk: Talk) -> Stage:
+    """The pruned checkpoint, its plan and the importance matrix."""
+    settings, terms, plan = fitted_settings(recipe, base, talk), keep_terms(recipe), given_plan(recipe)
+
+    def make(out: Path) -> dict[str, Any]:
+        with parallel.own_folder(out) as folder:
+            metrics = shrink(
+                base.path,
+                base.fingerprint,
+                corpus.read_split(text.path, "train"),
+                folder,
+                settings,
+                plan=plan,
+                terms=terms,
+                on_progress=lambda what, done, total: talk.step(f"prune: {what}", done, total),
+                max_memory=recipe.max_memory,
+            )
+        if parallel.rank():
+            return metrics
+        talk.step("prune: evaluation")
+        return {**metrics, "quality": evaluate_checkpoint(out / CHECKPOINT, text, recipe.threads)}
+
+    talk.step("prune")
+    stage = run_stage(
+        work,
+        "prune",
+        settings={**asdict(settings), "terms": terms, **process_setting()},
+        inputs={
+            "model": base.fingerprint,
+            "corpus": text.digest,
+            **({"plan": sha256_file(plan)} if plan else {}),
+        },
+        code=CODE,
+        make=make,
+        together=True,
+    )
+    kept = stage.metrics["parameters"]
+    what = f"{stage.metrics['sparsity']:.2%} of the parameters gone, {kept['kept'] / 1e6:.1f} M left; "
+    if "zeros" in stage.metrics:
+        what = (
+            f"{stage.metrics['zeros']:.2%} of the blocks' weights are zero, which makes no file smaller and "
+            "no CPU faster; "
+        )
+    if stage.metrics.get("reductions") is not None:
+        what = (
+            f"low rank in {len(stage.metrics['reductions'].split(','))} matrices: ONNX files keep two small "
+            f"matrices for each ({stage.metrics['spared_where_factors_run'] / 1e6:.1f} M parameters fewer), "
+            "GGUF files their product; "
+        )
+    talk.line(
+        "prune",
+        what + quality_text(stage.metrics["quality"]),
+        stage.manifest["seconds"],
+        reused=stage.reused,
+    )
+    return stage

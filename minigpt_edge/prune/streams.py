@@ -1,0 +1,171 @@
+"""Hidden states on their way through the blocks: what the matrices read, and what they should give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch  # noqa: TID253 - imported by the pipeline's prune stage only
+from torch import Tensor, nn  # noqa: TID253
+
+from minigpt_edge.models.archs.base import Arch
+from minigpt_edge.models.precision import compute_dtype
+from minigpt_edge.prune.moments import Moments
+from minigpt_edge.stages import parallel
+from minigpt_edge_runtime.errors import EdgeError
+
+MICRO_BATCH_TOKENS = 4096
+VALIDATION_SHARE = 0.15  # of the calibration windows: chooses the ridge, then joins the fit
+KEPT_BYTES = 2**30  # of a half's units; more of them are computed again when they are needed again
+
+
+@dataclass(frozen=True)
+class Half:
+    """Attention or FFN of a block: how its units are computed, and which matrix reads them.
+
+    `gguf` are the GGUF names of the matrices that read the input, and of the one that reads the units.
+    """
+
+    name: str
+    enter: Callable[[Any, Tensor], Tensor]
+    values: Callable[[Any, Tensor], Tensor]
+    out: Callable[[Any], nn.Linear]
+    gguf: tuple[tuple[str, ...], str]
+    group: int
+
+
+class Stream:
+    """Hidden states [windows, s, hidden], float32, on their way through the blocks.
+
+    Of several processes each has its share of the windows; what is summed over tokens is summed over them.
+
+    Attributes:
+        pruned: of the model as it is so far.
+        dense: of the dense model; None where nothing is refitted to it.
+        entered: both as they entered the block, where its MLP reads that, in `dtype`.
+        tokens: of all windows.
+        dtype: of the products of the forward passes.
+    """
+
+    def __init__(self, arch: Arch, model: nn.Module, windows: Tensor, *, two: bool) -> None:
+        self.arch, self.tokens, self.dtype = arch, windows.numel(), compute_dtype()
+        held_out = max(1, int(len(windows) * VALIDATION_SHARE))
+        parts = parallel.share(windows[:held_out]), parallel.share(windows[held_out:])
+        if not len(parts[1]):
+            raise EdgeError(
+                f"{parallel.processes()} processes are more than the calibration text has windows",
+                "start fewer, or raise --calibration-tokens",
+            )
+        self.held_out, windows = len(parts[0]), torch.cat(parts)
+        self.pruned = arch.embed(model, windows).detach().clone()
+        self.dense = self.pruned.clone() if two else None
+        self.position = tuple(part.to(self.dtype) for part in arch.positions(model, self.pruned))
+        self.entered: tuple[Tensor, Tensor | None] | None = None
+        self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
+
+    def halves(self, block: Any) -> tuple[Half, Half]:
+        """The two halves of a block that the streams enter now, in the order they are computed."""
+        arch = self.arch
+        if arch.parallel(block):
+            dense = None if self.dense is None else self.dense.to(self.dtype, copy=True)
+            self.entered = self.pruned.to(self.dtype, copy=True), dense
+        return (
+            Half(
+                "attention",
+                arch.attention_input,
+                lambda part, x: arch.mix(part, x, self.position),
+                arch.attention_out,
+                (arch.ATTENTION_READERS, arch.ATTENTION_OUT),
+                arch.group_size(block),
+            ),
+            Half(
+                "ffn",
+                arch.ffn_input,
+                arch.neurons,
+                arch.ffn_out,
+                (arch.FFN_READERS, arch.FFN_OUT),
+                1,
+            ),
+        )
+
+    def batches(self) -> Iterator[tuple[slice, int]]:
+        """Micro-batches of windows and the set they belong to: 1 held out, 0 fitted."""
+        for start, stop, part in ((0, self.held_out, 1), (self.held_out, len(self.pruned), 0)):
+            for first in range(start, stop, self.step):
+                yield slice(first, min(first + self.step, stop)), part
+
+    def gather(self, half: Half, block: Any, fast: Any, read: Tensor) -> tuple[Units, list[Moments]]:
+        """Advance the dense stream by a half; the pruned stream's units and [fitted, held-out] moments.
+
+        Args:
+            block: float32, for its norms; fast: its copy in the stream's dtype.
+            read: float32 [hidden], zeros; becomes the summed squared inputs.
+
+        Returns:
+            the units, and moments, none without a dense stream.
+        """
+        width, hidden = half.out(fast).in_features, self.pruned.shape[-1]
+        bias = half.out(block).bias
+        units = Units(self, half, block, fast)
+        taught = None if self.dense is None else self.entering(half, self.dense, 1)
+        moments = [Moments.zeros(width, hidden) for _ in range(2)] if self.dense is not None else []
+        for rows, part in self.batches():
+            values = units.compute(rows, read)
+            if self.dense is not None and taught is not None:
+                wanted = half.values(fast, half.enter(block, taught[rows].float()).to(self.dtype))
+                self.dense[rows] += half.out(fast)(wanted)
+                wanted = self.dense[rows] - self.pruned[rows]
+                wanted = wanted if bias is None else wanted - bias
+                moments[part].add(values.flatten(0, 1), wanted.flatten(0, 1))
+        parallel.add_up(read)
+        for sums in moments:
+            sums.add_up()
+        return units, moments
+
+    def entering(self, half: Half, stream: Tensor, which: int) -> Tensor:
+        """What a half reads of the pruned (0) or dense (1) stream."""
+        before = self.entered[which] if self.entered else None
+        return stream if before is None else before
+
+    def advance(self, units: Units, kept: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Add units[..., kept] @ weight [kept, hidden] + bias to the pruned stream."""
+        # zero rows for what goes: multiplying all of it is faster than gathering what stays
+        full = torch.zeros(units.width, weight.shape[1], dtype=self.dtype)
+        full[kept] = weight.to(self.dtype)
+        for rows, _ in self.batches():
+            self.pruned[rows] += units[rows] @ full
+        if bias is not None:
+            self.pruned += bias
+
+
+class Units:
+    """What the kept stream makes of a half: neurons, or mixed values of heads [windows, s, width].
+
+    Kept where they are few, else computed again for every batch of windows that is asked for.
+    """
+
+    def __init__(self, stream: Stream, half: Half, block: Any, fast: Any) -> None:
+        self.stream, self.half, self.block, self.fast = stream, half, block, fast
+        self.width = half.out(fast).in_features
+        shape = (*stream.pruned.shape[:2], self.width)
+        few = stream.dtype.itemsize * math.prod(shape) <= KEPT_BYTES
+        self.values = torch.empty(shape, dtype=stream.dtype) if few else None
+
+    def compute(self, rows: slice, read: Tensor | None = None) -> Tensor:
+        """The units of some windows, from the stream as it is; adds up squared inputs [hidden] in `read`."""
+        entering = self.stream.entering(self.half, self.stream.pruned, 0)[rows].float()
+        normalised = self.half.enter(self.block, entering)
+        if read is not None:
+            read += normalised.square().sum((0, 1))
+        values = self.half.values(self.fast, normalised.to(self.stream.dtype))
+        if self.values is not None:
+            self.values[rows] = values
+        return values
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.compute(rows) if self.values is None else self.values[rows]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[rows] for rows, _ in self.stream.batches())

@@ -1,0 +1,1 @@
+"""Which tokens are kept, and the tokenizer without the others."""

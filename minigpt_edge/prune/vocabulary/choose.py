@@ -1,0 +1,271 @@
+"""Trims a BPE vocabulary, byte-level or SentencePiece: chooses which tokens stay.
+
+A token can only be made if every token on the way to it is there too. So what is kept is always closed:
+a token stays as long as one that stays is built from it. Bytes never go, so no text is ever lost.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
+from minigpt_edge_export.gguf.sentencepiece import BYTES, SPACE, is_sentencepiece
+from minigpt_edge_runtime.errors import EdgeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+BATCH = 64  # documents encoded at once
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How the tokens of a BPE are built. Ids are those the `tokenizers` library gives.
+
+    Attributes:
+        ids: text of every token, added ones too, to its id.
+        byte_symbols: ids of the byte symbols there are (some models lack bytes that UTF-8 hardly uses), or
+            of SentencePiece's byte tokens and its space.
+        added: ids of special and other added tokens, and of the unknown token if there is one.
+        parts: token -> the two tokens of the last merge that BPE does to build it.
+        pieces: token -> what its text becomes without it: its parts, what BPE makes of it otherwise, or its
+            bytes.
+        rank: token -> rank of its last merge.
+    """
+
+    ids: dict[str, int]
+    byte_symbols: frozenset[int]
+    added: frozenset[int]
+    parts: dict[int, tuple[int, int]]
+    pieces: dict[int, tuple[int, ...]]
+    rank: dict[int, int]
+
+    @property
+    def rows(self) -> int:
+        """Highest id + 1: the embedding may have more rows, which no text uses."""
+        return max(self.ids.values()) + 1
+
+
+def open_tokenizer(tokenizer_json: dict[str, Any]) -> Tokenizer:
+    """A parsed tokenizer.json as a tokenizer that neither cuts nor pads.
+
+    Raises:
+        EdgeError: it is damaged, or no BPE that llama.cpp reads the same way (WordPiece, Unigram ...).
+    """
+    from tokenizers import Tokenizer
+
+    check_tokenizer(tokenizer_json)
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json, ensure_ascii=False))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise EdgeError(f"tokenizer.json is damaged: {error}", "use an undamaged tokenizer.json") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def count_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
+    """How often each token occurs in the texts, no special tokens put around them: int64 [highest id + 1]."""
+    import numpy as np
+
+    rows = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    counts = np.zeros(rows, dtype=np.int64)
+    for batch in _batches(texts):
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            counts += np.bincount(np.asarray(encoding.ids, dtype=np.int64), minlength=rows)
+    return counts
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def read_merges(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """The merges of a tokenizer.json's model in order of rank, from either form ("a b" or ["a", "b"])."""
+    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    return [(left, right) for left, right in pairs]
+
+
+def read_vocabulary(tokenizer_json: dict[str, Any]) -> Vocabulary:
+    """How each token of a parsed tokenizer.json is built (about a second for 50,000 tokens).
+
+    Raises:
+        EdgeError: it is damaged, not a byte-level BPE, or gives two tokens one id.
+    """
+    tokenizer, model = open_tokenizer(tokenizer_json), tokenizer_json["model"]
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    if len(set(ids.values())) != len(ids):
+        raise EdgeError("tokenizer.json gives two tokens one id", "number its tokens without holes")
+    added = set(tokenizer.get_added_tokens_decoder())
+    if model.get("unk_token") in ids:
+        added.add(ids[model["unk_token"]])
+    ranks = {pair: rank for rank, pair in enumerate(read_merges(model))}
+    parts, pieces, rank = {}, {}, {}
+    for text in model["vocab"]:
+        made, last = _merge(text, ranks)
+        pieces[ids[text]] = tuple(ids[piece] for piece in made if piece != text and piece in ids)
+        if len(made) == 1 and last is not None:
+            parts[ids[text]] = pieces[ids[text]] = (ids[last[0]], ids[last[1]])
+            rank[ids[text]] = ranks[last]
+    for text in model["vocab"] if is_sentencepiece(tokenizer_json) else ():
+        if len(text) == 1:
+            pieces[ids[text]] = tuple(ids[BYTES[byte]] for byte in text.encode())
+    symbols = frozenset(ids[symbol] for symbol in alphabet(tokenizer_json) if symbol in model["vocab"])
+    return Vocabulary(ids, symbols, frozenset(added), parts, pieces, rank)
+
+
+def alphabet(tokenizer_json: dict[str, Any]) -> list[str]:
+    """The tokens that spell any text: they never go."""
+    from tokenizers import pre_tokenizers
+
+    if is_sentencepiece(tokenizer_json):
+        return [*BYTES, SPACE]
+    return list(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _merge(text: str, ranks: dict[tuple[str, str], int]) -> tuple[list[str], tuple[str, str] | None]:
+    """What BPE makes of a piece of text, and its last merge: lowest rank first, then leftmost."""
+    pieces, last = list(text), None
+    while len(pieces) > 1:
+        best, index = min((ranks.get(pair, math.inf), i) for i, pair in enumerate(pairwise(pieces)))
+        if best == math.inf:
+            break
+        last = (pieces[index], pieces[index + 1])
+        pieces[index : index + 2] = ["".join(last)]
+    return pieces, last
+
+
+def close_tokens(vocabulary: Vocabulary, tokens: Iterable[int]) -> list[int]:
+    """The tokens and all those that BPE goes through to build them, ascending ids."""
+    closed: set[int] = set()
+    waiting = list(tokens)
+    while waiting:
+        token = waiting.pop()
+        if token not in closed:
+            closed.add(token)
+            waiting.extend(vocabulary.parts.get(token, ()))
+    return sorted(closed)
+
+
+def choose_tokens(
+    tokenizer_json: dict[str, Any],
+    counts: Sequence[int] | np.ndarray,
+    *,
+    min_count: int = 1,
+    size: int | None = None,
+    keep: Iterable[str] = (),
+    always: Iterable[int] = (),
+) -> list[int]:
+    """The ids that stay, ascending; closed, and never without the byte symbols and the added tokens.
+
+    From the whole vocabulary the least used token that no other token is built from is dropped, again and
+    again. What it was counted is added to the pieces that its text then becomes.
+
+    Args:
+        tokenizer_json: parsed tokenizer.json of the base model.
+        counts: how often each token occurs in the corpus, [highest id + 1], as `count_tokens` gives it.
+        min_count: stop where every token that could go is used this often. 1 drops no token that occurs.
+        size: stop at exactly this many tokens instead.
+        keep: terms that must go on being encoded to the same tokens, alone and after a space.
+        always: ids that must stay, such as those of `config_token_ids`.
+
+    Raises:
+        EdgeError: not a byte-level BPE, counts of another vocabulary, an unknown id in `always`, or a size
+            that is below what must stay or above what there is.
+    """
+    vocabulary = read_vocabulary(tokenizer_json)
+    if len(counts) != vocabulary.rows:
+        raise EdgeError(
+            f"there are counts for {len(counts)} tokens, the tokenizer has {vocabulary.rows}",
+            "count the tokens with the same tokenizer",
+        )
+    required = _required(vocabulary, open_tokenizer(tokenizer_json), keep, always)
+    if size is not None and not len(required) <= size <= len(vocabulary.ids):
+        symbols, added = len(vocabulary.byte_symbols), len(vocabulary.added)
+        raise EdgeError(
+            f"{size:,} tokens can't be kept: {len(required):,} must stay ({symbols} byte symbols, {added} "
+            f"special and added tokens, the rest for terms to keep), and there are {len(vocabulary.ids):,}",
+            "ask for a size in between",
+        )
+    return _Dropper(vocabulary, required, [int(count) for count in counts]).run(min_count, size)
+
+
+def _required(
+    vocabulary: Vocabulary, tokenizer: Tokenizer, keep: Iterable[str], always: Iterable[int]
+) -> set[int]:
+    tokens = set(vocabulary.byte_symbols | vocabulary.added) | set(always)
+    unknown = sorted(tokens - set(vocabulary.ids.values()))
+    if unknown:
+        raise EdgeError(
+            f"the vocabulary has no token with id {unknown[0]}, which must stay", "correct the id"
+        )
+    texts = [text for term in keep if term for text in (term, f" {term}")]
+    for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        tokens.update(encoding.ids)
+    return set(close_tokens(vocabulary, tokens))
+
+
+class _Dropper:
+    """Drops leaves: tokens that no kept token is built from. So what is kept is closed at any time."""
+
+    def __init__(self, vocabulary: Vocabulary, required: set[int], counts: list[int]) -> None:
+        self.vocabulary, self.required, self.counts = vocabulary, required, counts
+        self.kept = set(vocabulary.ids.values())
+        self.users = Counter(part for pair in vocabulary.parts.values() for part in set(pair))
+        self.heap: list[tuple[int, bool, int, int]] = []
+        for token in self.kept:
+            self._offer(token)
+
+    def run(self, min_count: int, size: int | None) -> list[int]:
+        """Drop until `size` tokens are left, or until every leaf is used `min_count` times."""
+        while self.heap and (self.heap[0][0] < min_count if size is None else len(self.kept) > size):
+            count, _, _, token = heapq.heappop(self.heap)
+            if token not in self.kept or count != self.counts[token]:
+                continue  # offered again since, with a higher count
+            self.kept.remove(token)
+            for piece in self.vocabulary.pieces[token] if count else ():
+                self._give(piece, count)
+            for part in set(self.vocabulary.parts.get(token, ())):
+                self.users[part] -= 1
+                self._offer(part)
+        return sorted(self.kept)
+
+    def _offer(self, token: int) -> None:
+        if token not in self.required and not self.users[token]:
+            rank = self.vocabulary.rank.get(token)
+            # among equally used ones, go first: what no merge builds, then the latest merge
+            heapq.heappush(self.heap, (self.counts[token], rank is not None, -(rank or 0), token))
+
+    def _give(self, token: int, count: int) -> None:
+        if token in self.kept:
+            self.counts[token] += count
+            self._offer(token)
+        else:
+            for piece in self.vocabulary.pieces[token]:
+                self._give(piece, count)
+
+
+def unreachable_tokens(tokenizer_json: dict[str, Any]) -> list[str]:
+    """Tokens that the merges do not build, found by giving each token's own text to the real BPE.
+
+    Added tokens are left out: they are matched whole. With ignore_merges the others can still come from a
+    piece of text that is exactly that token.
+    """
+    model = {**tokenizer_json["model"], "ignore_merges": False}
+    tokenizer = open_tokenizer({**tokenizer_json, "model": model})
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    bpe, found = tokenizer.model, []
+    for text in model["vocab"]:
+        if text not in added and [token.value for token in bpe.tokenize(text)] != [text]:
+            found.append(text)
+    return found

@@ -1,0 +1,70 @@
+"""Memory that recovery takes, estimated before it starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.stages.memory import PROCESS, check
+
+COMPILED = 400 << 20  # the compiler of the training step
+
+
+EAGER = 1.5  # activations that adapters keep, whose step is not compiled, over those of all weights
+
+
+def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: int, *, lora: bool) -> int:
+    """Bytes that fine-tuning takes.
+
+    Args:
+        config: of the pruned model; its widths are those of the widest block.
+        parameters: of the pruned model.
+        teacher: parameters of the dense model, 0 without one.
+        micro: tokens of one forward and backward pass.
+        lora: adapters are trained in place of all weights.
+    """
+    from minigpt_edge.models.precision import compute_dtype
+
+    size = compute_dtype().itemsize
+    hidden, width, blocks = (
+        config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
+    )
+    trained = 4 * parameters * (1 if lora else 4)  # weights; gradients and AdamW's two moments
+    step = micro * blocks * (10 * hidden + 4 * width) * size * (EAGER if lora else 1)
+    return math.ceil(PROCESS + COMPILED + trained + size * teacher + 4 * parameters + step)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What decides the memory of recovery: the pruned and the dense checkpoint, and the kind of training."""
+
+    checkpoint: Path
+    teacher: Path | None
+    lora: bool
+    limit: int | None
+
+    def needed(self, micro: int) -> int:
+        """Bytes with so many tokens in one forward and backward pass."""
+        from minigpt_edge.models.checkpoint import dense_parameters, read_config
+
+        config, parameters = read_config(self.checkpoint), dense_parameters(self.checkpoint)
+        taught = dense_parameters(self.teacher) if self.teacher else 0
+        return of_recovery(config, parameters, taught, micro, lora=self.lora)
+
+    def check(self, micro: int) -> None:
+        """EdgeError if so many tokens in one pass take more than there is."""
+        ways = [
+            "give --max-memory (smaller passes)" if self.limit is None else "allow more with --max-memory"
+        ]
+        ways += ["--distill 0 (no dense model)"] if self.teacher else []
+        ways += [] if self.lora else ["--lora-rank 16"]
+        check(self.needed(micro), self.limit, "recovery", ", ".join(ways) + " or --no-recover")
+
+    def micro_tokens(self, most: int, least: int) -> int:
+        """Tokens of one forward and backward pass: `most`, or fewer where the limit asks for it."""
+        micro = most
+        while self.limit is not None and micro > least and self.needed(micro) > self.limit:
+            micro //= 2
+        return micro

@@ -1,0 +1,111 @@
+"""The stage that recovers: the pruned checkpoint, fine-tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
+from minigpt_edge.evaluate.stage import quality_text
+from minigpt_edge.models import base_model
+from minigpt_edge.prune.prepare import CHECKPOINT
+from minigpt_edge.prune.prune import PLAN
+from minigpt_edge.prune.settings import WINDOW
+from minigpt_edge.recipe import Recipe
+from minigpt_edge.recover.memory import Recovery
+from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.parallel import process_setting
+from minigpt_edge.stages.stage import Stage, run_stage
+
+CODE = ("minigpt_edge.recover", *EVALUATE_CODE)
+
+
+def recover_stage(
+    work: Path,
+    recipe: Recipe,
+    base: base_model.BaseModel,
+    pruned: Stage,
+    text: Stage,
+    dense: Stage,
+    talk: Talk,
+) -> Stage | None:
+    """The fine-tuned checkpoint; None if the recipe does without."""
+    from minigpt_edge.recover.recover import STEP_TOKENS
+
+    if recipe.recover == "no":
+        return None
+    until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
+    checkpoint, teacher = pruned.path / CHECKPOINT, base.path if recipe.distill else None
+    room = Recovery(checkpoint, teacher, recipe.lora_rank is not None, recipe.max_memory)
+    micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
+
+    def make(out: Path) -> dict[str, Any]:
+        room.check(micro)
+        return _recover(out, recipe, base, pruned, text, until, micro, talk)
+
+    talk.step("recover")
+    stage = run_stage(
+        work,
+        "recover",
+        settings={
+            "tokens": recipe.recover_tokens,
+            "distill": recipe.distill,
+            "lora_rank": recipe.lora_rank,
+            "until_perplexity": until,
+            "seed": recipe.seed,
+            "threads": recipe.threads,
+            **({"micro_tokens": micro} if micro < STEP_TOKENS else {}),
+            **process_setting(),
+        },
+        inputs={
+            "pruned": pruned.digest,
+            "corpus": text.digest,
+            **({"teacher": base.fingerprint} if recipe.distill else {}),
+        },
+        code=CODE,
+        make=make,
+        resumable=True,
+        together=True,
+    )
+    after = stage.metrics["after"]
+    talk.line(
+        "recover",
+        f"{stage.metrics['tokens']:,} tokens at {stage.metrics['tokens_per_second']:,.0f} tokens/s; "
+        + quality_text(after),
+        stage.manifest["seconds"],
+        reused=stage.reused,
+    )
+    return stage
+
+
+def _recover(
+    out: Path,
+    recipe: Recipe,
+    base: base_model.BaseModel,
+    pruned: Stage,
+    text: Stage,
+    until: float | None,
+    micro: int,
+    talk: Talk,
+) -> dict[str, Any]:
+    from minigpt_edge.prune.plan import read_plan
+    from minigpt_edge.recover.recover import recover
+    from minigpt_edge.recover.teacher import Teacher
+
+    tokens = read_plan(pruned.path / PLAN).tokens
+    return recover(
+        pruned.path / CHECKPOINT,
+        out,
+        train=text.path / "train.jsonl",
+        validation=text.path / "validation.texts.json",
+        tokens=recipe.recover_tokens,
+        sequence_length=min(WINDOW, base.context),
+        teacher=Teacher(base.path, tokens, recipe.distill) if recipe.distill else None,
+        lora_rank=recipe.lora_rank,
+        micro_tokens=micro,
+        seed=recipe.seed,
+        threads=recipe.threads,
+        until_perplexity=until,
+        before=pruned.metrics["quality"],
+        on_progress=talk.recovery,
+    )

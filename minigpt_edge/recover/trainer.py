@@ -1,0 +1,196 @@
+"""The Hugging Face Trainer, made quiet and fast for recovery: our forward, loss, order and checkpoints.
+
+Import this module inside functions: it needs transformers at its head to subclass it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+from transformers import (  # noqa: TID253
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from minigpt_edge.models.checkpoint import WEIGHTS
+from minigpt_edge.recover.objective import Objective
+from minigpt_edge.recover.sharding import is_sharded, load_optimizer, save_optimizer, shard
+from minigpt_edge.recover.training_checkpoint import load_weights, save_weights
+from minigpt_edge.stages import parallel
+from minigpt_edge_runtime.errors import EdgeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from minigpt_edge.recover.fast_llama import Compiled
+    from minigpt_edge.recover.session import Session
+
+WARM_UP = 0.05  # of the steps
+
+
+class RecoveryTrainer(Trainer):
+    """Trainer of an `Objective`, alone or with other processes; the data come in their order."""
+
+    def __init__(self, session: Session, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.session = session
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        """Mean loss in nats of predicting every id of inputs["ids"] [batch, length + 1] but the first."""
+        share = self.session.settings.teacher_share * (1 - self.state.global_step / self.state.max_steps)
+        loss: Tensor = model(inputs["ids"], share)
+        if not math.isfinite(loss.item()):
+            raise EdgeError(
+                f"recovery diverged at step {self.state.global_step + 1}: the loss is not a number",
+                "use a smaller learning rate",
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.session.trained, folder / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if is_sharded(self.session.model):
+            save_optimizer(self, Path(output_dir))
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint and is_sharded(self.session.model):
+            load_optimizer(self, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.session.trained, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+
+class Follow(TrainerCallback):
+    """Keeps the session's history, evaluates and saves when it is time."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.saved = time.monotonic()
+        self.step_begun = 0.0
+        steps, evaluations = session.settings.steps, session.settings.evaluations
+        self.evaluate_at = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.step_begun = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seconds = time.monotonic() - self.step_begun
+        per_step = self.session.settings.sequences_per_step * self.session.settings.sequence_length
+        self.session.state.training_seconds += seconds
+        self.session.state.history.append(
+            {
+                "step": state.global_step,
+                "tokens": state.global_step * per_step,
+                "tokens_per_second": per_step / seconds,
+            }
+        )
+        control.should_log = True
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "loss" not in logs:  # the Trainer's closing summary
+            return
+        session, step = self.session, state.global_step
+        entry = session.state.history[-1]
+        entry |= {"loss": float(logs["loss"]), "lr": float(logs["learning_rate"])}
+        left = session.settings.steps - step
+        eta = left * session.state.training_seconds / step
+        session.tell({**entry, "steps": session.settings.steps, "eta_seconds": eta})
+        if step in self.evaluate_at and session.evaluate():
+            control.should_training_stop = True
+        elif left and parallel.told(time.monotonic() - self.saved >= session.checkpoint_seconds):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.session.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.saved = time.monotonic()
+
+
+@contextmanager
+def compile_cache(folder: Path) -> Iterator[None]:
+    """Keep what torch.compile writes inside `folder`, unless the user chose a place."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    chosen = os.environ.get(name)
+    os.environ[name] = chosen or str(folder)
+    try:
+        yield
+    finally:
+        if chosen is None:
+            del os.environ[name]
+
+
+def train(session: Session, data: np.ndarray, parts: Compiled | None, resumed: Path | None) -> None:
+    """Train the session's model on `data` [sequences, length + 1], from a training checkpoint if given."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    settings = session.settings
+    own = settings.sequences_per_step // settings.processes
+    arguments = TrainingArguments(
+        output_dir=str(session.work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=own // settings.micro_batch,
+        learning_rate=settings.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(WARM_UP * settings.steps)),
+        weight_decay=0.0,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        seed=settings.seed,
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+    )
+    objective = Objective(session.model, session.teacher, parts)
+    if parallel.wants_shards():
+        shard(objective)
+    with parallel.without_accelerates_shards():
+        trainer = RecoveryTrainer(
+            session,
+            model=objective,
+            args=arguments,
+            train_dataset=data,
+            data_collator=lambda rows: {"ids": torch.stack([torch.from_numpy(row).long() for row in rows])},
+            callbacks=[Follow(session)],
+        )
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

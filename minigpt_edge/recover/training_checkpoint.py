@@ -1,0 +1,80 @@
+"""What recovery keeps on disk while it trains, so that an interrupted run goes on from there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.stages import parallel
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WORK = ".recovery"  # inside `out` while it is being made: training checkpoints and the best weights
+PROGRESS = "recovery.json"  # written last into a training checkpoint: without it the checkpoint is not whole
+
+
+def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
+    """The folder inside `out` where training keeps its checkpoints while `out` is being made.
+
+    Args:
+        key: what decides the result; what is found there must have the same.
+        resume: keep what an interrupted run left.
+
+    Raises:
+        EdgeError: an interrupted run had another key.
+    """
+    work = out / WORK
+    if parallel.rank():
+        return parallel.told(work)
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    if work.exists():
+        found = read_json(work / "key.json") if (work / "key.json").exists() else None
+        if found is not None and found != key:
+            raise EdgeError(
+                f"the interrupted recovery in {out} had other settings or inputs",
+                "run it with the same ones, or delete that folder to start again",
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "key.json", key)
+    return parallel.told(work)
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest whole training checkpoint; what an interruption left unfinished is deleted."""
+    whole = []
+    for folder in work.glob("checkpoint-*"):
+        if (folder / PROGRESS).exists():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's parameters by name (safetensors), tied ones once, whole or not at all.
+
+    Every process that has a shard of the model has to call it; the first writes.
+    """
+    from safetensors.torch import save_file
+
+    from minigpt_edge.recover.sharding import whole_weights
+
+    weights = whole_weights(model)
+    if parallel.rank() == 0:
+        with replacing(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read into a model, which may be sharded, what `save_weights` wrote."""
+    from safetensors.torch import load_file
+
+    from minigpt_edge.recover.sharding import put_weight
+
+    for name, tensor in load_file(path).items():
+        put_weight(model, name, tensor)

@@ -1,0 +1,1 @@
+"""Export, choice of type, measurement, bundle."""

@@ -1,0 +1,129 @@
+"""The choice among a family's types, and a mix of types, by quality on validation text and bytes."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt_edge_export.targets import Target
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from minigpt_edge.ship.job import Export
+    from minigpt_edge_export.gguf.mixed import Layout
+
+CHOICE_WINDOWS = 12  # validation windows on which the types of a family are compared
+# Loss falls with parameters to the power -0.076 (Kaplan et al. 2020, arXiv 2001.08361, eq. 1.1):
+# what a byte is worth when two types differ in size and quality.
+SCALING_EXPONENT = 0.076
+MIXED = "mixed"  # among what was tried
+
+
+def check_size(job: Export, target: Target, smallest: int) -> None:
+    """EdgeError if a target's smallest file has more bytes than the job allows."""
+    if job.max_bytes is not None and smallest > job.max_bytes:
+        raise EdgeError(
+            f"the smallest {target.name} file of this model has {smallest:,} bytes, "
+            f"{job.max_bytes:,} are allowed",
+            "prune more, choose a target with fewer bits, or allow a larger file",
+        )
+
+
+def choose(
+    job: Export, target: Target, source: Path, model: Path, imatrix: Mapping[str, np.ndarray] | None
+) -> tuple[str, dict[str, str], dict[str, dict[str, float]]]:
+    """Write a family's best file: the best score, or under a limit the best quality among what fits.
+
+    A mix may have as many bytes as the best single type, or as the limit.
+
+    Args:
+        source: the F16 file.
+        model: what to write.
+        imatrix: as `quantize` takes it.
+
+    Returns:
+        The best single type; the types of the mix if that is better, as patterns; what all that were tried
+        have: "bytes", "bits_per_byte", and "score", log bits per byte + SCALING_EXPONENT x
+        log bytes, lower is better.
+
+    Raises:
+        EdgeError: none is as small as the limit.
+    """
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.candidates import candidates
+    from minigpt_edge_export.gguf.mixed import layout
+    from minigpt_edge_export.gguf.quantize import quantize
+
+    choices, decoder = layout(source, target), read_checkpoint(job.checkpoint)
+    tried: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(dir=model.parent) as name:
+        folder = Path(name)
+        files = {name: folder / f"{name}.gguf" for name in candidates(target, decoder, imatrix=bool(imatrix))}
+        for name, path in files.items():
+            quantize(source, path, name, imatrix=imatrix, threads=job.threads)
+        check_size(job, target, min(choices.smallest, *(path.stat().st_size for path in files.values())))
+        for index, (name, path) in enumerate(files.items()):
+            job.talk.step(f"{target.name}: {name}", index, len(files))
+            tried[name] = _trial(job, path)
+        kind, mix = min(tried, key=lambda name: tried[name]["score"]), dict[str, str]()
+        limit = job.max_bytes or int(tried[kind]["bytes"])
+        if choices.groups and choices.smallest <= limit:
+            mix = _mix(job, target, source, folder, choices, limit, imatrix)
+            job.talk.step(f"{target.name}: {MIXED}")
+            files[MIXED] = folder / f"{MIXED}.gguf"
+            quantize(source, files[MIXED], kind, imatrix=imatrix, threads=job.threads, tensor_types=mix)
+            tried[MIXED] = _trial(job, files[MIXED])
+        by = "bits_per_byte" if job.max_bytes else "score"
+        fitting = [name for name in tried if tried[name]["bytes"] <= (job.max_bytes or math.inf)]
+        best = min(fitting, key=lambda name: tried[name][by])
+        files[best].replace(model)
+    return (kind, mix, tried) if best == MIXED else (best, {}, tried)
+
+
+def _mix(
+    job: Export,
+    target: Target,
+    source: Path,
+    folder: Path,
+    choices: Layout,
+    limit: int,
+    imatrix: Mapping[str, np.ndarray] | None,
+) -> dict[str, str]:
+    """The mix of the least divergence from the checkpoint within the limit, as patterns."""
+    from minigpt_edge_export.gguf.mixed import measure_costs, patterns, within
+    from minigpt_edge_export.verify import verify_logits
+
+    reference = job.reference()
+    costs = measure_costs(
+        source,
+        folder,
+        choices,
+        lambda model: verify_logits(model, reference, job.threads).kl_mean,
+        imatrix=imatrix,
+        threads=job.threads,
+        on_progress=partial(job.talk.step, f"{target.name}: types of single matrices"),
+    )
+    return patterns(within(choices, costs, limit))
+
+
+def _trial(job: Export, model: Path) -> dict[str, float]:
+    from minigpt_edge_runtime.bench.measure import run_fresh
+
+    content = read_json(job.text.path / "validation.texts.json")
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder) / "texts.json"
+        write_json(texts, {**content, "windows": content["windows"][:CHOICE_WINDOWS]})
+        quality = run_fresh("quality", model, texts=str(texts), threads=job.threads)
+    bits, size = quality["bits_per_byte"], model.stat().st_size
+    return {
+        "bytes": size,
+        "bits_per_byte": bits,
+        "score": math.log(bits) + SCALING_EXPONENT * math.log(size),
+    }

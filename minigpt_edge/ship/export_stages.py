@@ -1,0 +1,221 @@
+"""From a checkpoint to files for the targets, each proven against the checkpoint before it counts."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.ship.reference import checkpoint_hashes
+from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge_export.targets import PRECISIONS, Target
+from minigpt_edge_runtime.files import sha256_file
+
+if TYPE_CHECKING:
+    pass
+from minigpt_edge.ship.job import F16, Export
+
+CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
+
+
+GPTQ_BYTES = 5 * 2**30  # of memory; larger models are rounded with the importance matrix alone
+CODE = (
+    "minigpt_edge.ship",
+    "minigpt_edge.data",
+    "minigpt_edge.models",
+    "minigpt_edge_export",
+    "minigpt_edge_runtime",
+)
+
+
+def calibration_sequences(checkpoint: Path, corpus: Path) -> list[list[int]]:
+    """CALIBRATION_TOKENS of a corpus stage's training text as token ids, a stretch a document."""
+    from minigpt_edge.data.corpus import read_split
+    from minigpt_edge.data.windows import read_texts
+    from minigpt_edge.models.checkpoint import read_config
+    from minigpt_edge.models.forward import encode, read_tokenizer
+
+    start, _ = read_texts(corpus / "validation.texts.json")
+    rng = random.Random(0)
+    documents = read_split(corpus, "train")
+    rng.shuffle(documents)
+    tokenizer, sequences, left = read_tokenizer(checkpoint), list[list[int]](), CALIBRATION_TOKENS
+    window = min(CALIBRATION_WINDOW, read_config(checkpoint)["max_position_embeddings"])
+    for document in documents:
+        first, *ids = encode(tokenizer, start, [document])[0]
+        at = rng.randrange(max(1, len(ids) - window + 2))
+        sequences.append([first, *ids[at : at + window - 1]])
+        left -= len(sequences[-1])
+        if left <= 0:
+            break
+    return sequences
+
+
+def model_path(target: Target, made: Stage) -> Path:
+    """The model file that a target's stage made."""
+    return made.path / ("onnx/model.onnx" if target.format == "onnx" else "model.gguf")
+
+
+def f16_stage(job: Export) -> Stage:
+    """The F16 GGUF file, proven against the checkpoint: logits, token ids, round trip."""
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.layout import layout_of
+    from minigpt_edge_export.gguf.write import write_gguf
+
+    def make(out: Path) -> dict[str, Any]:
+        job.talk.step("export: GGUF F16")
+        decoder = read_checkpoint(job.checkpoint)
+        write_gguf(decoder, out / F16, metadata=job.metadata)
+        job.talk.step("export: parity")
+        return {
+            "architecture": layout_of(decoder).architecture,
+            "parameters": decoder.parameters,
+            **job.check(out / F16, "f16", out, tokens=True),
+        }
+
+    stage = run_stage(
+        job.work,
+        "export",
+        settings={"metadata": job.metadata},
+        inputs={**checkpoint_hashes(job.checkpoint), "corpus": job.text.digest},
+        code=CODE,
+        make=make,
+    )
+    metrics = stage.metrics
+    job.talk.line(
+        "export",
+        f"GGUF F16 ({metrics['architecture']}), {_agreement(metrics)}",
+        stage.manifest["seconds"],
+        reused=stage.reused,
+    )
+    return stage
+
+
+def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
+    """The GGUF file of a target; a family's types, and a mix of types, compete on validation text.
+
+    Its metrics name the "type". Of a mix that is the best single type of the family, and "mix" has the types
+    of all matrices as `quantize` takes them; it is empty otherwise.
+
+    Raises:
+        EdgeError: no file of the target is as small as `job.max_bytes`.
+    """
+    from minigpt_edge.ship.choose_type import check_size, choose
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize, tensor_types
+
+    source = f16.path / F16
+
+    def make(out: Path) -> dict[str, Any]:
+        model = out / "model.gguf"
+        kind, mix, tried = target.types[0], dict[str, str](), dict[str, dict[str, float]]()
+        if not target.quantized:
+            _unquantized(kind, source, job.checkpoint, model)
+        else:
+            imatrix = imatrix_from_file(job.importance) if job.importance else None
+            if target.exact:
+                quantize(source, model, kind, imatrix=imatrix, threads=job.threads)
+            else:
+                kind, mix, tried = choose(job, target, source, model, imatrix)
+        check_size(job, target, model.stat().st_size)
+        parity = job.check(model, kind, out, tokens=False)
+        made = {"type": kind, "mix": mix, "tried": tried, "tensor_types": tensor_types(model)}
+        return {**made, "parity": parity}
+
+    return _target_stage(job, target, {"f16": f16.manifest["outputs"][F16]}, make)
+
+
+def onnx_stage(job: Export, target: Target) -> Stage:
+    """The ONNX directory of a target, proven as GGUF files are."""
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file
+    from minigpt_edge_export.onnx.grams import collect_grams, memory
+    from minigpt_edge_export.onnx.write import write_onnx
+    from minigpt_edge_runtime.formats.onnx_header import read_onnx
+
+    def make(out: Path) -> dict[str, Any]:
+        decoder = read_checkpoint(job.checkpoint)
+        imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
+        kind, grams = target.types[0], None
+        if PRECISIONS[kind].bits == 4 and (needed := memory(decoder)) > GPTQ_BYTES:
+            job.talk.line("export", f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded without it")
+        elif PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
+            step = partial(job.talk.step, f"{target.name}: calibration")
+            sequences = calibration_sequences(job.checkpoint, job.text.path)
+            grams = collect_grams(decoder, sequences, out, job.threads, step)
+        job.talk.step(f"export: ONNX {kind}")
+        model = out / "onnx" / "model.onnx"
+        write_onnx(
+            decoder, model.parent, PRECISIONS[kind], imatrix=imatrix, grams=grams, metadata=job.metadata
+        )
+        job.talk.step(f"{target.name}: parity")
+        parity = job.check(model, kind, out, tokens=True)
+        return {
+            "type": kind,
+            "mix": {},
+            "tried": {},
+            "tensor_types": read_onnx(model).types(),
+            "parity": parity,
+        }
+
+    inputs = {**checkpoint_hashes(job.checkpoint), "corpus": job.text.digest}
+    return _target_stage(job, target, inputs, make)
+
+
+def _target_stage(
+    job: Export,
+    target: Target,
+    inputs: dict[str, str],
+    make: Callable[[Path], dict[str, Any]],
+) -> Stage:
+    stage = run_stage(
+        job.work,
+        f"export-{target.name}",
+        settings={
+            "target": target.name,
+            "types": target.types,
+            "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW, GPTQ_BYTES),
+            "metadata": job.metadata,
+            "max_bytes": job.max_bytes if target.format == "gguf" else None,
+            "threads": job.threads,
+        },
+        inputs={
+            **inputs,
+            "imatrix": sha256_file(job.importance) if job.importance else "",
+            "validation": job.text.manifest["outputs"]["validation.texts.json"],
+        },
+        code=CODE,
+        make=make,
+    )
+    metrics = stage.metrics
+    size = sum(record["bytes"] for record in metrics["tensor_types"].values())
+    mixed = " mixed" * bool(metrics["mix"])
+    line = f"{target.name} is {metrics['type'].upper()}{mixed}, {size / 1e6:.1f} MB of weights, "
+    line += _agreement(metrics["parity"])
+    if metrics["tried"]:
+        line += "; bits per byte on validation: " + ", ".join(
+            f"{name} {trial['bytes'] / 1e6:.1f} MB {trial['bits_per_byte']:.4f}"
+            for name, trial in metrics["tried"].items()
+        )
+    job.talk.line("export", line, stage.manifest["seconds"], reused=stage.reused)
+    return stage
+
+
+def _agreement(parity: dict[str, Any]) -> str:
+    text = (
+        f"KL to the checkpoint {parity['kl_mean']:.1e}, {parity['argmax_agreement']:.1%} of arg-max agree, "
+        f"bits per byte x {parity['bits_ratio']:.3f}"
+    )
+    return text + (f", all token ids of {parity['texts']:,} texts" if "texts" in parity else "")
+
+
+def _unquantized(kind: str, f16: Path, checkpoint: Path, model: Path) -> None:
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.write import write_gguf
+
+    if kind == "f16":
+        shutil.copyfile(f16, model)
+    else:
+        write_gguf(read_checkpoint(checkpoint), model, file_type=kind)

@@ -1,1 +1,0 @@
-"""Makes models smaller: slices tensors to what a plan keeps, refits the rest, trims the vocabulary."""

@@ -1,0 +1,1 @@
+"""The machinery of stages: directories, locks, processes, console, events, sweeps, fetched packages."""

@@ -1,0 +1,95 @@
+"""What a build says while it works: one line per finished stage and a progress bar, all on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from minigpt_edge.stages.events import Events
+
+PLAIN_EVERY = 30.0  # seconds between lines about one step where there is no terminal
+
+
+class Talk:
+    """A bar for what is going on now, and lasting lines above it; lines alone where there is no terminal.
+
+    Args:
+        quiet: say nothing.
+        log_json: say it as lines of JSON in place of text, see `events.Events`.
+    """
+
+    def __init__(self, *, quiet: bool = False, log_json: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet or log_json, highlight=False)
+        self.events = Events()
+        if log_json:
+            self.events.to(lambda line: print(line, file=sys.stderr, flush=True))
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._what = ""
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Talk:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self.events.ended(error)
+
+    def step(self, what: str, done: float = 0, total: float | None = None, detail: str = "") -> None:
+        """Show how far `what` is; total None where that is not known."""
+        if self._task is None or what != self._what:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task, self._what = self._progress.add_task(what, total=total, detail=detail), what
+        self._progress.update(self._task, completed=done, total=total, detail=detail)
+        self.events.say("progress", what=what, done=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self._said > PLAIN_EVERY:
+            self._said = time.monotonic()
+            share = f" {done / total:.0%}" if total else ""
+            self.console.print(f"            [dim]{what}{share} {detail}[/]", soft_wrap=True)
+
+    def recovery(self, state: dict[str, Any]) -> None:
+        """Follow `finetune.recover`."""
+        if "message" in state:
+            return self.line("recover", str(state["message"]))
+        self.events.say("recovery", **state)
+        parts = []
+        if state.get("loss") is not None:
+            parts.append(f"loss {state['loss']:.3f}")
+        if state.get("tokens_per_second"):
+            parts.append(f"{state['tokens_per_second']:,.0f} tokens/s")
+        if state.get("bits_per_byte") is not None:
+            self.line(
+                "recover",
+                f"after {state['tokens']:,} tokens {state['bits_per_byte']:.4f} bits per byte on validation",
+            )
+        self.step("recover", state.get("step", 0), state.get("steps"), ", ".join(parts))
+        return None
+
+    def line(self, stage: str, text: str, seconds: float | None = None, *, reused: bool = False) -> None:
+        """A lasting line about a stage."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._said = time.monotonic()
+        self.events.say("stage", stage=stage, text=text, seconds=seconds, reused=reused)
+        took = "[dim](kept)[/]" if reused else "" if seconds is None else f"[dim]({seconds:.1f} s)[/]"
+        self.console.print(f"[green]{stage:>10}[/]  {text} {took}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Bundles: open, unpack, inspect, verify."""

@@ -1,0 +1,381 @@
+"""GGUF files on llama.cpp, through llama-cpp-python's low-level interface.
+
+The high-level `Llama` copies the whole vocabulary's logits per token and fails in its destructor when the
+interpreter ends first; here logits are views of llama.cpp's own memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from minigpt_edge_runtime.engines.batches import Row, packs, runs
+from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, END_OF_TEXT, Fork
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.gguf_header import GgufHeader, read_header
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
+SEQUENCES = 64  # continuations that are evaluated together
+
+
+def load_library() -> Any:
+    """The llama_cpp module with its log silenced and its backend started.
+
+    Raises:
+        EdgeError: llama-cpp-python is not installed, or does not load.
+    """
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EdgeError(
+            f"running a GGUF file needs llama-cpp-python ({error})",
+            'pip install "minigpt-edge-runtime[gguf]"',
+        ) from error
+    from minigpt_edge_runtime.engines import llama_log
+
+    llama_log.quiet()
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+class LlamaEngine:
+    """One model and one sequence in llama.cpp; implements `engine.Engine`."""
+
+    def __init__(self, path: Path, context_length: int | None, threads: int, logits_all: bool) -> None:
+        self._model: Any = None
+        self._context: Any = None
+        self._batch: Any = None
+        self.header = _checked_header(path)
+        self._context_length = _context_length(path, self.header, context_length)
+        self._lib = load_library()
+        self._logits_all = logits_all
+        self._used = 0
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        try:
+            self._load(path)
+            self._start(threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, path: Path) -> None:
+        lib = self._lib
+        parameters = lib.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = self.extra_buffers = not _amx_is_broken(lib)
+        self._model = lib.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise _failed(
+                f"llama.cpp can't load {path}", "the file is damaged, or its architecture is unsupported"
+            )
+        if lib.llama_model_has_encoder(self._model) or not lib.llama_model_has_decoder(self._model):
+            raise EdgeError(f"{path} is not a text-generating decoder", "give a decoder-only language model")
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self._vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+        if not self._vocab_size:
+            raise EdgeError(f"{path} has no vocabulary", "export the model together with its tokenizer")
+
+    def _start(self, threads: int) -> None:
+        import numpy as np
+
+        lib = self._lib
+        batch = min(BATCH, self._context_length)
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx = self._context_length
+        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_outputs_max = batch if self._logits_all else 1
+        # llama.cpp aborts if a batch can't hold all sequences
+        self._sequences = min(SEQUENCES, batch) if self._logits_all else 1
+        parameters.n_seq_max, parameters.kv_unified = self._sequences, True
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.no_perf = True
+        self._context = lib.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            hint = "use a smaller context, or free some memory"
+            raise _failed(f"llama.cpp can't make a context of {self._context_length:,} tokens", hint)
+        self._memory = lib.llama_get_memory(self._context)
+        self._batch = lib.llama_batch_init(batch, 0, self._sequences)
+        view = np.ctypeslib.as_array
+        self._tokens, self._positions = view(self._batch.token, (batch,)), view(self._batch.pos, (batch,))
+        self._wanted = view(self._batch.logits, (batch,))
+        self._sequence_ids = [view(self._batch.seq_id[i], (self._sequences,)) for i in range(batch)]
+        for i in range(batch):
+            self._batch.n_seq_id[i] = 1
+            self._sequence_ids[i][0] = 0
+
+    @property
+    def context_length(self) -> int:
+        return self._context_length
+
+    @property
+    def cached(self) -> int:
+        return self._used
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def chat_template(self) -> str | None:
+        template = self._lib.llama_model_chat_template(self._model, None)
+        return template.decode("utf-8", errors="replace") if template else None
+
+    @property
+    def adds_start(self) -> bool:
+        """Whether the file says that a begin-of-sequence token precedes every prompt."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        data = text.encode("utf-8", errors="replace")
+        room = len(data) + 8
+        buffer = (self._lib.llama_token * room)()
+        count = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, room, False, special)
+        if count < 0:
+            raise EdgeError(f"llama.cpp can't tokenize a text of {len(data):,} bytes", "shorten the text")
+        return list(buffer[:count])
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        text = b"".join(self._piece(int(token), special) for token in tokens)
+        metadata = self.header.metadata
+        prefixed = metadata.get("tokenizer.ggml.model") == "llama" and metadata.get(
+            "tokenizer.ggml.add_space_prefix", True
+        )
+        return text.removeprefix(b" ") if prefixed else text
+
+    def piece(self, token: int) -> bytes:
+        """The bytes one token adds to a text; nothing for a special token."""
+        return self._piece(token, False)
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        known = self._pieces.get((token, special))
+        if known is None:
+            self._check_ids([token])
+            size = 64
+            while True:
+                buffer = ctypes.create_string_buffer(size)
+                count = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+                if count >= 0:
+                    break
+                size = -count
+            known = self._pieces[token, special] = buffer.raw[:count]
+        return known
+
+    def document_start(self, text: str | None = None) -> int:
+        if text is not None:
+            ids = self.tokenize(text, special=True)
+            if len(ids) != 1:
+                raise EdgeError(
+                    f"{text!r} is not a token of this model", "use texts made for this model's vocabulary"
+                )
+            return ids[0]
+        ids = self.tokenize(END_OF_TEXT, special=True)
+        if len(ids) == 1:
+            return ids[0]
+        for token in (self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab)):
+            if token >= 0:
+                return int(token)
+        raise EdgeError(
+            "this model has no token to begin a document with", "export it with a BOS or EOS token"
+        )
+
+    def special_text(self, name: str) -> str:
+        """The text of the "bos" or "eos" token, "" if the vocabulary has none."""
+        token = getattr(self._lib, f"llama_vocab_{name}")(self._vocab)
+        return self._piece(token, True).decode("utf-8", errors="replace") if token >= 0 else ""
+
+    def is_end(self, token: int) -> bool:
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    def eval(self, tokens: Sequence[int]) -> np.ndarray:
+        import numpy as np
+
+        if not len(tokens):
+            raise ValueError("no tokens to evaluate")
+        self._check_ids(tokens)
+        self._check_room(len(tokens))
+        size = len(self._tokens)
+        for start in range(0, len(tokens), size):
+            piece = tokens[start : start + size]
+            self._wanted[: len(piece)] = 0
+            if start + size >= len(tokens):
+                self._wanted[len(piece) - 1] = 1
+            self._decode(piece)
+        pointer = self._lib.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (self._vocab_size,))
+
+    def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        import numpy as np
+
+        if not self._logits_all:
+            raise ValueError("open the engine with logits_all=True to score")
+        self._check_ids(tokens)
+        self.reset()
+        self._check_room(len(tokens))
+        size = len(self._tokens)
+        for start in range(0, len(tokens), size):
+            piece = tokens[start : start + size]
+            self._wanted[: len(piece)] = 1
+            self._decode(piece)
+            yield np.ctypeslib.as_array(
+                self._lib.llama_get_logits(self._context), (len(piece), self._vocab_size)
+            )
+
+    def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
+        if not self._logits_all:
+            raise ValueError("open the engine with logits_all=True to score")
+        self.reset()
+        for fork in forks:
+            for text in (fork.beginning, *fork.branches):
+                self._check_ids(text)
+            self._check_room(len(fork.beginning) + max(0, *(len(branch) - 1 for branch in fork.branches), 0))
+        size = len(self._tokens)
+        for rows in packs(forks, self._sequences, self._context_length):
+            try:
+                for start in range(0, len(rows), size):
+                    piece = rows[start : start + size]
+                    yield from runs(piece, self._decode_rows(piece))
+            finally:
+                self._lib.llama_memory_clear(self._memory, False)
+
+    def _decode_rows(self, rows: Sequence[Row]) -> np.ndarray:
+        """Logits [n, vocab] of the rows that predict something."""
+        import numpy as np
+
+        count = len(rows)
+        self._tokens[:count] = [row.token for row in rows]
+        self._positions[:count] = [row.position for row in rows]
+        self._wanted[:count] = wanted = [bool(row.predicts) for row in rows]
+        for at, row in enumerate(rows):
+            self._batch.n_seq_id[at] = len(row.sequences)
+            self._sequence_ids[at][: len(row.sequences)] = row.sequences
+        self._batch.n_tokens = count
+        code = self._lib.llama_decode(self._context, self._batch)
+        for at in range(count):
+            self._batch.n_seq_id[at] = 1
+            self._sequence_ids[at][0] = 0
+        if code:
+            raise _failed(f"llama.cpp stopped with code {code} in a branch", "use a longer context")
+        if not any(wanted):
+            return np.empty((0, self._vocab_size), np.float32)
+        return np.ctypeslib.as_array(
+            self._lib.llama_get_logits(self._context), (sum(wanted), self._vocab_size)
+        )
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        import numpy as np
+
+        result = np.empty((len(tokens), self._vocab_size), dtype=np.float32)
+        start = 0
+        for piece in self.score(tokens):
+            result[start : start + len(piece)] = piece
+            start += len(piece)
+        return result
+
+    def _decode(self, piece: Sequence[int]) -> None:
+        count = len(piece)
+        self._tokens[:count] = piece
+        self._positions[:count] = range(self._used, self._used + count)
+        self._batch.n_tokens = count
+        code = self._lib.llama_decode(self._context, self._batch)
+        if code:
+            raise _failed(
+                f"llama.cpp stopped with code {code} at token {self._used}", "use a smaller context"
+            )
+        self._used += count
+
+    def _check_room(self, count: int) -> None:
+        if self._used + count > self._context_length:
+            raise EdgeError(
+                f"{self._used + count:,} tokens do not fit into the context of {self._context_length:,}",
+                "shorten the text, or open the model with a longer context",
+            )
+
+    def _check_ids(self, tokens: Sequence[int]) -> None:
+        if len(tokens) and (min(tokens) < 0 or max(tokens) >= self._vocab_size):
+            raise ValueError(f"token ids must lie in 0..{self._vocab_size - 1}")
+
+    def description(self) -> dict[str, object]:
+        return {
+            "name": "llama.cpp",
+            "package": f"llama-cpp-python {self._lib.__version__}",
+            "system_info": self._lib.llama_print_system_info().decode().strip(),
+            "extra_buffers": self.extra_buffers,
+        }
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` cached tokens; all of them if the model is recurrent."""
+        if not 0 <= count <= self._used:
+            raise ValueError(f"{count} tokens can't be kept of {self._used}")
+        if not self._lib.llama_memory_seq_rm(self._memory, 0, count, -1):
+            self._lib.llama_memory_clear(self._memory, False)
+            count = 0
+        self._used = count
+
+    def reset(self) -> None:
+        self.keep(0)
+
+    def close(self) -> None:
+        if self._batch is not None:
+            self._lib.llama_batch_free(self._batch)
+        if self._context:
+            self._lib.llama_free(self._context)
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _amx_is_broken(lib: Any) -> bool:
+    """Whether libllama has AMX kernels that this CPU would run.
+
+    gcc drops the tile configuration on the stack, so they crash (llama.cpp issue 20824, pull request 26954);
+    without llama.cpp's extra buffers plain kernels run. A library built without AMX keeps its fast path.
+    """
+    if b"AMX_INT8 = 1" not in lib.llama_print_system_info():
+        return False
+    try:
+        return "amx_int8" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+
+
+def _checked_header(path: Path) -> GgufHeader:
+    header = read_header(path)
+    if header.metadata.get("split.count", 1) > 1:
+        raise EdgeError(
+            f"{path} is one part of a split model", "merge the parts with llama-gguf-split --merge"
+        )
+    if not header.tensors:
+        raise EdgeError(f"{path} holds no weights (a vocabulary alone)", "give the whole model file")
+    if not header.architecture:
+        raise EdgeError(f"{path} does not name its architecture", "export or convert the model again")
+    return header
+
+
+def _context_length(path: Path, header: GgufHeader, asked: int | None) -> int:
+    trained = int(header.of_architecture("context_length", 0)) or DEFAULT_CONTEXT
+    if asked is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if not 0 < asked <= trained:
+        raise EdgeError(
+            f"a context of {asked:,} tokens is not possible, {path.name} was made for 1 to {trained:,}",
+            f"use a context of at most {trained:,}",
+        )
+    return asked
+
+
+def _failed(message: str, hint: str) -> EdgeError:
+    from minigpt_edge_runtime.engines import llama_log
+
+    lines = [line for line in llama_log.last_lines() if "error" in line.lower() or "fail" in line.lower()]
+    return EdgeError(f"{message}: {lines[0]}" if lines else message, hint)

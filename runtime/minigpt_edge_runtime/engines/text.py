@@ -1,0 +1,182 @@
+"""Text to token ids and back by a tokenizer.json, for model files that carry no tokenizer of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge_runtime.engines.engine import END_OF_TEXT
+from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import os_error, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Special tokens that end a generation, whatever the configuration says: llama.cpp's choice, so that both
+# engines end where the other does.
+_ENDS = frozenset(
+    (
+        *(f"<|{name}|>" for name in ("endoftext", "im_end", "end", "eot_id", "eom_id", "eot", "end_of_text")),
+        *("<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>", "<eos>"),
+    )
+)
+_AGAIN = "copy or build the bundle again"
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json, as a tokenizer that neither cuts nor pads.
+
+    Raises:
+        EdgeError: it is missing or damaged.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError):
+            raise os_error(error, path) from error
+        raise EdgeError(f"{path} is not UTF-8", _AGAIN) from error
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise EdgeError(f"{path} can't be read ({error})", _AGAIN) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+class TextCodec:
+    """The tokenizer of a model directory: byte-level BPE, or SentencePiece pieces with byte fallback.
+
+    Args:
+        directory: with tokenizer.json, and if there tokenizer_config.json and chat_template.jinja.
+        end_ids: token ids that end a generation, besides the tokenizer's own end token.
+
+    Raises:
+        EdgeError: a file is missing or damaged.
+    """
+
+    def __init__(self, directory: Path, end_ids: Sequence[int] = ()) -> None:
+        self._tokenizer = open_tokenizer(directory / "tokenizer.json")
+        self._lock = threading.Lock()  # a setting of the tokenizer tells whether special tokens are text
+        self._settings = _settings(directory / "tokenizer_config.json")
+        self.chat_template = _chat_template(directory / "chat_template.jinja", self._settings)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {index: token.content for index, token in added.items() if token.special}
+        self._whole = {index: token.content for index, token in added.items() if not token.special}
+        self._byte_level = "ByteLevel" in str(self._tokenizer.decoder)
+        self._bytes = symbol_bytes()
+        self._ends = {*end_ids, *(index for index, text in self._special.items() if text in _ENDS)}
+        if (end := self._id("eos")) is not None:
+            self._ends.add(end)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        # a SentencePiece tokenizer writes a space before the text, which its way back takes off
+        first = self.tokenize("a")[:1]
+        self._prefix = b" " if first and self.piece(first[0]).startswith(b" ") else b""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, added ones too."""
+        return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def adds_start(self) -> bool:
+        """Whether the settings or the tokenizer say that a begin-of-sequence token precedes every prompt."""
+        bare, full = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+        return bool(self._settings.get("add_bos_token")) or full[: len(bare)] != bare
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of `text`, nothing added; `special` reads "<|…|>" as special tokens, not as text."""
+        clean = text.encode("utf-8", errors="replace").decode()
+        with self._lock:
+            self._tokenizer.encode_special_tokens = not special
+            return list(self._tokenizer.encode(clean, add_special_tokens=False).ids)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        """The bytes of `tokens`; special tokens give nothing unless `special`."""
+        return b"".join(self.piece(int(t), special=special) for t in tokens).removeprefix(self._prefix)
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes one token adds to a text, perhaps part of a character."""
+        known = self._pieces.get((token, special))
+        if known is None:
+            known = self._pieces[token, special] = self._piece(token, special)
+        return known
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        if token in self._special:
+            return self._special[token].encode() if special else b""
+        if token in self._whole:
+            return self._whole[token].encode()
+        text = self._tokenizer.id_to_token(token)
+        if text is None:
+            return b""  # a row beyond the vocabulary, as padded embeddings have
+        if self._byte_level:
+            # a symbol that stands for no byte comes from a token that was added by hand
+            return b"".join(self._bytes.get(symbol) or symbol.encode() for symbol in text)
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            return bytes([int(text[3:5], 16)])
+        return text.replace("\u2581", " ").encode()
+
+    def special_text(self, name: str) -> str:
+        """The text of the "bos" or "eos" token, "" if there is none."""
+        value = self._settings.get(f"{name}_token")
+        return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
+
+    def document_start(self, text: str | None = None) -> int:
+        """The token every document starts with: the one written as `text`, else <|endoftext|>, BOS or EOS."""
+        if text is not None:
+            index = self._tokenizer.token_to_id(text)
+            if index is None:
+                raise EdgeError(
+                    f"{text!r} is not a token of this model", "use texts made for this model's vocabulary"
+                )
+            return int(index)
+        for candidate in (self._tokenizer.token_to_id(END_OF_TEXT), self._id("bos"), self._id("eos")):
+            if candidate is not None:
+                return int(candidate)
+        raise EdgeError(
+            "this model has no token to begin a document with", "export it with a BOS or EOS token"
+        )
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` ends a generation."""
+        return token in self._ends
+
+    def _id(self, name: str) -> int | None:
+        text = self.special_text(name)
+        return self._tokenizer.token_to_id(text) if text else None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path) if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise EdgeError(f"{path} holds no settings", _AGAIN)
+    return settings
+
+
+def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
+    """The file's, else the settings'; of several there, the one named default."""
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise os_error(error, path) from error
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{path} is not UTF-8", _AGAIN) from error
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    return template if isinstance(template, str) else None
+
+
+def symbol_bytes() -> dict[str, bytes]:
+    """Byte-level BPE's symbol of each byte: printable Latin-1 stands for itself, others follow U+0100."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    symbols = {chr(byte): byte for byte in shown} | {chr(256 + at): byte for at, byte in enumerate(others)}
+    return {symbol: bytes([byte]) for symbol, byte in symbols.items()}

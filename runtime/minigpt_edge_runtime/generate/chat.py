@@ -1,0 +1,98 @@
+"""A conversation as the text and tokens that a model was trained on, through its own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.errors import EdgeError
+
+WITHOUT_TEMPLATE = "let the model continue a text instead, without chat"
+
+
+class ChatTemplateError(EdgeError):
+    """The model has no chat template, or it refuses these messages."""
+
+
+def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Token ids of a conversation, up to where the assistant's answer begins.
+
+    Args:
+        messages: {"role", "content"} each, as the template wants them.
+
+    Raises:
+        ChatTemplateError: there is no template, or it fails.
+        EdgeError: jinja2 is not installed.
+    """
+    if not engine.chat_template:
+        raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
+    start = engine.special_text("bos")
+    text = render_chat(engine.chat_template, messages, start, engine.special_text("eos"))
+    if engine.adds_start and not text.startswith(start):
+        text = start + text
+    return engine.tokenize(text, special=True)
+
+
+class Conversation:
+    """Turns with a model. The oldest are dropped when they leave too little of the context for an answer.
+
+    Args:
+        engine: its tokenizer and template are used, not its cache.
+        system: a message that stays in front of all turns.
+        room: tokens to keep free for an answer, at most a quarter of the context.
+
+    Raises:
+        ChatTemplateError: the model has no chat template.
+    """
+
+    def __init__(self, engine: Engine, system: str | None = None, room: int = 256) -> None:
+        if not engine.chat_template:
+            raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
+        self._engine = engine
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._budget = engine.context_length - min(room, engine.context_length // 4)
+        self._turns: list[dict[str, str]] = []
+        self._asked: list[dict[str, str]] = []
+
+    def ask(self, text: str) -> tuple[list[int], int]:
+        """The prompt for an answer to `text`, and how many old turns (question and answer) it made forget.
+
+        Raises:
+            ChatTemplateError: the template fails.
+        """
+        self._asked = [*self._turns, {"role": "user", "content": text}]
+        dropped = 0
+        while True:
+            ids = chat_ids(self._engine, [*self._system, *self._asked])
+            if len(ids) <= self._budget or len(self._asked) == 1:
+                return ids, dropped
+            del self._asked[:2]
+            dropped += 1
+
+    def answered(self, text: str) -> None:
+        """Make what was last asked, and its answer, the history; without this call it stays as it was."""
+        self._turns = [*self._asked, {"role": "assistant", "content": text}]
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self._turns.clear()
+
+
+def render_chat(template: str, messages: Sequence[Mapping[str, Any]], bos: str, eos: str) -> str:
+    """The text of a conversation. Templates come from strangers and run in a sandbox.
+
+    Raises:
+        ChatTemplateError: the template is broken or refuses the messages.
+        EdgeError: jinja2 is not installed.
+    """
+    try:
+        from minigpt_edge_runtime.generate.chat_template import render
+    except ImportError as error:
+        hint = 'pip install "jinja2>=3.1.6"'
+        raise EdgeError(f"chat needs jinja2 for the model's template ({error})", hint) from error
+    try:
+        return render(template, messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
+    except Exception as error:  # a template is foreign code and may raise anything
+        message = f"the model's chat template failed ({error})"
+        raise ChatTemplateError(message, f"change the messages, or {WITHOUT_TEMPLATE}") from error
