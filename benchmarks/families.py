@@ -10,9 +10,6 @@ rows of families that are not asked for.
 
 from __future__ import annotations
 
-from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
-from minigpt_edge.recover.stage import CODE as RECOVER_CODE
-
 import argparse
 import json
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 import methods
 
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.recover.stage import CODE as RECOVER_CODE
 
 RESULT = methods.RESULTS / "families.json"
 VOCABULARIES = (
@@ -103,7 +101,7 @@ def trained(name: str, bench: methods.Bench) -> Any:
     from minigpt_edge.data import corpus
     from minigpt_edge.models import base_model
     from minigpt_edge.recover.recover import recover
-        from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import run_stage
     from minigpt_edge_runtime.errors import EdgeError
 
     def make(out: Path) -> dict[str, Any]:

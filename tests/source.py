@@ -55,3 +55,29 @@ def at_import_time(tree: ast.Module) -> set[ast.stmt]:
 
     visit(tree)
     return found
+
+
+def imported_modules(path: Path, module: str) -> Iterator[str]:
+    """Our modules that a file imports, imports in functions included, those for type checkers apart."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
+        for node in ast.walk(branch)
+    }
+    for name, statement in imports(tree, module, path.name == "__init__.py"):
+        if id(statement) in typing_only or name.partition(".")[0] not in PACKAGES:
+            continue
+        if not isinstance(statement, ast.ImportFrom):
+            yield name
+            continue
+        for alias in statement.names:
+            inner = f"{name}.{alias.name}"
+            yield inner if _exists(inner) else name
+
+
+def _exists(module: str) -> bool:
+    package, _, rest = module.partition(".")
+    place = PACKAGES[package] / rest.replace(".", "/")
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()

@@ -7,11 +7,9 @@ exported, is in `minigpt_edge_export.families`.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
 
 if TYPE_CHECKING:
     from minigpt_edge.models.archs.base import Arch
