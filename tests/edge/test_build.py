@@ -13,13 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
-
-sys.path.insert(0, str(Path(__file__).parent))
+from source import ROOT
 from tiny_build import QUICK, SMALL, write_corpus, write_model
 
-ROOT = Path(__file__).resolve().parents[2]
+from minigpt_edge.data.stage import corpus_sources, corpus_stage
 
 
 @pytest.fixture(scope="module")

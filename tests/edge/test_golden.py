@@ -16,11 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
+from source import ROOT
 from tiny_build import write_corpus, write_model
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).with_name("data")
 TOKENS = 400  # of golden-tokenizer.json
 GOLDEN = {

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source import ROOT
+from tiny_build import SMALL, write_corpus, write_model
 
 from minigpt_edge.prune.memory import of_pruning, stays_on_disk
 from minigpt_edge.recover.memory import Recovery, of_recovery
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_build import SMALL, write_corpus, write_model
-
 from minigpt_edge.stages import memory
 from minigpt_edge_runtime.errors import EdgeError
 
-ROOT = Path(__file__).resolve().parents[2]
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152, "num_hidden_layers": 30,
     "tie_word_embeddings": True,

@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+from source import ROOT
 from tiny_build import SMALL, write_corpus, write_model
 
-ROOT = Path(__file__).resolve().parents[2]
 # every Python process reads this when it starts
 WATCH = """
 import os, sys

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "tests/edge", "benchmarks")]
+sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "tests", "tests/tiny", "benchmarks")]
 
 from provenance import provenance  # noqa: E402
 from tiny_build import SMALL, write_corpus, write_model  # noqa: E402

@@ -90,7 +90,7 @@ def test_two_processes_that_need_one_stage_make_it_once(tmp_path: Path) -> None:
         "stage = run_stage(pathlib.Path('work'), 'demo', settings={}, inputs={}, code=(), make=make)\n"
         "print(stage.reused)\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     path = os.pathsep.join(str(root / part) for part in (".", "export", "runtime"))
     started = [
         subprocess.Popen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch  # noqa: TID253
 from safetensors.torch import load_file
+from tiny_build import write_corpus, write_model
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.models.archs import load_arch
@@ -22,11 +22,8 @@ from minigpt_edge.prune.methods.pattern import Pattern, parse_pattern
 from minigpt_edge.prune.methods.registry import UnitStatistics
 from minigpt_edge_runtime.errors import UsageError
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_build import write_corpus, write_model
-
 PATTERNS = ("unstructured", "2:4", "4:8")
-REFERENCE = load_file(Path(__file__).parent / "data" / "wanda_reference.safetensors")
+REFERENCE = load_file(Path(__file__).parents[1] / "data" / "wanda_reference.safetensors")
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",

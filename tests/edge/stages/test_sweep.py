@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
+from source import ROOT
 from tiny_build import write_corpus, write_model
 
-ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
 out = "swept"
 jobs = 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
 import torch  # noqa: TID253
+from tiny_build import write_corpus, write_model
 from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.models.archs import load_arch
@@ -28,9 +28,6 @@ from minigpt_edge.prune.methods.registry import METHODS, UnitStatistics, get_met
 from minigpt_edge.prune.moments import Means, Moments
 from minigpt_edge.prune.plan import BlockPlan, from_ranges, to_ranges
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_build import write_corpus, write_model
 
 
 def samples(units: int = 12, outputs: int = 5, tokens: int = 400) -> tuple[Tensor, Tensor]:

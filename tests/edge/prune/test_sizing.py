@@ -6,13 +6,13 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch  # noqa: TID253
+from tiny_build import write_corpus, write_model
 
 from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.checkpoint import load_model, save_model, trim_embeddings
@@ -30,9 +30,6 @@ from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import UNQUANTIZED, parse_target
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.formats.gguf_header import read_header
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_build import write_corpus, write_model
 
 METADATA = {"name": "tiny", "base_model": "bigger", "license": "MIT"}
 SHAPES = {

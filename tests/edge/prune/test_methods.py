@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tiny_build import write_corpus, write_model
 
 from minigpt_edge.cli import cli
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
@@ -17,9 +18,6 @@ from minigpt_edge.prune.methods.registry import METHODS
 from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_build import write_corpus, write_model
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))
+from source import ROOT
 from tiny_build import SMALL, write_corpus, write_model
 
 from minigpt_edge.prune.plan import read_plan
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_file
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
 LAUNCH += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m")
 
@@ -57,7 +55,7 @@ def build(folder: Path, name: str, *launch: str, options: tuple[str, ...] = ()) 
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join(str(ROOT / part) for part in (".", "export", "runtime", "tests/edge"))
+    paths = os.pathsep.join(str(ROOT / part) for part in (".", "export", "runtime", "tests", "tests/tiny"))
     environment = {**os.environ, "PYTHONPATH": paths, "MINIGPT_EDGE_CACHE": str(folder / "cache")}
     environment["MASTER_PORT"] = free_port()
     return subprocess.run(
