@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from tiny_llama import Checkpoint
 
+from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.onnx.weights import Packed, Precision, quantize_matrix
+from minigpt_edge_export.onnx.write import write_onnx
+from minigpt_edge_export.targets import PRECISIONS
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -78,3 +81,10 @@ def step(
     found = dict(zip((value.name for value in session.get_outputs()), results, strict=True))
     logits = found.pop("logits")
     return logits, {name.replace("present.", "past_key_values."): value for name, value in found.items()}
+
+
+def exported(checkpoint: Checkpoint, folder: Path, precision: Precision | str, **options: Any) -> Path:
+    """The model.onnx of a new directory."""
+    chosen = PRECISIONS[precision] if isinstance(precision, str) else precision
+    write_onnx(read_checkpoint(checkpoint.path), folder, chosen, **options)
+    return folder / "model.onnx"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch  # noqa: TID253
 from click.testing import CliRunner
-from test_tasks import WINOGRANDE, write_package
 from tiny_build import WORDS, write_corpus, write_model
+from tiny_questions import WINOGRANDE, write_package
 
 from minigpt_edge.cli import cli
 from minigpt_edge.data import held_out, tasks

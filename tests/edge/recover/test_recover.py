@@ -91,7 +91,7 @@ def test_a_killed_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path) -> No
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from minigpt_edge.finetune import recover
+from minigpt_edge.recover.recover import recover
 def kill(entry):
     if entry.get("step") == 4 and "loss" in entry:
         os.kill(os.getpid(), signal.SIGKILL)

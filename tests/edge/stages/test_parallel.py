@@ -138,8 +138,8 @@ def test_a_step_is_dealt_out_evenly_or_refused() -> None:
 RESUME = """
 import os, sys
 from pathlib import Path
-from minigpt_edge import parallel
-from minigpt_edge.finetune import recover
+from minigpt_edge.stages import parallel
+from minigpt_edge.recover.recover import recover
 
 def stop(entry):
     if sys.argv[2] == "stop" and entry.get("step") == 6 and "loss" in entry:

@@ -82,7 +82,7 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 def test_two_processes_that_need_one_stage_make_it_once(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
-        "from minigpt_edge.stage import run_stage\n"
+        "from minigpt_edge.stages.stage import run_stage\n"
         "def make(out):\n"
         "    time.sleep(2)\n"
         "    with open('made', 'a') as file: file.write('x')\n"

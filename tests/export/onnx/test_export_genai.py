@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai
 import pytest
-from test_export_onnx import exported
+from onnx_helpers import exported
 from tiny_llama import Checkpoint, edit_config
 
 from minigpt_edge_export.decoder import read_checkpoint

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_helpers import dequantize
-from test_export_onnx import exported
+from onnx_helpers import dequantize, exported
 from tiny_llama import UNEQUAL, Checkpoint
 
 from minigpt_edge_export.decoder import read_checkpoint

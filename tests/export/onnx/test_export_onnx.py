@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx_helpers import LLAMA3, empty_cache, plain_session, step, twin
+from onnx_helpers import LLAMA3, empty_cache, exported, plain_session, step, twin
 from safetensors.numpy import load_file, save_file
 from tiny_llama import EQUAL, UNEQUAL, Checkpoint, write_reference
 
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.layout import gguf_name
 from minigpt_edge_export.onnx.weights import Precision
-from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.targets import PRECISIONS
 from minigpt_edge_export.verify import LogitParity, verify_logits, verify_tokenizer
 from minigpt_edge_runtime.engines.open import open_engine
@@ -40,13 +39,6 @@ FORMS: list[tuple[Any, dict[str, Any]]] = [
     ([(100, 4, 4), (36, 6, 2)], {"hidden_size": 72, "tie_word_embeddings": False}),  # no multiples of 32
     ([(100, 4, 4), (36, 6, 2)], {"hidden_size": 72, "mlp_bias": True}),
 ]
-
-
-def exported(checkpoint: Checkpoint, folder: Path, precision: Precision | str, **options: Any) -> Path:
-    """The model.onnx of a new directory."""
-    chosen = PRECISIONS[precision] if isinstance(precision, str) else precision
-    write_onnx(read_checkpoint(checkpoint.path), folder, chosen, **options)
-    return folder / "model.onnx"
 
 
 def parity(model: Path, checkpoint: Checkpoint) -> LogitParity:

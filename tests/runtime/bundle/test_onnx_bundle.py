@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alone import ALONE, BLOCK, python
 from click.testing import CliRunner, Result
-from test_boundary import ALONE, BLOCK, python
-from test_serve import serving
+from serving import serving
 from tiny_gguf import BLOCKS, TEXT, chain_model, texts_content
 from tiny_onnx import edit_json, make_onnx
 from tokenizers import Tokenizer

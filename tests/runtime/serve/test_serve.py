@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -11,14 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from click.testing import CliRunner
+from serving import COMMAND, Server, serving
 from tiny_gguf import chain_model, make_gguf
 from tokenizers import Tokenizer
 
@@ -29,62 +27,6 @@ from minigpt_edge_runtime.serve.server import listen
 SAID = "漢é🙂 licence"
 GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"repeat_penalty": 1}}
 ASK: list[Any] = [{"role": "user", "content": "Hi"}]
-COMMAND = "from minigpt_edge_runtime.cli import main; main()"
-# A big model's pace, and a shorter time to end answers in when the server stops.
-SLOW = """
-import time
-from minigpt_edge_runtime.gguf import LlamaEngine
-from minigpt_edge_runtime.serve import server
-quick = LlamaEngine.eval
-LlamaEngine.eval = lambda self, tokens: time.sleep(0.02) or quick(self, tokens)
-server.GRACE = 0.2
-"""
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen[str]
-    port: int
-    talk: str
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        url = f"http://127.0.0.1:{self.port}/v1"
-        return openai.OpenAI(base_url=url, **{"api_key": "none", "max_retries": 0, **options})
-
-    def ask(
-        self, method: str, path: str, body: bytes = b"", **headers: str
-    ) -> tuple[int, dict[str, str], Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, named)
-        reply = connection.getresponse()
-        content = reply.read()
-        connection.close()
-        return reply.status, dict(reply.getheaders()), json.loads(content or b"null")
-
-
-@contextmanager
-def serving(model: Path, *options: object, slow: bool = False, **environment: str) -> Iterator[Server]:
-    source = str(Path(minigpt_edge_runtime.__file__).parent.parent)
-    code = (SLOW if slow else "") + COMMAND
-    args = ["serve", model, "--port", 0, "--threads", 1, *options]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": source, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr
-    talk = ""
-    try:
-        while " at http://" not in talk:
-            line = process.stderr.readline()
-            assert line, talk
-            talk += line
-        yield Server(process, int(talk.rpartition("/v1")[0].rpartition(":")[2]), talk)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
