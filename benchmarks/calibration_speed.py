@@ -26,7 +26,7 @@ def main() -> None:
 
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.data import corpus, domains
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.models.precision import compute_dtype
     from minigpt_edge.prune.prepare import calibration_windows

@@ -99,7 +99,7 @@ def write_vocabulary(source: Path, target: Path) -> dict[str, str]:
 def trained(name: str, bench: methods.Bench) -> Any:
     """The stage that holds the family's model, trained on the law texts."""
     from minigpt_edge.data import corpus
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
     from minigpt_edge.recover.recover import recover
     from minigpt_edge.stages.stage import run_stage
     from minigpt_edge_runtime.errors import EdgeError

@@ -26,7 +26,7 @@ from provenance import provenance
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: TID253
 
 from minigpt_edge.commands.build import all_cores
-from minigpt_edge.models.base_model import forward
+from minigpt_edge.models import forward
 from minigpt_edge.models.chunked_loss import chunked_cross_entropy
 from minigpt_edge.recover import fast_llama
 from minigpt_edge.recover.flops import matmul_flops, training_flops

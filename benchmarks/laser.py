@@ -227,7 +227,7 @@ def main() -> None:
     import torch
 
     from minigpt_edge.evaluate import probe
-    from minigpt_edge.models.base_model import archs, base_model
+    from minigpt_edge.models import archs, base_model
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.prune.methods import laser
     from minigpt_edge.stages.packages import cache_dir

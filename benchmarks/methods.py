@@ -131,7 +131,7 @@ def opened(
     model: str | None = None,
 ) -> Bench:
     """A domain's corpus, or another, and a model, by default the default one, dense quality included."""
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
     from minigpt_edge.stages.console import Talk
     from minigpt_edge.stages.packages import cache_dir

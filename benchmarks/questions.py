@@ -150,7 +150,7 @@ def terms_quality(bench: methods.Bench, checkpoint: Path, rare: list[str]) -> di
     import torch
 
     from minigpt_edge.data.windows import read_texts
-    from minigpt_edge.models.base_model import attention
+    from minigpt_edge.models import attention
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.models.chunked_loss import chunked_nll
     from minigpt_edge.models.forward import hidden_states, read_tokenizer

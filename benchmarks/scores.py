@@ -24,7 +24,7 @@ def main() -> None:
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.data import corpus, domains
     from minigpt_edge.evaluate.perplexity import evaluate
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
     from minigpt_edge.prune.prepare import CHECKPOINT
     from minigpt_edge.prune.prune import shrink
     from minigpt_edge.prune.settings import shrink_settings

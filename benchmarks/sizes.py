@@ -95,7 +95,7 @@ SHAPES: dict[str, tuple[dict[str, Any], float | None]] = {
 def write_texts(path: Path) -> None:
     """The first documents of the law domain's splits."""
     from minigpt_edge.data import corpus
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
     from minigpt_edge.stages.console import Talk
     from minigpt_edge.stages.packages import cache_dir
@@ -154,7 +154,7 @@ def _values(seed: int, name: str, shape: tuple[int, ...]) -> Any:
 
 def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One shape through the stages; a row of the result."""
-    from minigpt_edge.models.base_model import checkpoint
+    from minigpt_edge.models import checkpoint
     from minigpt_edge.stages import memory
 
     settings, bound = SHAPES[name]

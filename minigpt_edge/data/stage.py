@@ -9,7 +9,7 @@ from typing import Any
 
 from minigpt_edge.data import corpus, domains
 from minigpt_edge.data.windows import MAX_TOKENS
-from minigpt_edge.models.base_model import base_model
+from minigpt_edge.models import base_model
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages.console import Talk
 from minigpt_edge.stages.stage import Stage, run_stage

@@ -70,7 +70,7 @@ def evaluate(checkpoint: Path, texts: Path) -> dict[str, float]:
     Raises:
         EdgeError: either is damaged, or a window is longer than the model's context.
     """
-    from minigpt_edge.models.base_model import attention
+    from minigpt_edge.models import attention
     from minigpt_edge.models.checkpoint import is_large, load_model
 
     start, windows = read_texts(texts)

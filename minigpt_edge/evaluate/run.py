@@ -291,7 +291,7 @@ def _base_model(subject: Subject, offline: bool) -> BaseModel:
     Raises:
         UsageError: the bundle's can't be found from what the bundle says of it.
     """
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
 
     if not subject.made_from:
         return base_model.resolve_model(subject.base, offline=offline)

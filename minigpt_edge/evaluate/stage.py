@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.models.base_model import base_model
+from minigpt_edge.models import base_model
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages.console import Talk
 from minigpt_edge.stages.stage import Stage, run_stage

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch  # noqa: TID253
 
-from minigpt_edge.models.base_model import attention
+from minigpt_edge.models import attention
 from minigpt_edge.models.checkpoint import is_large, load_model
 from minigpt_edge.models.forward import head_of, hidden_states
 from minigpt_edge_runtime.engines.engine import Fork

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.models.base_model import archs
+from minigpt_edge.models import archs
 from minigpt_edge_export.architectures import BUFFERS, FAMILIES
 from minigpt_edge_export.weights import FACTORS, Weights, weight_files
 from minigpt_edge_runtime.errors import EdgeError
@@ -73,7 +73,7 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
     """
     import torch
 
-    from minigpt_edge.models.base_model import resident
+    from minigpt_edge.models import resident
 
     config = read_config(directory)
     arch = archs.load_arch(config["model_type"])
@@ -142,7 +142,7 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
     """
     from safetensors.torch import save_file
 
-    from minigpt_edge.models.base_model import resident
+    from minigpt_edge.models import resident
 
     config = read_config(source)
     arch = archs.load_arch(config["model_type"])

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.models.base_model import archs
+from minigpt_edge.models import archs
 from minigpt_edge.prune.methods.registry import Method
 from minigpt_edge.prune.plan import BlockPlan, Plan
 from minigpt_edge.prune.vocabulary import choose as vocabulary

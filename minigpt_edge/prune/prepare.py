@@ -57,7 +57,7 @@ def prepare(
     """
     import torch
 
-    from minigpt_edge.models.base_model import attention
+    from minigpt_edge.models import attention
     from minigpt_edge.models.checkpoint import (
         count_parameters,
         dense_parameters,

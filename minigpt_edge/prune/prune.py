@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.models.base_model import archs
+from minigpt_edge.models import archs
 from minigpt_edge.prune.decide import (
     NAME_BYTES,
     SENSITIVITY_TOKENS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from minigpt_edge.models.base_model import base_model
+from minigpt_edge.models import base_model
 from minigpt_edge.prune.decide import Limit, ShrinkSettings
 from minigpt_edge.prune.methods.registry import STRUCTURED, get_method
 from minigpt_edge.prune.vocabulary.terms import read_terms

@@ -10,7 +10,7 @@ from minigpt_edge.data import corpus
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluate.stage import evaluate_checkpoint, quality_text
-from minigpt_edge.models.base_model import base_model
+from minigpt_edge.models import base_model
 from minigpt_edge.prune.methods.registry import STRUCTURED
 from minigpt_edge.prune.prepare import CHECKPOINT
 from minigpt_edge.prune.prune import preview, shrink

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn  # noqa: TID253
 
-from minigpt_edge.models.base_model import forward
+from minigpt_edge.models import forward
 from minigpt_edge.models.chunked_loss import chunked_cross_entropy
 from minigpt_edge.recover import fast_llama
 from minigpt_edge.recover.teacher import soft_labels

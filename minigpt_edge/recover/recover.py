@@ -95,7 +95,7 @@ def recover(
     """
     import torch
 
-    from minigpt_edge.models.base_model import attention
+    from minigpt_edge.models import attention
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.recover.lora import Adapter
 

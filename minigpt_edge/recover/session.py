@@ -132,7 +132,7 @@ class Session:
     def _scores(self) -> dict[str, float]:
         import torch
 
-        from minigpt_edge.models.base_model import attention
+        from minigpt_edge.models import attention
         from minigpt_edge.models.checkpoint import load_model
         from minigpt_edge.recover.sharding import is_sharded, put_weight, whole_weights
 

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: TID253
 )
 from torch.distributed.tensor import DTensor, distribute_tensor  # noqa: TID253
 
-from minigpt_edge.models.base_model import archs
+from minigpt_edge.models import archs
 from minigpt_edge.stages import parallel
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"

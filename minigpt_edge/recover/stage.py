@@ -7,7 +7,7 @@ from typing import Any
 
 from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluate.stage import quality_text
-from minigpt_edge.models.base_model import base_model
+from minigpt_edge.models import base_model
 from minigpt_edge.prune.prepare import CHECKPOINT
 from minigpt_edge.prune.prune import PLAN
 from minigpt_edge.prune.settings import WINDOW

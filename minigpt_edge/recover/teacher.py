@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.models.base_model import forward
+from minigpt_edge.models import forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Teacher:
         Raises:
             EdgeError: the checkpoint is damaged.
         """
-        from minigpt_edge.models.base_model import attention
+        from minigpt_edge.models import attention
         from minigpt_edge.models.checkpoint import load_model, trim_embeddings
         from minigpt_edge.models.precision import compute_dtype
 

@@ -186,7 +186,7 @@ def test_the_current_folder_may_become_the_bundle(place: Path, built: Path) -> N
 
 def test_a_changed_corpus_is_read_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, and under ~, which is not spelt out in the path."""
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
     from minigpt_edge.stages.console import Talk
 
@@ -449,7 +449,7 @@ def test_a_stage_damaged_by_hand(place: Path, built: Path, tmp_path: Path) -> No
 
 def test_no_disk_space(place: Path, built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from minigpt_edge_export.decoder import read_checkpoint
-    from minigpt_edge_export.gguf.write import write
+    from minigpt_edge_export.gguf import write
     from minigpt_edge_runtime.errors import EdgeError
 
     usage = shutil.disk_usage(tmp_path)

@@ -64,7 +64,7 @@ def make_checkpoint(folder: Path, *, unequal: bool = False, **changes: Any) -> P
     path = whole / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "minigpt_edge": {"document_start": START}}))
     if unequal:
-        from minigpt_edge.models.base_model import archs
+        from minigpt_edge.models import archs
 
         model = load_model(whole)
         arch = archs.load_arch("llama")

@@ -90,7 +90,7 @@ class Method:
 
 
 _MASKS = (UNSTRUCTURED, "2:4", "4:8")
-_PRUNE = "minigpt_edge.prune.methods"
+_PRUNE = "minigpt_edge.prune"
 METHODS = {
     method.name: method
     for method in (

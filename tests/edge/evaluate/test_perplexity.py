@@ -41,7 +41,7 @@ def test_evaluate_counts_every_byte_from_the_document_start(tmp_path: Path) -> N
 
 def test_batches_and_padding_do_not_change_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from minigpt_edge.evaluate import perplexity
-    from minigpt_edge.models.base_model import precision
+    from minigpt_edge.models import precision
     from minigpt_edge.models.checkpoint import load_model
 
     monkeypatch.setattr(precision, "compute_dtype", lambda: torch.float32)

@@ -146,7 +146,7 @@ def test_the_converted_model_is_reused_and_made_again_when_damaged(gguf_file: Pa
 def test_a_failed_conversion_leaves_nothing(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge.models.base_model import from_gguf
+    from minigpt_edge.models import from_gguf
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

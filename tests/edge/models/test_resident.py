@@ -12,8 +12,8 @@ from finetune_helpers import make_checkpoint
 from tiny_families import FAMILIES, write_family
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
+from minigpt_edge.models import checkpoint
 from minigpt_edge.models.archs import load_arch
-from minigpt_edge.models.base_model import checkpoint
 from minigpt_edge.models.checkpoint import load_model, save_model, trim_embeddings
 from minigpt_edge.models.resident import OnDisk, resident
 from minigpt_edge.prune import streams

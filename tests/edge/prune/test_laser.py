@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_build import write_corpus, write_model
 
 from minigpt_edge.evaluate.probe import Probe, token_forms
-from minigpt_edge.models.base_model import archs
+from minigpt_edge.models import archs
 from minigpt_edge.models.checkpoint import load_model, save_factors, save_model
 from minigpt_edge.models.forward import read_tokenizer
 from minigpt_edge.prune.methods.laser import (

@@ -37,7 +37,7 @@ def recipe(place: Path, **options: Any) -> Recipe:
 
 def prune(place: Path, **options: Any) -> dict[str, Any]:
     """The prune stage's metrics, with "checkpoint", its directory."""
-    from minigpt_edge.models.base_model import base_model
+    from minigpt_edge.models import base_model
     from minigpt_edge.stages.console import Talk
 
     asked = recipe(place, **options)

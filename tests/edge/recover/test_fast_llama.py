@@ -119,7 +119,7 @@ def test_what_the_fast_blocks_do_not_compute_is_named(tmp_path: Path) -> None:
 def test_chunked_cross_entropy_is_that_of_torch(
     monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float
 ) -> None:
-    from minigpt_edge.models.base_model import chunked_loss
+    from minigpt_edge.models import chunked_loss
 
     monkeypatch.setattr(
         chunked_loss, "CHUNK_BYTES", 16 * 4 * 300
@@ -173,7 +173,7 @@ def test_causal_attention_is_that_of_torch(heads: tuple[int, int], length: int) 
 
 
 def test_transformers_computes_the_same_with_it_and_refuses_padding(tmp_path: Path) -> None:
-    from minigpt_edge.models.base_model import attention
+    from minigpt_edge.models import attention
     from minigpt_edge.models.checkpoint import load_model
 
     model = load_model(make_checkpoint(tmp_path, unequal=True))

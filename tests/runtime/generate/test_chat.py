@@ -8,8 +8,8 @@ from tiny_gguf import make_gguf
 from tokenizers import Tokenizer
 
 from minigpt_edge_runtime.engines.open import open_engine
+from minigpt_edge_runtime.generate import chat_template
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, Conversation, chat_ids, render_chat
-from minigpt_edge_runtime.generate.generate import chat_template
 
 MESSAGES = [
     {"role": "system", "content": "Sei kürzer."},
