@@ -145,7 +145,7 @@ def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
         "seen-text",
         settings={"threads": bench.recipe.threads, "tokens": SEEN_TOKENS, "of": bench.recipe.recover_tokens},
         inputs={"model": made.digest, "corpus": bench.text.digest},
-        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
+        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
         make=make,
     )
     return {key: stage.metrics[key] for key in ("bits_per_byte", "stderr", "windows")}
@@ -178,7 +178,7 @@ def _evaluated(
     corpus: str,
 ) -> Any:
     """The stage of these tasks' results; `corpus` is the digest of the text that they are about."""
-    from minigpt_edge.evaluate import run
+    from minigpt_edge.evaluation import run
     from minigpt_edge.stages.stage import run_stage
 
     threads = bench.recipe.threads
@@ -189,7 +189,7 @@ def _evaluated(
         "evaluate",
         settings={"tasks": names, "limit": limit, "threads": threads},
         inputs={"model": made.digest, "corpus": corpus},
-        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
+        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
         make=lambda out: {"tasks": run.evaluate(subject, names, request, bench.talk)["tasks"]},
     )
 
@@ -217,7 +217,7 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
         "speeds",
         settings={"threads": threads, "rounds": ROUNDS},
         inputs={f"model-{number}": one.digest for number, one in enumerate(made)},
-        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
+        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
         make=measure,
     )
 

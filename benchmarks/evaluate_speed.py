@@ -21,7 +21,7 @@ TASKS = ("hellaswag", "completion")
 def main() -> None:
     """Time both, loading of the questions included."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.evaluate import run
+    from minigpt_edge.evaluation import run
     from minigpt_edge.stages.console import Talk
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

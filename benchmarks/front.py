@@ -94,7 +94,7 @@ def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
         "file-quality",
         settings={"threads": bench.recipe.threads},
         inputs={"model": digest, "test": bench.text.manifest["outputs"]["test.texts.json"]},
-        code=("minigpt_edge.evaluate", "minigpt_edge_runtime"),
+        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
         make=lambda out: run_fresh("quality", model, texts=str(texts), threads=bench.recipe.threads),
     )
     keys = ("bits_per_byte", "stderr", "perplexity_per_base_token")

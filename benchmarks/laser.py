@@ -31,7 +31,7 @@ from provenance import provenance
 from minigpt_edge_runtime.files import read_json, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
-    from minigpt_edge.evaluate.probe import Measured, Probe
+    from minigpt_edge.evaluation.probe import Measured, Probe
     from minigpt_edge.prune.methods.laser import Composition, Reducer, Reduction
 
 RESULT = Path(__file__).parent / "results" / "laser.json"
@@ -78,7 +78,7 @@ class Facts:
     """Questions of one set on one model, as token ids with a start of the answer."""
 
     def __init__(self, folder: Path, items: list[tuple[str, str]], document_start: str) -> None:
-        from minigpt_edge.evaluate.probe import token_forms
+        from minigpt_edge.evaluation.probe import token_forms
         from minigpt_edge.models.forward import encode, read_tokenizer
 
         tokenizer = read_tokenizer(folder)
@@ -90,7 +90,7 @@ class Facts:
 
     def probe(self, model: Any, arch: Any, part: slice) -> Probe:
         """What scores some of them."""
-        from minigpt_edge.evaluate.probe import Probe
+        from minigpt_edge.evaluation.probe import Probe
 
         return Probe(model, arch, self.sequences[part], self.starts[part], self.forms)
 
@@ -226,7 +226,7 @@ def main() -> None:
     """Run all sets, write the result."""
     import torch
 
-    from minigpt_edge.evaluate import probe
+    from minigpt_edge.evaluation import probe
     from minigpt_edge.models import archs, base_model
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.prune.methods import laser

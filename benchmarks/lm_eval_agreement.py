@@ -81,8 +81,8 @@ def theirs(model: str, names: list[str], limit: int | None, threads: int) -> dic
 def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[str, Any]:
     """Accuracies by `evaluate`, of the same first questions."""
     from minigpt_edge.data import tasks
-    from minigpt_edge.evaluate import run
-    from minigpt_edge.evaluate.multiple_choice import answer
+    from minigpt_edge.evaluation import run
+    from minigpt_edge.evaluation.multiple_choice import answer
     from minigpt_edge.stages.packages import cache_dir
 
     subject = run.subject_of(Path(model))
@@ -110,7 +110,7 @@ def main() -> None:
 
 def compared(model: str, names: list[str], limit: int | None, threads: int) -> list[dict[str, Any]]:
     """A row per question set, accuracies in percent."""
-    from minigpt_edge.evaluate import run
+    from minigpt_edge.evaluation import run
 
     file = run.subject_of(Path(model)).path.name
     harness, mine = theirs(model, names, limit, threads), ours(model, names, limit, threads)

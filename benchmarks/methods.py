@@ -21,8 +21,8 @@ from typing import Any
 from provenance import provenance
 
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
-from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
-from minigpt_edge.evaluate.stage import dense_stage
+from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
+from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recover.stage import CODE as RECOVER_CODE
 from minigpt_edge.recover.stage import recover_stage
@@ -103,7 +103,7 @@ class Bench:
 
     def test(self, checkpoint: Path, digest: str) -> dict[str, Any]:
         """A checkpoint's quality on the test windows, kept as a stage."""
-        from minigpt_edge.evaluate.perplexity import evaluate
+        from minigpt_edge.evaluation.perplexity import evaluate
         from minigpt_edge.stages.stage import run_stage
 
         def make(out: Path) -> dict[str, Any]:

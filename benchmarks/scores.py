@@ -23,7 +23,7 @@ def main() -> None:
     """Prune once per score, evaluate each on the validation windows, write the result."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.data import corpus, domains
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
     from minigpt_edge.models import base_model
     from minigpt_edge.prune.prepare import CHECKPOINT
     from minigpt_edge.prune.prune import shrink

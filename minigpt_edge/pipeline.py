@@ -9,7 +9,7 @@ from typing import Any
 
 from minigpt_edge.data import corpus
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
-from minigpt_edge.evaluate.stage import dense_stage
+from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
 from minigpt_edge.prune.methods.registry import get_method
 from minigpt_edge.prune.prepare import CHECKPOINT

@@ -104,7 +104,7 @@ def _counted(model: Path) -> dict[str, Any]:
 
 def row(bench: methods.Bench, peer: str, variant: str, fraction: float) -> dict[str, Any]:
     """What one variant left and how good it is before fine-tuning."""
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
     from minigpt_edge_runtime.errors import EdgeError
 
     found: dict[str, Any] = {"peer": peer, "variant": variant}

@@ -60,8 +60,8 @@ def evaluate(
     """Score MODEL (a bundle, a .gguf or .onnx file, or a checkpoint directory) on texts and questions."""
     from rich.console import Console
 
-    from minigpt_edge.evaluate import run
-    from minigpt_edge.evaluate.tables import results_table
+    from minigpt_edge.evaluation import run
+    from minigpt_edge.evaluation.tables import results_table
     from minigpt_edge.report.page import print_one
     from minigpt_edge.stages.console import Talk
     from minigpt_edge_runtime.files import check_writable, write_json

@@ -20,7 +20,7 @@ def of_pruning(config: dict[str, Any], parameters: int, tokens: int, *, lazy: bo
         tokens: of calibration.
         lazy: blocks stay on disk.
     """
-    from minigpt_edge.evaluate.perplexity import BATCH_TOKENS
+    from minigpt_edge.evaluation.perplexity import BATCH_TOKENS
     from minigpt_edge.models.precision import compute_dtype
     from minigpt_edge.prune.decide import SENSITIVITY_TOKENS
     from minigpt_edge.prune.streams import KEPT_BYTES

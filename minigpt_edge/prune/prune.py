@@ -299,7 +299,7 @@ def _drop_blocks(ready: Ready, arch: Any, on_progress: Progress) -> Shrunk:
 
 def _reduce_ranks(ready: Ready, arch: Any, settings: ShrinkSettings, on_progress: Progress) -> Shrunk:
     """The reductions that were named; else the matrix of the best single one, composed over all blocks."""
-    from minigpt_edge.evaluate.probe import Probe
+    from minigpt_edge.evaluation.probe import Probe
     from minigpt_edge.prune.calibrate import measure_importance
     from minigpt_edge.prune.methods import laser
 

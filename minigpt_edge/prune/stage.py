@@ -8,8 +8,8 @@ from typing import Any
 
 from minigpt_edge.data import corpus
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
-from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
-from minigpt_edge.evaluate.stage import evaluate_checkpoint, quality_text
+from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
+from minigpt_edge.evaluation.stage import evaluate_checkpoint, quality_text
 from minigpt_edge.models import base_model
 from minigpt_edge.prune.methods.registry import STRUCTURED
 from minigpt_edge.prune.prepare import CHECKPOINT

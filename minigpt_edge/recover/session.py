@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.evaluate.perplexity import sum_nll, summary
+from minigpt_edge.evaluation.perplexity import sum_nll, summary
 from minigpt_edge.recover.settings import Settings, State
 from minigpt_edge.recover.training_checkpoint import (
     PROGRESS,

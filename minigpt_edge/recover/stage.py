@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.evaluate.stage import CODE as EVALUATE_CODE
-from minigpt_edge.evaluate.stage import quality_text
+from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
+from minigpt_edge.evaluation.stage import quality_text
 from minigpt_edge.models import base_model
 from minigpt_edge.prune.prepare import CHECKPOINT
 from minigpt_edge.prune.prune import PLAN

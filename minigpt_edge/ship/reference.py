@@ -31,7 +31,7 @@ def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, tal
             **checkpoint_hashes(checkpoint),
             "validation": text.manifest["outputs"]["validation.texts.json"],
         },
-        code=("minigpt_edge.ship", "minigpt_edge.evaluate", "minigpt_edge.models", "minigpt_edge_export"),
+        code=("minigpt_edge.ship", "minigpt_edge.evaluation", "minigpt_edge.models", "minigpt_edge_export"),
         make=make,
     )
 

@@ -13,8 +13,8 @@ from tiny_families import FAMILIES, narrow, write_family
 from tiny_llama import Checkpoint
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
-from minigpt_edge.evaluate.perplexity import sum_nll
-from minigpt_edge.evaluate.probe import Probe
+from minigpt_edge.evaluation.perplexity import sum_nll
+from minigpt_edge.evaluation.probe import Probe
 from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.attention import use_in
 from minigpt_edge.models.checkpoint import count_parameters, load_model, save_model
@@ -74,7 +74,7 @@ def test_halves_of_blocks_compute_what_the_model_does(
     family: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The calibration's way through the blocks, in float32, gives the loss that the whole model has."""
-    monkeypatch.setattr("minigpt_edge.evaluate.probe.compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr("minigpt_edge.evaluation.probe.compute_dtype", lambda: torch.float32)
     monkeypatch.setattr("minigpt_edge.models.precision.compute_dtype", lambda: torch.float32)
     model: Any = load_model(family(name).path)
     arch = load_arch(model.config.model_type)

@@ -13,7 +13,7 @@ import torch  # noqa: TID253 - tensors are what is tested
 from safetensors.torch import load_file
 from tiny_build import write_corpus, write_model
 
-from minigpt_edge.evaluate.probe import Probe, token_forms
+from minigpt_edge.evaluation.probe import Probe, token_forms
 from minigpt_edge.models import archs
 from minigpt_edge.models.checkpoint import load_model, save_factors, save_model
 from minigpt_edge.models.forward import read_tokenizer
@@ -298,7 +298,7 @@ def test_what_a_probe_kept_changes_nothing(
     model: Any, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change in block l measured from the kept states, and by a probe that starts at the embedding."""
-    monkeypatch.setattr("minigpt_edge.evaluate.probe.KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr("minigpt_edge.evaluation.probe.KEPT_BYTES", kept_bytes)
     texts, starts = sequences()
     probe = Probe(model, ARCH, texts, starts)
     assert len(probe.kept) == (5 if kept_bytes == 2**29 else 3)

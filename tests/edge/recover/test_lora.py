@@ -87,7 +87,7 @@ def test_adapters_change_no_figure_but_their_own(inputs: Any) -> None:
 def test_it_learns_and_keeps_shapes_norms_and_embedding(
     inputs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     result = run(inputs, tmp_path)
     assert result["lora_rank"] == 4 and not result["compiled"] and result["best_step"] == 8
@@ -152,7 +152,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path,
 
 
 def test_the_best_weights_are_kept(inputs: Any, tmp_path: Path) -> None:
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     result = run(inputs, tmp_path, lr=3.0, evaluations=8)
     curve = {e["step"]: e["bits_per_byte"] for e in result["history"] if "bits_per_byte" in e}

@@ -46,7 +46,7 @@ def weights_hash(out: Path) -> str:
 
 
 def test_recovery_learns_and_reports(inputs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     entries: list[dict[str, Any]] = []
     result = run(inputs, tmp_path / "out", on_progress=lambda entry: entries.append(dict(entry)))
@@ -205,7 +205,7 @@ def test_it_stops_at_the_perplexity_asked_for(inputs: Any, tmp_path: Path) -> No
 
 
 def test_it_keeps_the_best_weights_and_stops_early(inputs: Any, tmp_path: Path) -> None:
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     result = run(inputs, tmp_path / "out", lr=3.0, tokens=64 * 4 * 12, evaluations=12, patience=2)
     assert result["stopped"] == "no improvement"

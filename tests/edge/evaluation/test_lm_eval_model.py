@@ -12,7 +12,7 @@ from finetune_helpers import make_checkpoint
 
 from minigpt_edge_runtime.errors import EdgeError
 
-MODULE = "minigpt_edge.evaluate.lm_eval_model"
+MODULE = "minigpt_edge.evaluation.lm_eval_model"
 
 
 def test_without_the_extra_the_command_says_how_to_get_it() -> None:
@@ -25,7 +25,7 @@ def test_without_the_extra_the_command_says_how_to_get_it() -> None:
 
 
 def test_an_answer_as_long_as_the_context_is_refused(tmp_path: Path) -> None:
-    from minigpt_edge.evaluate.lm_eval_model import EdgeModel
+    from minigpt_edge.evaluation.lm_eval_model import EdgeModel
 
     model = EdgeModel(str(make_checkpoint(tmp_path / "model")))
     longest = model.engine.context_length

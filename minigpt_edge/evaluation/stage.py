@@ -10,7 +10,7 @@ from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages.console import Talk
 from minigpt_edge.stages.stage import Stage, run_stage
 
-CODE = ("minigpt_edge.evaluate", "minigpt_edge.models", "minigpt_edge_export", "minigpt_edge_runtime")
+CODE = ("minigpt_edge.evaluation", "minigpt_edge.models", "minigpt_edge_export", "minigpt_edge_runtime")
 
 
 def dense_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, talk: Talk) -> Stage:
@@ -35,7 +35,7 @@ def dense_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: St
 def evaluate_checkpoint(checkpoint: Path, text: Stage, threads: int) -> dict[str, Any]:
     import torch
 
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

@@ -59,7 +59,7 @@ class Subject:
     def open(self, threads: int) -> Iterator[Engine]:
         """The engine, ready to score."""
         if self.path.is_dir():
-            from minigpt_edge.evaluate.torch_engine import TorchEngine
+            from minigpt_edge.evaluation.torch_engine import TorchEngine
 
             with TorchEngine(self.path, threads=threads) as engine:
                 yield engine  # type: ignore[misc]
@@ -143,7 +143,7 @@ def evaluate(subject: Subject, names: Sequence[str], request: Request, talk: Tal
 
 
 def _evaluate(subject: Subject, wanted: Sequence[str], request: Request, talk: Talk) -> dict[str, Any]:
-    from minigpt_edge.evaluate.multiple_choice import answer
+    from minigpt_edge.evaluation.multiple_choice import answer
 
     questions = {name: _items(name, subject, request, talk) for name in wanted if not _is_text(name)}
     windows = {name: _windows(name, subject, request, talk) for name in wanted if _is_text(name)}
@@ -214,7 +214,7 @@ def _items(name: str, subject: Subject, request: Request, talk: Talk) -> list[It
 
     kind, _, of = name.partition(":")
     if kind == TRANSLATION:
-        from minigpt_edge.evaluate import translation
+        from minigpt_edge.evaluation import translation
 
         found = translation.items(_pairs(of, subject, request, talk), request.limit or COMPLETIONS)
     elif kind == COMPLETION:
@@ -245,7 +245,7 @@ def _pairs(domain: str, subject: Subject, request: Request, talk: Talk) -> list[
 def _translations(
     engine: Engine, name: str, subject: Subject, request: Request, talk: Talk
 ) -> dict[str, Any]:
-    from minigpt_edge.evaluate.translation import translate
+    from minigpt_edge.evaluation.translation import translate
 
     pairs = _pairs(name.partition(":")[2], subject, request, talk)
     count = min(len(pairs), request.limit or TRANSLATIONS)

@@ -21,11 +21,11 @@ from minigpt_edge.cli import cli
 from minigpt_edge.data import held_out, tasks
 from minigpt_edge.data.pairs import format_pair
 from minigpt_edge.data.tasks.items import Item
-from minigpt_edge.evaluate import run as running
-from minigpt_edge.evaluate.multiple_choice import answer, summarize
-from minigpt_edge.evaluate.run import Request, Subject, evaluate, subject_of
-from minigpt_edge.evaluate.torch_engine import TorchEngine
-from minigpt_edge.evaluate.translation import chrf
+from minigpt_edge.evaluation import run as running
+from minigpt_edge.evaluation.multiple_choice import answer, summarize
+from minigpt_edge.evaluation.run import Request, Subject, evaluate, subject_of
+from minigpt_edge.evaluation.torch_engine import TorchEngine
+from minigpt_edge.evaluation.translation import chrf
 from minigpt_edge.models.base_model import resolve_model
 from minigpt_edge.models.checkpoint import load_model
 from minigpt_edge.stages.console import Talk
@@ -329,7 +329,7 @@ def test_what_can_not_be_evaluated_is_refused(
 
 
 def test_the_harness_sees_the_same_likelihoods(place: Path, model: Path) -> None:
-    from minigpt_edge.evaluate.lm_eval_model import EdgeModel
+    from minigpt_edge.evaluation.lm_eval_model import EdgeModel
 
     adapter = EdgeModel(str(model))
     requests = [

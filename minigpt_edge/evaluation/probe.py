@@ -14,7 +14,7 @@ import torch  # noqa: TID253
 from tokenizers import Tokenizer
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge.evaluate.perplexity import BATCH_TOKENS
+from minigpt_edge.evaluation.perplexity import BATCH_TOKENS
 from minigpt_edge.models.archs.base import Arch
 from minigpt_edge.models.chunked_loss import chunk_rows
 from minigpt_edge.models.forward import head_of

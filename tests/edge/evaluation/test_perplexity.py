@@ -18,7 +18,7 @@ def test_evaluate_counts_every_byte_from_the_document_start(tmp_path: Path) -> N
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     checkpoint = make_checkpoint(tmp_path / "model")
     texts = make_corpus(tmp_path / "corpus")["validation"]
@@ -40,7 +40,7 @@ def test_evaluate_counts_every_byte_from_the_document_start(tmp_path: Path) -> N
 
 
 def test_batches_and_padding_do_not_change_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge.evaluate import perplexity
+    from minigpt_edge.evaluation import perplexity
     from minigpt_edge.models import precision
     from minigpt_edge.models.checkpoint import load_model
 
@@ -55,7 +55,7 @@ def test_batches_and_padding_do_not_change_the_score(tmp_path: Path, monkeypatch
 def test_a_tokenizer_that_cuts_and_pads_changes_nothing(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     checkpoint = make_checkpoint(tmp_path / "model")
     texts = make_corpus(tmp_path / "corpus")["validation"]
@@ -68,7 +68,7 @@ def test_a_tokenizer_that_cuts_and_pads_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_an_error_with_a_hint(tmp_path: Path) -> None:
-    from minigpt_edge.evaluate.perplexity import evaluate
+    from minigpt_edge.evaluation.perplexity import evaluate
 
     checkpoint = make_checkpoint(tmp_path / "model", max_position_embeddings=16)
     texts = make_corpus(tmp_path / "corpus")["validation"]
