@@ -163,7 +163,7 @@ def _corpora(bench: methods.Bench) -> dict[str, str]:
     for domain in (*DOMAINS, GENERAL):
         recipe = Recipe(domain=domain)
         sources = corpus_sources(recipe)
-        stage = corpus_stage(bench.work, recipe, bench.base, sources, bench.talk, to_train=False)
+        stage = corpus_stage(bench.work, recipe, bench.base, sources, bench.log, to_train=False)
         found[domain] = stage.digest
     return found
 
@@ -190,7 +190,7 @@ def _evaluated(
         settings={"tasks": names, "limit": limit, "threads": threads},
         inputs={"model": made.digest, "corpus": corpus},
         code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
-        make=lambda out: {"tasks": run.evaluate(subject, names, request, bench.talk)["tasks"]},
+        make=lambda out: {"tasks": run.evaluate(subject, names, request, bench.log)["tasks"]},
     )
 
 
@@ -245,7 +245,7 @@ def rows_of(bench: methods.Bench, domain: str, part: str) -> tuple[list[dict[str
 def main() -> None:
     """Run the domains that are asked for, keeping the others' rows."""
     from minigpt_edge.commands.build import all_cores
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
     from minigpt_edge.stages.packages import cache_dir
     from minigpt_edge_runtime.files import write_json
 
@@ -258,18 +258,18 @@ def main() -> None:
     if RESULT.exists():
         kept = json.loads(RESULT.read_text())
         found = {part: kept.get(part, {}) for part in PARTS}
-    with Talk() as talk:
+    with Log() as log:
         for domain in given.only:
             for part in given.parts:
                 if domain not in PARTS[part]:
                     continue
                 model = str(stories.base_model(cache_dir())) if part == "second" else None
-                bench = methods.opened(given.threads, talk=talk, domain=domain, model=model)
+                bench = methods.opened(given.threads, log=log, domain=domain, model=model)
                 name = stories.NAME if part == "second" else bench.base.name
                 done = {**found[part], domain: {"model": name, **of_domain(bench, domain, part)}}
                 found[part] = {one: done[one] for one in DOMAINS if one in done}
                 write_json(RESULT, found)
-                talk.line("written", f"{RESULT.name}: {part}, {domain}")
+                log.line("written", f"{RESULT.name}: {part}, {domain}")
 
 
 def of_domain(bench: methods.Bench, domain: str, part: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The dense model fine-tuned for as long.")
     parser.add_argument("--threads", type=int, default=all_cores())
     bench = methods.opened(parser.parse_args().threads)
-    with bench.talk:
+    with bench.log:
         found = run(bench)
     methods.write(methods.RESULTS / "equal_time.json", bench, found)
     print(json.dumps(found, indent=2))

@@ -22,7 +22,7 @@ def main() -> None:
     """Time both, loading of the questions included."""
     from minigpt_edge.commands.build import all_cores
     from minigpt_edge.evaluation import run
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -32,10 +32,10 @@ def main() -> None:
     subject = run.subject_of(given.model)
     request = run.Request(limit=given.questions, threads=given.threads)
     rows = []
-    with Talk() as talk:
+    with Log() as log:
         for task in TASKS:
             begun = time.perf_counter()
-            (found,) = run.evaluate(subject, [task], request, talk)["tasks"].values()
+            (found,) = run.evaluate(subject, [task], request, log)["tasks"].values()
             seconds = time.perf_counter() - begun
             rows.append({"task": task, "questions": found["sum"]["questions"], "seconds": round(seconds, 1)})
     file = {"name": subject.path.name, "bytes": subject.path.stat().st_size}

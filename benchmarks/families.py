@@ -108,7 +108,7 @@ def trained(name: str, bench: methods.Bench) -> Any:
         if not (out / "random" / "config.json").exists():
             untrained(name, out, corpus.read_split(bench.text.path, "train"))
         base = base_model.resolve_model(str(out / "random"))
-        text = corpus_stage(bench.work, bench.recipe, base, corpus_sources(bench.recipe), bench.talk)
+        text = corpus_stage(bench.work, bench.recipe, base, corpus_sources(bench.recipe), bench.log)
         result = recover(
             base.path,
             out / "model",
@@ -117,7 +117,7 @@ def trained(name: str, bench: methods.Bench) -> Any:
             tokens=TRAINED,
             lr=LR,
             threads=bench.recipe.threads,
-            on_progress=bench.talk.recovery,
+            on_progress=bench.log.recovery,
         )
         if result["after"]["bits_per_byte"] > 3:
             raise EdgeError(f"the {name} model has not learned anything", None)
@@ -150,7 +150,7 @@ def built(name: str, bench: methods.Bench, model: Path, bundles: Path) -> list[d
         work=bench.work,
         force=True,
     )
-    report = pipeline.build(recipe, bench.talk).report
+    report = pipeline.build(recipe, bench.log).report
     shipped = [entry for entry in report["models"] if entry["role"] == "shipped"]
     return [
         {
@@ -183,7 +183,7 @@ def main() -> None:
     bundles = cache_dir() / "benchmarks" / "families"
     bundles.mkdir(parents=True, exist_ok=True)
     for name in given.only:
-        with bench.talk:
+        with bench.log:
             stage = trained(name, bench)
         rows = built(name, bench, stage.path / "model", bundles)
         found["trained"][name] = {"dense": stage.metrics["after"], "tokens": stage.metrics["tokens"]}

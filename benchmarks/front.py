@@ -62,7 +62,7 @@ def gguf_files(
 
     threads = bench.recipe.threads
     source = f16_stage(
-        Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.talk)
+        Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.log)
     )
     yield "f16", source, {}
     for kind in types:
@@ -110,7 +110,7 @@ def without_layers(
     from minigpt_edge.stages.stage import run_stage
 
     job = Export(
-        bench.work, checkpoint, importance, bench.text, {"name": "dense"}, bench.recipe.threads, bench.talk
+        bench.work, checkpoint, importance, bench.text, {"name": "dense"}, bench.recipe.threads, bench.log
     )
     source, rows = f16_stage(job), []
     for kind in ("q8_0", "q4_0"):
@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Size against quality, type by type.")
     parser.add_argument("--threads", type=int, default=all_cores())
     bench = methods.opened(parser.parse_args().threads)
-    with bench.talk:
+    with bench.log:
         whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
         ours = bench.prune(sparsity=PAPER_SPARSITY)
         trimmed = {"min_count": 5, "calibration_tokens": methods.PUBLISHED_TOKENS}

@@ -45,20 +45,20 @@ class Bench:
     base: Any
     text: Any
     recipe: Any
-    talk: Any
+    log: Any
     dense: Any
 
     def prune(self, **options: Any) -> Any:
         """The prune stage of a recipe; None and the reason if the method can't do what is asked."""
 
         recipe = dataclasses.replace(self.recipe, **options)
-        return prune_stage(self.work, recipe, self.base, self.text, self.talk)
+        return prune_stage(self.work, recipe, self.base, self.text, self.log)
 
     def recover(self, pruned: Any, **options: Any) -> Any:
         """The recover stage of a pruned one."""
 
         recipe = dataclasses.replace(self.recipe, **{"recover": "tokens", **options})
-        return recover_stage(self.work, recipe, self.base, pruned, self.text, self.dense, self.talk)
+        return recover_stage(self.work, recipe, self.base, pruned, self.text, self.dense, self.log)
 
     def train(
         self,
@@ -96,7 +96,7 @@ class Bench:
                 evaluations=evaluations,
                 patience=evaluations,
                 threads=threads,
-                on_progress=self.talk.recovery,
+                on_progress=self.log.recovery,
             ),
             resumable=True,
         )
@@ -126,23 +126,23 @@ class Bench:
 def opened(
     threads: int,
     corpus: Path | None = None,
-    talk: Any = None,
+    log: Any = None,
     domain: str = "law",
     model: str | None = None,
 ) -> Bench:
     """A domain's corpus, or another, and a model, by default the default one, dense quality included."""
     from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
     from minigpt_edge.stages.packages import cache_dir
 
     source: dict[str, Any] = {"corpus": (str(corpus),)} if corpus else {"domain": domain}
     recipe = Recipe(**source, model=model, threads=threads, recover="no")
-    work, talk = cache_dir() / "work", talk or Talk()
+    work, log = cache_dir() / "work", log or Log()
     work.mkdir(parents=True, exist_ok=True)
     base = base_model.resolve_model(model)
-    text = corpus_stage(work, recipe, base, corpus_sources(recipe), talk)
-    return Bench(work, base, text, recipe, talk, dense_stage(work, recipe, base, text, talk))
+    text = corpus_stage(work, recipe, base, corpus_sources(recipe), log)
+    return Bench(work, base, text, recipe, log, dense_stage(work, recipe, base, text, log))
 
 
 def one_shot_runs() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,7 +196,7 @@ def medicine(bench: Bench) -> list[dict[str, Any]]:
     """The best four at 42 % on abstracts of medical papers; the first row is the dense model."""
     from minigpt_edge.stages.packages import cache_dir
 
-    other = opened(bench.recipe.threads, medical_text(cache_dir()), bench.talk)
+    other = opened(bench.recipe.threads, medical_text(cache_dir()), bench.log)
     trimmed = {"sparsity": 0.42, "calibration_tokens": PUBLISHED_TOKENS}
     runs = [("least_squares", {"sparsity": 0.42})]
     for method in ("flap", "taylor", "blocks"):
@@ -287,7 +287,7 @@ def write(path: Path, bench: Bench, found: dict[str, Any]) -> None:
         **provenance(),
     }
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    bench.talk.line("written", path.name)
+    bench.log.line("written", path.name)
 
 
 Parts = dict[str, Callable[[Bench], list[dict[str, Any]]]]
@@ -303,7 +303,7 @@ def run(name: str, parts: Parts, description: str) -> None:
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = opened(given.threads)
-    with bench.talk:
+    with bench.log:
         for part in given.only:
             found: dict[str, Any] = {"rows": parts[part](bench)}
             if part == "medicine":  # its dense model is among the rows

@@ -97,12 +97,12 @@ def write_texts(path: Path) -> None:
     from minigpt_edge.data import corpus
     from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
     from minigpt_edge.stages.packages import cache_dir
 
     recipe, work = Recipe(domain="law"), cache_dir() / "work"
     sources = corpus_sources(recipe)
-    text = corpus_stage(work, recipe, base_model.resolve_model(), sources, Talk(quiet=True))
+    text = corpus_stage(work, recipe, base_model.resolve_model(), sources, Log(quiet=True))
     documents = [
         document
         for split, count in DOCUMENTS.items()

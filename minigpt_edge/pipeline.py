@@ -1,4 +1,4 @@
-"""`build`: the stages in order. Each is a directory that is reused when nothing it depends on changed."""
+"""`build`: the stages in order. Each is a directory that stays cached while nothing it depends on changes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import recover_stage
 from minigpt_edge.ship.ship import Shipment, ship
 from minigpt_edge.stages import parallel
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.packages import cache_dir
-from minigpt_edge.stages.stage import Stage, held
+from minigpt_edge.stages.stage import Stage, locked
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime import __version__
 from minigpt_edge_runtime.files import sha256_json
@@ -36,8 +36,8 @@ class Built:
     unchanged: bool
 
 
-def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
-    """Make a bundle, reusing every finished stage that still fits.
+def build(recipe: Recipe, log: Log, command: str = "") -> Built:
+    """Make a bundle, with every cached stage that still fits.
 
     Raises:
         UsageError: the recipe names something that does not exist.
@@ -47,19 +47,19 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
     targets = [parse_target(name) for name in dict.fromkeys(recipe.targets)]
     get_method(recipe.method)
     work = recipe.work or cache_dir() / "work"
-    talk.events.say("start", command=command, minigpt_edge=__version__)
+    log.events.emit("start", command=command, minigpt_edge=__version__)
     base = base_model.resolve_model(recipe.model, offline=recipe.offline)
-    parallel.told("the model is there")
-    talk.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
+    parallel.barrier()  # the model is there
+    log.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
     out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
     place = out.resolve()  # "." has no name to put a folder beside
     name = f"out-{sha256_json(str(place))[:16]}"
-    with held(work, name, busy=f"another build is making {out}"):
-        talk.events.to_run_directory(work)
+    with locked(work, name, busy=f"another build is making {out}"):
+        log.events.to_run_directory(work)
         shipment = Shipment(out=place, name=place.name, force=recipe.force)
         shipment.check_output()
-        text, dense, pruned, recovered = _stages(work, recipe, base, sources, talk)
-        parallel.part()
+        text, dense, pruned, recovered = _stages(work, recipe, base, sources, log)
+        parallel.leave()
         return Built(
             out,
             recovered.path if recovered else pruned.path / CHECKPOINT,
@@ -73,28 +73,28 @@ def build(recipe: Recipe, talk: Talk, command: str = "") -> Built:
                 dense=dense,
                 pruned=pruned,
                 recovered=recovered,
-                talk=talk,
+                log=log,
                 command=command,
             ),
         )
 
 
-def take_part(recipe: Recipe, talk: Talk) -> None:
+def take_part(recipe: Recipe, log: Log) -> None:
     """The part in `build` of a process that is not its first: calibration and fine-tuning.
 
     Raises:
         EdgeError: as `build`; or the first process failed.
     """
-    parallel.told("")
+    parallel.barrier()
     base = base_model.resolve_model(recipe.model, offline=recipe.offline)
-    _stages(recipe.work or cache_dir() / "work", recipe, base, corpus_sources(recipe), talk)
+    _stages(recipe.work or cache_dir() / "work", recipe, base, corpus_sources(recipe), log)
 
 
 def _stages(
-    work: Path, recipe: Recipe, base: base_model.BaseModel, sources: Sequence[corpus.Source], talk: Talk
+    work: Path, recipe: Recipe, base: base_model.BaseModel, sources: Sequence[corpus.Source], log: Log
 ) -> tuple[Stage, Stage, Stage, Stage | None]:
     """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one."""
-    text = corpus_stage(work, recipe, base, sources, talk)
-    dense = dense_stage(work, recipe, base, text, talk)
-    pruned = prune_stage(work, recipe, base, text, talk)
-    return text, dense, pruned, recover_stage(work, recipe, base, pruned, text, dense, talk)
+    text = corpus_stage(work, recipe, base, sources, log)
+    dense = dense_stage(work, recipe, base, text, log)
+    pruned = prune_stage(work, recipe, base, text, log)
+    return text, dense, pruned, recover_stage(work, recipe, base, pruned, text, dense, log)

@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = methods.opened(given.threads)
-    with bench.talk:
+    with bench.log:
         ours = bench.prune(sparsity=PAPER_SPARSITY)
         fraction = ours.metrics["sparsity"]
         rows = [row(bench, peer, variant, fraction) for peer in given.only for variant in PEERS[peer][1]]

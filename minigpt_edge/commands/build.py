@@ -168,7 +168,7 @@ def build(
     from minigpt_edge.prune.sizing import parse_count, parse_size
     from minigpt_edge.prune.stage import plan_only
     from minigpt_edge.report.page import print_table
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
     from minigpt_edge_runtime.errors import UsageError
 
     if dry_run and parallel.started() > 1:
@@ -184,8 +184,8 @@ def build(
         **options,
     )
     if dry_run:
-        with Talk(log_json=log_json) as talk:
-            plan = plan_only(recipe, talk)
+        with Log(log_json=log_json) as log:
+            plan = plan_only(recipe, log)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
     built = _build(recipe, log_json)
@@ -203,14 +203,14 @@ def build(
 def _build(recipe: Recipe, log_json: bool) -> Built | None:
     """Build, or take part in it and return None: of several processes the first alone has the outcome."""
     from minigpt_edge import pipeline
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
     with parallel.joined():
         if parallel.rank():
-            pipeline.take_part(recipe, Talk(quiet=True))
+            pipeline.take_part(recipe, Log(quiet=True))
             return None
-        with Talk(log_json=log_json) as talk:
-            return pipeline.build(recipe, talk, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))
+        with Log(log_json=log_json) as log:
+            return pipeline.build(recipe, log, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))
 
 
 def _plan_text(plan: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def evaluate(
     from minigpt_edge.evaluation import run
     from minigpt_edge.evaluation.tables import results_table
     from minigpt_edge.report.page import print_one
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
     from minigpt_edge_runtime.files import check_writable, write_json
 
     subject = run.subject_of(model, file, domain, base_model, check=not no_verify)
@@ -71,8 +71,8 @@ def evaluate(
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if output:
         check_writable(output)
-    with Talk() as talk:
-        found = run.evaluate(subject, names or run.default_tasks(subject), request, talk)
+    with Log() as log:
+        found = run.evaluate(subject, names or run.default_tasks(subject), request, log)
     if output:
         write_json(output, found)
     if as_json:

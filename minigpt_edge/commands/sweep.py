@@ -31,7 +31,7 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     target = [["gguf-q4", "onnx-int4"]]
 
     Builds share the stages that are equal. Stopped, the same command goes on; a build that fails does not
-    stop the others, and the exit status is then 1. Each build's talk is in OUT/NAME.log, the figures of all
+    stop the others, and the exit status is then 1. Each build's log is OUT/NAME.log, the figures of all
     of them in OUT/sweep.json.
     """
     from dataclasses import replace
@@ -54,8 +54,8 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     console.print(f"{count} builds, {min(asked.jobs, count)} at a time, into {asked.out}", soft_wrap=True)
 
     def say(name: str, row: dict[str, Any]) -> None:
-        told = f"[red]failed:[/] {row['failed']}" if "failed" in row else "built"
-        console.print(f"  {name}  {told}", soft_wrap=True)
+        ended = f"[red]failed:[/] {row['failed']}" if "failed" in row else "built"
+        console.print(f"  {name}  {ended}", soft_wrap=True)
 
     rows = sweeps.run_sweep(asked, options, say)
     if as_json:

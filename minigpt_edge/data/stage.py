@@ -11,7 +11,7 @@ from minigpt_edge.data import corpus, domains
 from minigpt_edge.data.windows import MAX_TOKENS
 from minigpt_edge.models import base_model
 from minigpt_edge.recipe import Recipe
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.stage import Stage, run_stage
 from minigpt_edge_runtime.files import sha256_file
 
@@ -31,7 +31,7 @@ def corpus_stage(
     recipe: Recipe,
     base: base_model.BaseModel,
     sources: Sequence[corpus.Source],
-    talk: Talk,
+    log: Log,
     *,
     to_train: bool = True,
 ) -> Stage:
@@ -40,7 +40,7 @@ def corpus_stage(
     Raises:
         EdgeError: a source can't be read, or there is too little text, `to_train` for calibration too.
     """
-    talk.step("corpus")
+    log.step("corpus")
     longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
         work,
@@ -63,24 +63,24 @@ def corpus_stage(
     if to_train:
         corpus.check_enough(stage.metrics["splits"], recipe.calibration_tokens)
     train = stage.metrics["splits"]["train"]
-    talk.line(
+    log.line(
         "corpus",
         f"{sum(split['documents'] for split in stage.metrics['splits'].values()):,} documents, "
         f"{train['base_tokens']:,} tokens to train on",
         stage.manifest["seconds"],
-        reused=stage.reused,
+        cached=stage.cached,
     )
     if recipe.domain:
-        _check_language(domains.load_domain(recipe.domain), stage.metrics["languages"], talk)
+        _check_language(domains.load_domain(recipe.domain), stage.metrics["languages"], log)
     return stage
 
 
-def _check_language(domain: domains.Domain, found: dict[str, float], talk: Talk) -> None:
+def _check_language(domain: domains.Domain, found: dict[str, float], log: Log) -> None:
     """Warn if most documents are in another language than the domain says."""
     same = {"zh": ("zh", "yue")}.get(domain.language, (domain.language,))
     if found and sum(found.get(code, 0.0) for code in same) < MOST:
         code, share = next(iter(found.items()))
-        talk.line(
+        log.line(
             "corpus",
             f"[yellow]warning:[/] domain {domain.name} says its language is {domain.language}, but "
             f"{share:.0%} of the documents look like {code}",

@@ -26,7 +26,7 @@ from minigpt_edge_runtime.errors import EdgeError, UsageError
 if TYPE_CHECKING:
     from minigpt_edge.data.tasks.items import Item
     from minigpt_edge.models.base_model import BaseModel
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
 COMPLETIONS, TRANSLATIONS = 400, 100
 HUB = "hub"  # what a domain calls its source of that kind
@@ -125,7 +125,7 @@ def default_tasks(subject: Subject) -> list[str]:
     return [TEXT, COMPLETION, *([MCQ] if asked else [])]
 
 
-def evaluate(subject: Subject, names: Sequence[str], request: Request, talk: Talk) -> dict[str, Any]:
+def evaluate(subject: Subject, names: Sequence[str], request: Request, log: Log) -> dict[str, Any]:
     """{"model", "domain", "runtime", "tasks": results by task name, "base_model": the same of it, or not}.
 
     Raises:
@@ -133,35 +133,35 @@ def evaluate(subject: Subject, names: Sequence[str], request: Request, talk: Tal
         EdgeError: data can't be had, or the file does not compute.
     """
     wanted = list(dict.fromkeys(name for given in names for name in expand(given, subject)))
-    found = _evaluate(subject, wanted, request, talk)
+    found = _evaluate(subject, wanted, request, log)
     if request.base_model:
         base = _base_model(subject, request.offline)
-        talk.line("base model", base.name)
+        log.line("base model", base.name)
         dense = dataclasses.replace(subject, path=base.path, document_start=base.document_start)
-        found["base_model"] = _evaluate(dense, wanted, request, talk)
+        found["base_model"] = _evaluate(dense, wanted, request, log)
     return found
 
 
-def _evaluate(subject: Subject, wanted: Sequence[str], request: Request, talk: Talk) -> dict[str, Any]:
+def _evaluate(subject: Subject, wanted: Sequence[str], request: Request, log: Log) -> dict[str, Any]:
     from minigpt_edge.evaluation.multiple_choice import answer
 
-    questions = {name: _items(name, subject, request, talk) for name in wanted if not _is_text(name)}
-    windows = {name: _windows(name, subject, request, talk) for name in wanted if _is_text(name)}
+    questions = {name: _items(name, subject, request, log) for name in wanted if not _is_text(name)}
+    windows = {name: _windows(name, subject, request, log) for name in wanted if _is_text(name)}
     results: dict[str, Any] = {}
     with subject.open(request.threads) as engine:
         for name, content in windows.items():
-            results[name] = _text(engine, name, content, talk)
+            results[name] = _text(engine, name, content, log)
         for name, items in questions.items():
             results[name] = answer(
                 engine,
                 items,
                 document_start=subject.document_start,
                 paper=request.paper,
-                on_item=lambda done, total, name=name: talk.step(name, done, total),  # type: ignore[misc]
+                on_item=lambda done, total, name=name: log.step(name, done, total),  # type: ignore[misc]
             )
-            talk.line(name, _answer_line(results[name]))
+            log.line(name, _answer_line(results[name]))
             if name.startswith(f"{TRANSLATION}:"):
-                results[name]["translations"] = _translations(engine, name, subject, request, talk)
+                results[name]["translations"] = _translations(engine, name, subject, request, log)
         runtime = engine.description()
     return {"model": str(subject.path), "domain": subject.domain, "runtime": runtime, "tasks": results}
 
@@ -209,22 +209,22 @@ def _is_text(name: str) -> bool:
     return name.partition(":")[0] == TEXT
 
 
-def _items(name: str, subject: Subject, request: Request, talk: Talk) -> list[Item]:
+def _items(name: str, subject: Subject, request: Request, log: Log) -> list[Item]:
     from minigpt_edge.data.tasks.items import Item
 
     kind, _, of = name.partition(":")
     if kind == TRANSLATION:
         from minigpt_edge.evaluation import translation
 
-        found = translation.items(_pairs(of, subject, request, talk), request.limit or COMPLETIONS)
+        found = translation.items(_pairs(of, subject, request, log), request.limit or COMPLETIONS)
     elif kind == COMPLETION:
-        documents = corpus.read_split(_corpus(of, subject, request, talk), "test")
+        documents = corpus.read_split(_corpus(of, subject, request, log), "test")
         found = [
             Item((q["context"],), tuple(q["choices"]), q["answer"])
             for q in held_out.questions(documents, random.Random(0), request.limit or COMPLETIONS)
         ]
     else:
-        talk.step(f"{name}: questions")
+        log.step(f"{name}: questions")
         found = tasks.load_items(tasks.get_task(name), cache_dir(), offline=request.offline, hub=request.hub)
     if request.limit and len(found) > request.limit:
         found = random.Random(0).sample(found, request.limit)
@@ -236,35 +236,33 @@ def _items(name: str, subject: Subject, request: Request, talk: Talk) -> list[It
     return found
 
 
-def _pairs(domain: str, subject: Subject, request: Request, talk: Talk) -> list[tuple[str, str]]:
+def _pairs(domain: str, subject: Subject, request: Request, log: Log) -> list[tuple[str, str]]:
     from minigpt_edge.data.pairs import read_pairs
 
-    return read_pairs(corpus.read_split(_corpus(domain, subject, request, talk), "test"))
+    return read_pairs(corpus.read_split(_corpus(domain, subject, request, log), "test"))
 
 
-def _translations(
-    engine: Engine, name: str, subject: Subject, request: Request, talk: Talk
-) -> dict[str, Any]:
+def _translations(engine: Engine, name: str, subject: Subject, request: Request, log: Log) -> dict[str, Any]:
     from minigpt_edge.evaluation.translation import translate
 
-    pairs = _pairs(name.partition(":")[2], subject, request, talk)
+    pairs = _pairs(name.partition(":")[2], subject, request, log)
     count = min(len(pairs), request.limit or TRANSLATIONS)
     found = translate(
         engine,
         random.Random(1).sample(pairs, count),
         document_start=subject.document_start,
-        on_pair=lambda done, total: talk.step(f"{name}: writing", done, total),
+        on_pair=lambda done, total: log.step(f"{name}: writing", done, total),
     )
     low, high = found["interval"]
-    talk.line(name, f"chrF {found['chrf']:.1f} ({low:.1f} to {high:.1f}) of {count} translations")
+    log.line(name, f"chrF {found['chrf']:.1f} ({low:.1f} to {high:.1f}) of {count} translations")
     return found
 
 
-def _windows(name: str, subject: Subject, request: Request, talk: Talk) -> dict[str, Any]:
-    return corpus.read_windows(_corpus(name.partition(":")[2], subject, request, talk), "test")
+def _windows(name: str, subject: Subject, request: Request, log: Log) -> dict[str, Any]:
+    return corpus.read_windows(_corpus(name.partition(":")[2], subject, request, log), "test")
 
 
-def _corpus(domain: str, subject: Subject, request: Request, talk: Talk) -> Path:
+def _corpus(domain: str, subject: Subject, request: Request, log: Log) -> Path:
     """The corpus stage of a domain, as `build` makes it."""
     from minigpt_edge.recipe import Recipe
 
@@ -275,9 +273,9 @@ def _corpus(domain: str, subject: Subject, request: Request, talk: Talk) -> Path
     )
     base = _base_model(subject, request.offline)
     sources, work = corpus_sources(recipe), cache_dir() / "work"
-    stage = corpus_stage(work, recipe, base, sources, talk, to_train=False)
+    stage = corpus_stage(work, recipe, base, sources, log, to_train=False)
     if own and not hub and subject.corpus and subject.corpus != stage.metrics["sha256"]:
-        talk.line(
+        log.line(
             "corpus",
             f"[yellow]warning:[/] the bundle was made from other text of domain {domain}: it may have been "
             "trained on some of what it is scored on here",
@@ -308,16 +306,16 @@ def _base_model(subject: Subject, offline: bool) -> BaseModel:
     )
 
 
-def _text(engine: Engine, name: str, content: dict[str, Any], talk: Talk) -> dict[str, Any]:
+def _text(engine: Engine, name: str, content: dict[str, Any], log: Log) -> dict[str, Any]:
     from minigpt_edge_runtime.scoring.held_out import read_windows, score_window, summarize
 
     start = engine.document_start(content["document_start"])
     windows, scored = read_windows(content), []
     for number, window in enumerate(windows):
         scored.append(score_window(engine, start, number, window))
-        talk.step(name, number + 1, len(windows))
+        log.step(name, number + 1, len(windows))
     found = summarize(scored)
-    talk.line(
+    log.line(
         name,
         f"{found['bits_per_byte']:.4f} bits per byte, perplexity {found['perplexity_per_base_token']:.2f} "
         f"({found['windows']} windows)",

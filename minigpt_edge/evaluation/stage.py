@@ -7,19 +7,19 @@ from typing import Any
 
 from minigpt_edge.models import base_model
 from minigpt_edge.recipe import Recipe
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.stage import Stage, run_stage
 
 CODE = ("minigpt_edge.evaluation", "minigpt_edge.models", "minigpt_edge_export", "minigpt_edge_runtime")
 
 
-def dense_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, talk: Talk) -> Stage:
+def dense_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, log: Log) -> Stage:
     """The dense checkpoint's quality on the validation windows."""
 
     def make(out: Path) -> dict[str, Any]:
         return evaluate_checkpoint(base.path, text, recipe.threads)
 
-    talk.step("dense model")
+    log.step("dense model")
     stage = run_stage(
         work,
         "dense",
@@ -28,7 +28,7 @@ def dense_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: St
         code=CODE,
         make=make,
     )
-    talk.line("dense", quality_text(stage.metrics), stage.manifest["seconds"], reused=stage.reused)
+    log.line("dense", quality_text(stage.metrics), stage.manifest["seconds"], cached=stage.cached)
     return stage
 
 

@@ -99,7 +99,7 @@ def _final_squares(stream: Stream, model: nn.Module) -> Tensor:
     """Summed squares of what the head reads, float32 [hidden]."""
     finals = (stream.arch.final_norm(model, stream.pruned[rows]) for rows, _ in stream.batches())
     squares = torch.stack([final.square().sum((0, 1)) for final in finals]).sum(0)
-    parallel.add_up(squares)
+    parallel.all_reduce(squares)
     return squares
 
 
@@ -187,11 +187,11 @@ def _shrink_half(
     values, moments = stream.gather(half, block, fast, read)
     statistics = choice.statistics(values, moments, linear.weight.t(), half.group)
     kept = choice.method.select(statistics, keep) if isinstance(keep, int) else torch.tensor(keep)
-    kept = parallel.told(kept)  # machines that are not alike may round, and choose, otherwise
+    kept = parallel.broadcast(kept)  # machines that are not alike may round, and choose, otherwise
     units = (kept[:, None] * half.group + torch.arange(half.group)).flatten()
     weight, bias = statistics.weight[units], linear.bias
     if moments and len(units) < len(statistics.weight):  # nothing lost, nothing to refit
-        weight, result.errors[-1][half.name] = parallel.told(_fit(moments, statistics.weight, units))
+        weight, result.errors[-1][half.name] = parallel.broadcast(_fit(moments, statistics.weight, units))
     elif choice.method.compensation == "bias":
         gone = torch.ones(len(statistics.weight), dtype=torch.bool)
         gone[units] = False

@@ -63,7 +63,7 @@ class Moments:
     def add_up(self) -> None:
         """Sum over the processes, each of which has added its own tokens."""
         scalars = torch.tensor([self.energy, self.tokens], dtype=torch.float64)
-        parallel.add_up(self.gram, self.cross, scalars)
+        parallel.all_reduce(self.gram, self.cross, scalars)
         self.energy, self.tokens = float(scalars[0]), int(scalars[1])
 
     def mean(self, units: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
@@ -103,5 +103,5 @@ class Means:
                 sums = sums + torch.stack((wide.square().sum(0), wide.sum(0), wide.abs().sum(0)))
                 tokens += len(part)
         summed, count = torch.as_tensor(sums), torch.tensor(float(tokens), dtype=torch.float64)
-        parallel.add_up(summed, count)
+        parallel.all_reduce(summed, count)
         return cls(*(summed / count.item()))

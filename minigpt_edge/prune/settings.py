@@ -10,7 +10,7 @@ from minigpt_edge.prune.decide import Limit, ShrinkSettings
 from minigpt_edge.prune.methods.registry import STRUCTURED, get_method
 from minigpt_edge.prune.vocabulary.terms import read_terms
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -52,7 +52,7 @@ def shrink_settings(recipe: Recipe) -> ShrinkSettings:
     )
 
 
-def fitted_settings(recipe: Recipe, base: base_model.BaseModel, talk: Talk) -> ShrinkSettings:
+def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> ShrinkSettings:
     """`shrink_settings`, held to what the targets can carry of this architecture, which is said."""
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.layout import layout_of, takes_uneven
@@ -61,7 +61,7 @@ def fitted_settings(recipe: Recipe, base: base_model.BaseModel, talk: Talk) -> S
     gguf = any(parse_target(name).format == "gguf" for name in recipe.targets)
     if settings.pattern != STRUCTURED or not gguf or takes_uneven(decoder := read_checkpoint(base.path)):
         return settings
-    talk.line(
+    log.line(
         "targets",
         f"llama.cpp's {layout_of(decoder).architecture} takes whole attention and one width for all blocks: "
         "planned so; ONNX alone would not need it",

@@ -17,7 +17,7 @@ from minigpt_edge.prune.prune import preview, shrink
 from minigpt_edge.prune.settings import fitted_settings, given_plan, keep_terms, shrink_settings
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages import parallel
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge.stages.parallel import process_setting
 from minigpt_edge.stages.stage import Stage, run_stage
@@ -28,15 +28,15 @@ from minigpt_edge_runtime.files import sha256_file
 CODE = ("minigpt_edge.prune", *EVALUATE_CODE)
 
 
-def plan_only(recipe: Recipe, talk: Talk) -> dict[str, Any]:
+def plan_only(recipe: Recipe, log: Log) -> dict[str, Any]:
     """What a build would keep of each block and how large its files would be; see `weights.preview`."""
     sources, work = corpus_sources(recipe), recipe.work or cache_dir() / "work"
     gguf = [name for name in recipe.targets if parse_target(name).format == "gguf"]
     if shrink_settings(recipe).pattern != STRUCTURED:
         raise UsageError("--dry-run is for methods that remove units", "leave it out")
     base = base_model.resolve_model(recipe.model, offline=recipe.offline)
-    text = corpus_stage(work, recipe, base, sources, talk)
-    settings = fitted_settings(recipe, base, talk)
+    text = corpus_stage(work, recipe, base, sources, log)
+    settings = fitted_settings(recipe, base, log)
     return preview(
         base.path,
         base.fingerprint,
@@ -45,14 +45,14 @@ def plan_only(recipe: Recipe, talk: Talk) -> dict[str, Any]:
         gguf,
         plan=given_plan(recipe),
         terms=keep_terms(recipe),
-        on_progress=lambda what, done, total: talk.step(f"plan: {what}", done, total),
+        on_progress=lambda what, done, total: log.step(f"plan: {what}", done, total),
         max_memory=recipe.max_memory,
     )
 
 
-def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, talk: Talk) -> Stage:
+def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, log: Log) -> Stage:
     """The pruned checkpoint, its plan and the importance matrix."""
-    settings, terms, plan = fitted_settings(recipe, base, talk), keep_terms(recipe), given_plan(recipe)
+    settings, terms, plan = fitted_settings(recipe, base, log), keep_terms(recipe), given_plan(recipe)
 
     def make(out: Path) -> dict[str, Any]:
         with parallel.own_folder(out) as folder:
@@ -64,15 +64,15 @@ def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: St
                 settings,
                 plan=plan,
                 terms=terms,
-                on_progress=lambda what, done, total: talk.step(f"prune: {what}", done, total),
+                on_progress=lambda what, done, total: log.step(f"prune: {what}", done, total),
                 max_memory=recipe.max_memory,
             )
         if parallel.rank():
             return metrics
-        talk.step("prune: evaluation")
+        log.step("prune: evaluation")
         return {**metrics, "quality": evaluate_checkpoint(out / CHECKPOINT, text, recipe.threads)}
 
-    talk.step("prune")
+    log.step("prune")
     stage = run_stage(
         work,
         "prune",
@@ -99,10 +99,10 @@ def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: St
             f"matrices for each ({stage.metrics['spared_where_factors_run'] / 1e6:.1f} M parameters fewer), "
             "GGUF files their product; "
         )
-    talk.line(
+    log.line(
         "prune",
         what + quality_text(stage.metrics["quality"]),
         stage.manifest["seconds"],
-        reused=stage.reused,
+        cached=stage.cached,
     )
     return stage

@@ -119,7 +119,7 @@ class Stream:
                 wanted = self.dense[rows] - self.pruned[rows]
                 wanted = wanted if bias is None else wanted - bias
                 moments[part].add(values.flatten(0, 1), wanted.flatten(0, 1))
-        parallel.add_up(read)
+        parallel.all_reduce(read)
         for sums in moments:
             sums.add_up()
         return units, moments

@@ -68,7 +68,7 @@ class Session:
         """Evaluate, then train from the beginning or the last whole checkpoint."""
         from minigpt_edge.recover.trainer import compile_cache, train
 
-        resumed = parallel.told(None if parallel.rank() else last_checkpoint(self.work))
+        resumed = parallel.broadcast(None if parallel.rank() else last_checkpoint(self.work))
         if resumed:
             self.state = State(**read_json(resumed / PROGRESS))
             self.earlier_seconds = self.state.seconds
@@ -143,7 +143,7 @@ class Session:
             for name, tensor in whole_weights(self.model).items():
                 put_weight(model, name, tensor)
         nll = torch.tensor(sum_nll(model, parallel.share(self.sequences)), dtype=torch.float64)
-        parallel.add_up(nll)
+        parallel.all_reduce(nll)
         return summary(float(nll), self.windows)
 
     def publish(self, out: Path, result: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class Session:
 
     def save(self, folder: Path) -> None:
         """Mark a training checkpoint as whole, and delete the ones before it."""
-        parallel.told("every process has written its part")
+        parallel.barrier()  # every process has written its part
         if parallel.rank():
             return
         self.state.seconds = self.elapsed()

@@ -13,7 +13,7 @@ from minigpt_edge.prune.prune import PLAN
 from minigpt_edge.prune.settings import WINDOW
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.memory import Recovery
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.parallel import process_setting
 from minigpt_edge.stages.stage import Stage, run_stage
 
@@ -27,7 +27,7 @@ def recover_stage(
     pruned: Stage,
     text: Stage,
     dense: Stage,
-    talk: Talk,
+    log: Log,
 ) -> Stage | None:
     """The fine-tuned checkpoint; None if the recipe does without."""
     from minigpt_edge.recover.recover import STEP_TOKENS
@@ -41,9 +41,9 @@ def recover_stage(
 
     def make(out: Path) -> dict[str, Any]:
         room.check(micro)
-        return _recover(out, recipe, base, pruned, text, until, micro, talk)
+        return _recover(out, recipe, base, pruned, text, until, micro, log)
 
-    talk.step("recover")
+    log.step("recover")
     stage = run_stage(
         work,
         "recover",
@@ -68,12 +68,12 @@ def recover_stage(
         together=True,
     )
     after = stage.metrics["after"]
-    talk.line(
+    log.line(
         "recover",
         f"{stage.metrics['tokens']:,} tokens at {stage.metrics['tokens_per_second']:,.0f} tokens/s; "
         + quality_text(after),
         stage.manifest["seconds"],
-        reused=stage.reused,
+        cached=stage.cached,
     )
     return stage
 
@@ -86,7 +86,7 @@ def _recover(
     text: Stage,
     until: float | None,
     micro: int,
-    talk: Talk,
+    log: Log,
 ) -> dict[str, Any]:
     from minigpt_edge.prune.plan import read_plan
     from minigpt_edge.recover.recover import recover
@@ -107,5 +107,5 @@ def _recover(
         threads=recipe.threads,
         until_perplexity=until,
         before=pruned.metrics["quality"],
-        on_progress=talk.recovery,
+        on_progress=log.recovery,
     )

@@ -130,7 +130,7 @@ class Follow(TrainerCallback):
         session.tell({**entry, "steps": session.settings.steps, "eta_seconds": eta})
         if step in self.evaluate_at and session.evaluate():
             control.should_training_stop = True
-        elif left and parallel.told(time.monotonic() - self.saved >= session.checkpoint_seconds):
+        elif left and parallel.broadcast(time.monotonic() - self.saved >= session.checkpoint_seconds):
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

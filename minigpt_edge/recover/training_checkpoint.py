@@ -29,7 +29,7 @@ def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
     """
     work = out / WORK
     if parallel.rank():
-        return parallel.told(work)
+        return parallel.broadcast(work)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     if work.exists():
@@ -41,7 +41,7 @@ def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
             )
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "key.json", key)
-    return parallel.told(work)
+    return parallel.broadcast(work)
 
 
 def last_checkpoint(work: Path) -> Path | None:

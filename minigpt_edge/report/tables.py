@@ -347,7 +347,7 @@ def _stages(report: Mapping[str, Any]) -> Table | None:
     rows = [
         [
             s["name"],
-            "reused" if s.get("reused") else duration(s.get("seconds")),
+            "cached" if s.get("reused") else duration(s.get("seconds")),
             number(s.get("peak_rss_mb"), 0, "MB"),
         ]
         for s in stages

@@ -70,13 +70,13 @@ def choose(
             quantize(source, path, name, imatrix=imatrix, threads=job.threads)
         check_size(job, target, min(choices.smallest, *(path.stat().st_size for path in files.values())))
         for index, (name, path) in enumerate(files.items()):
-            job.talk.step(f"{target.name}: {name}", index, len(files))
+            job.log.step(f"{target.name}: {name}", index, len(files))
             tried[name] = _trial(job, path)
         kind, mix = min(tried, key=lambda name: tried[name]["score"]), dict[str, str]()
         limit = job.max_bytes or int(tried[kind]["bytes"])
         if choices.groups and choices.smallest <= limit:
             mix = _mix(job, target, source, folder, choices, limit, imatrix)
-            job.talk.step(f"{target.name}: {MIXED}")
+            job.log.step(f"{target.name}: {MIXED}")
             files[MIXED] = folder / f"{MIXED}.gguf"
             quantize(source, files[MIXED], kind, imatrix=imatrix, threads=job.threads, tensor_types=mix)
             tried[MIXED] = _trial(job, files[MIXED])
@@ -108,7 +108,7 @@ def _mix(
         lambda model: verify_logits(model, reference, job.threads).kl_mean,
         imatrix=imatrix,
         threads=job.threads,
-        on_progress=partial(job.talk.step, f"{target.name}: types of single matrices"),
+        on_progress=partial(job.log.step, f"{target.name}: types of single matrices"),
     )
     return patterns(within(choices, costs, limit))
 

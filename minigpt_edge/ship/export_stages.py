@@ -66,10 +66,10 @@ def f16_stage(job: Export) -> Stage:
     from minigpt_edge_export.gguf.write import write_gguf
 
     def make(out: Path) -> dict[str, Any]:
-        job.talk.step("export: GGUF F16")
+        job.log.step("export: GGUF F16")
         decoder = read_checkpoint(job.checkpoint)
         write_gguf(decoder, out / F16, metadata=job.metadata)
-        job.talk.step("export: parity")
+        job.log.step("export: parity")
         return {
             "architecture": layout_of(decoder).architecture,
             "parameters": decoder.parameters,
@@ -85,11 +85,11 @@ def f16_stage(job: Export) -> Stage:
         make=make,
     )
     metrics = stage.metrics
-    job.talk.line(
+    job.log.line(
         "export",
         f"GGUF F16 ({metrics['architecture']}), {_agreement(metrics)}",
         stage.manifest["seconds"],
-        reused=stage.reused,
+        cached=stage.cached,
     )
     return stage
 
@@ -140,17 +140,17 @@ def onnx_stage(job: Export, target: Target) -> Stage:
         imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
         kind, grams = target.types[0], None
         if PRECISIONS[kind].bits == 4 and (needed := memory(decoder)) > GPTQ_BYTES:
-            job.talk.line("export", f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded without it")
+            job.log.line("export", f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded without it")
         elif PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
-            step = partial(job.talk.step, f"{target.name}: calibration")
+            step = partial(job.log.step, f"{target.name}: calibration")
             sequences = calibration_sequences(job.checkpoint, job.text.path)
             grams = collect_grams(decoder, sequences, out, job.threads, step)
-        job.talk.step(f"export: ONNX {kind}")
+        job.log.step(f"export: ONNX {kind}")
         model = out / "onnx" / "model.onnx"
         write_onnx(
             decoder, model.parent, PRECISIONS[kind], imatrix=imatrix, grams=grams, metadata=job.metadata
         )
-        job.talk.step(f"{target.name}: parity")
+        job.log.step(f"{target.name}: parity")
         parity = job.check(model, kind, out, tokens=True)
         return {
             "type": kind,
@@ -199,7 +199,7 @@ def _target_stage(
             f"{name} {trial['bytes'] / 1e6:.1f} MB {trial['bits_per_byte']:.4f}"
             for name, trial in metrics["tried"].items()
         )
-    job.talk.line("export", line, stage.manifest["seconds"], reused=stage.reused)
+    job.log.line("export", line, stage.manifest["seconds"], cached=stage.cached)
     return stage
 
 

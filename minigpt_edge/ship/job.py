@@ -11,7 +11,7 @@ from minigpt_edge.ship.reference import REFERENCE, reference_stage
 from minigpt_edge.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
 
 F16 = "model-f16.gguf"
@@ -36,12 +36,12 @@ class Export:
     text: Stage
     metadata: dict[str, str]
     threads: int
-    talk: Talk
+    log: Log
     max_bytes: int | None = None
 
     def reference(self) -> Path:
         """The checkpoint's logits, computed once."""
-        made = reference_stage(self.work, self.checkpoint, self.text, self.threads, self.talk)
+        made = reference_stage(self.work, self.checkpoint, self.text, self.threads, self.log)
         return made.path / REFERENCE
 
     def held_out(self) -> list[str]:

@@ -12,23 +12,23 @@ from minigpt_edge_export.targets import PRECISIONS, Target
 
 if TYPE_CHECKING:
     from minigpt_edge.models.base_model import BaseModel
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
 CODE = ("minigpt_edge.ship", "minigpt_edge_runtime")
 
 
-def measure(model: Path, texts: Path, threads: int, talk: Talk, what: str) -> dict[str, Any]:
+def measure(model: Path, texts: Path, threads: int, log: Log, what: str) -> dict[str, Any]:
     """Speed, memory and quality of a model file, each in a process of its own that has no torch."""
     from minigpt_edge_runtime.bench.measure import run_fresh
 
-    talk.step(f"measure: {what}, speed")
+    log.step(f"measure: {what}, speed")
     speed = run_fresh("speed", model, threads=threads)
-    talk.step(f"measure: {what}, quality")
+    log.step(f"measure: {what}, quality")
     quality = run_fresh("quality", model, texts=str(texts), threads=threads)
     return {"speed": speed, "quality": quality}
 
 
-def measure_stage(work: Path, target: Target, made: Stage, text: Stage, threads: int, talk: Talk) -> Stage:
+def measure_stage(work: Path, target: Target, made: Stage, text: Stage, threads: int, log: Log) -> Stage:
     """`measure` of a target's file on the test windows."""
     model, what = model_path(target, made), f"shipped {label(target.format, made.metrics['type'])}"
     what += " mixed" * bool(made.metrics["mix"])
@@ -38,20 +38,20 @@ def measure_stage(work: Path, target: Target, made: Stage, text: Stage, threads:
         settings={"threads": threads},
         inputs={"model": made.digest, "test": text.manifest["outputs"]["test.texts.json"]},
         code=CODE,
-        make=lambda out: measure(model, text.path / "test.texts.json", threads, talk, what),
+        make=lambda out: measure(model, text.path / "test.texts.json", threads, log, what),
     )
-    _say_measured(stage, what, talk)
+    _say_measured(stage, what, log)
     return stage
 
 
-def _say_measured(stage: Stage, what: str, talk: Talk) -> None:
+def _say_measured(stage: Stage, what: str, log: Log) -> None:
     speed, quality = stage.metrics["speed"], stage.metrics["quality"]
-    talk.line(
+    log.line(
         "measure",
         f"{what}: {quality['bits_per_byte']:.4f} bits per byte on test, "
         f"{speed['decode_tokens_per_second']:.0f} tokens/s, {speed['peak_rss_mb']:.0f} MB",
         stage.manifest["seconds"],
-        reused=stage.reused,
+        cached=stage.cached,
     )
 
 
@@ -61,16 +61,16 @@ def label(file_format: str, kind: str) -> str:
 
 
 def baseline_stage(
-    work: Path, base: BaseModel, file_format: str, kind: str, text: Stage, threads: int, talk: Talk
+    work: Path, base: BaseModel, file_format: str, kind: str, text: Stage, threads: int, log: Log
 ) -> Stage:
     """The dense model in a format and type, quantized the usual way (without importance matrix), measured."""
     what = f"dense {label(file_format, kind)}"
 
     def make(out: Path) -> dict[str, Any]:
-        talk.step(f"measure: {what}, export")
+        log.step(f"measure: {what}, export")
         export = _dense_onnx if file_format == "onnx" else _dense_gguf
         model = export(base, kind, threads, out)
-        result = measure(model, text.path / "test.texts.json", threads, talk, what)
+        result = measure(model, text.path / "test.texts.json", threads, log, what)
         for path in sorted(out.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         return result
@@ -83,7 +83,7 @@ def baseline_stage(
         code=EXPORT_CODE,
         make=make,
     )
-    _say_measured(stage, what, talk)
+    _say_measured(stage, what, log)
     return stage
 
 

@@ -10,17 +10,17 @@ from minigpt_edge.stages.stage import Stage, run_stage
 from minigpt_edge_runtime.files import sha256_file
 
 if TYPE_CHECKING:
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
 REFERENCE = "reference.safetensors"
 WINDOWS, TOKENS = 4, 256  # validation windows, and tokens of each
 
 
-def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, talk: Talk) -> Stage:
+def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, log: Log) -> Stage:
     """reference.safetensors: "tokens" int32 [n, T] and the checkpoint's "logits" float32 [n, T, vocab]."""
 
     def make(out: Path) -> dict[str, Any]:
-        talk.step("export: the checkpoint's logits")
+        log.step("export: the checkpoint's logits")
         return _write(checkpoint, text.path / "validation.texts.json", out / REFERENCE, threads)
 
     return run_stage(

@@ -28,7 +28,7 @@ from minigpt_edge_runtime.files import os_error, read_json, sha256_json
 if TYPE_CHECKING:
     from minigpt_edge.models.base_model import BaseModel
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
 _SPEED = (
     "load_seconds",
@@ -109,7 +109,7 @@ def ship(
     dense: Stage,
     pruned: Stage,
     recovered: Stage | None,
-    talk: Talk,
+    log: Log,
     command: str,
 ) -> tuple[dict[str, Any], bool]:
     """Export, quantize, measure and write the bundle; (report, whether it was there already)."""
@@ -125,19 +125,19 @@ def ship(
             **({"license": base.licence} if base.licence else {}),
         },
         threads=recipe.threads,
-        talk=talk,
+        log=log,
         max_bytes=recipe.max_size,
     )
     f16 = f16_stage(job) if any(target.format == "gguf" for target in targets) else None
     files: list[tuple[Target, Stage, Stage]] = []
     for target in targets:
         made = gguf_stage(job, target, f16) if f16 and target.format == "gguf" else onnx_stage(job, target)
-        files.append((target, made, measure_stage(work, target, made, text, recipe.threads, talk)))
+        files.append((target, made, measure_stage(work, target, made, text, recipe.threads, log)))
     baselines: dict[tuple[str, str], Stage] = {}
     if recipe.baseline:
         kinds = [("gguf", "f16"), *((target.format, made.metrics["type"]) for target, made, _ in files)]
         for kind in dict.fromkeys(kinds):
-            baselines[kind] = baseline_stage(work, base, *kind, text, recipe.threads, talk)
+            baselines[kind] = baseline_stage(work, base, *kind, text, recipe.threads, log)
     stages = [
         text,
         dense,
@@ -219,7 +219,7 @@ def _report(
                 "name": stage.manifest["stage"],
                 "seconds": stage.manifest["seconds"],
                 "peak_rss_mb": stage.manifest["peak_rss_mb"],
-                "reused": stage.reused,
+                "reused": stage.cached,
             }
             for stage in stages
         ],

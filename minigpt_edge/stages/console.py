@@ -1,4 +1,4 @@
-"""What a build says while it works: one line per finished stage and a progress bar, all on stderr."""
+"""The log of a build: one line per finished stage and a progress bar, all on stderr."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from minigpt_edge.stages.events import Events
 PLAIN_EVERY = 30.0  # seconds between lines about one step where there is no terminal
 
 
-class Talk:
+class Log:
     """A bar for what is going on now, and lasting lines above it; lines alone where there is no terminal.
 
     Args:
-        quiet: say nothing.
-        log_json: say it as lines of JSON in place of text, see `events.Events`.
+        quiet: log nothing.
+        log_json: log lines of JSON in place of text, see `events.Events`.
     """
 
     def __init__(self, *, quiet: bool = False, log_json: bool = False) -> None:
@@ -41,9 +41,9 @@ class Talk:
         )
         self._task: TaskID | None = None
         self._what = ""
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
-    def __enter__(self) -> Talk:
+    def __enter__(self) -> Log:
         self._progress.start()
         return self
 
@@ -60,17 +60,17 @@ class Talk:
                 self._progress.remove_task(self._task)
             self._task, self._what = self._progress.add_task(what, total=total, detail=detail), what
         self._progress.update(self._task, completed=done, total=total, detail=detail)
-        self.events.say("progress", what=what, done=done, total=total)
-        if not self.console.is_terminal and time.monotonic() - self._said > PLAIN_EVERY:
-            self._said = time.monotonic()
+        self.events.emit("progress", what=what, done=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self._last_line > PLAIN_EVERY:
+            self._last_line = time.monotonic()
             share = f" {done / total:.0%}" if total else ""
             self.console.print(f"            [dim]{what}{share} {detail}[/]", soft_wrap=True)
 
     def recovery(self, state: dict[str, Any]) -> None:
-        """Follow `finetune.recover`."""
+        """Show how far recovery is: its `on_progress`."""
         if "message" in state:
             return self.line("recover", str(state["message"]))
-        self.events.say("recovery", **state)
+        self.events.emit("recovery", **state)
         parts = []
         if state.get("loss") is not None:
             parts.append(f"loss {state['loss']:.3f}")
@@ -84,12 +84,12 @@ class Talk:
         self.step("recover", state.get("step", 0), state.get("steps"), ", ".join(parts))
         return None
 
-    def line(self, stage: str, text: str, seconds: float | None = None, *, reused: bool = False) -> None:
+    def line(self, stage: str, text: str, seconds: float | None = None, *, cached: bool = False) -> None:
         """A lasting line about a stage."""
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        self._said = time.monotonic()
-        self.events.say("stage", stage=stage, text=text, seconds=seconds, reused=reused)
-        took = "[dim](kept)[/]" if reused else "" if seconds is None else f"[dim]({seconds:.1f} s)[/]"
+        self._last_line = time.monotonic()
+        self.events.emit("stage", stage=stage, text=text, seconds=seconds, reused=cached)
+        took = "[dim](cached)[/]" if cached else "" if seconds is None else f"[dim]({seconds:.1f} s)[/]"
         self.console.print(f"[green]{stage:>10}[/]  {text} {took}", soft_wrap=True)

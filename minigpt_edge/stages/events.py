@@ -48,7 +48,7 @@ class Events:
                 old.rmdir()
         return folder
 
-    def say(self, event: str, **facts: Any) -> None:
+    def emit(self, event: str, **facts: Any) -> None:
         """Pass on an event; of "progress" at most one each second."""
         if event == "progress":
             now = time.monotonic()
@@ -66,12 +66,12 @@ class Events:
     def ended(self, error: BaseException | None) -> None:
         """How the run ended."""
         if error is None:
-            self.say("done", seconds=round(time.monotonic() - self._begun, 2))
+            self.emit("done", seconds=round(time.monotonic() - self._begun, 2))
         elif isinstance(error, KeyboardInterrupt):
-            self.say("interrupted")
+            self.emit("interrupted")
         else:
             message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
-            self.say("failed", message=message, hint=getattr(error, "hint", None))
+            self.emit("failed", message=message, hint=getattr(error, "hint", None))
 
 
 def _append(path: Path, line: str) -> None:

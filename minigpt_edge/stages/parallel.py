@@ -1,4 +1,4 @@
-"""Several processes at one build, as `accelerate launch` and torchrun start them; they talk through gloo.
+"""Several processes at one build, as `accelerate launch` and torchrun start them; gloo joins them.
 
 A build that was started once has one process: everything here is then free and does nothing.
 """
@@ -55,7 +55,7 @@ def without_accelerates_shards() -> Iterator[None]:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes, if there are any."""
+    """Join the process group, if there are several processes."""
     if started() == 1:
         yield
         return
@@ -65,17 +65,17 @@ def joined() -> Iterator[None]:
     try:
         yield
     finally:
-        part()
+        leave()
 
 
-def part() -> None:
-    """Go on alone: what is left is for one process."""
+def leave() -> None:
+    """Leave the process group: what is left is for one process."""
     if group := _group():
         group.destroy_process_group()
 
 
 def _group() -> Any:
-    """torch.distributed where processes have met, else None; torch is not imported for it."""
+    """torch.distributed where a process group is joined, else None; torch is not imported for it."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
@@ -89,13 +89,13 @@ def processes() -> int:
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the one that talks and writes."""
+    """Which of them this is; 0 is the one that logs and writes."""
     group = _group()
     return int(group.get_rank()) if group else 0
 
 
-def told(value: T) -> T:
-    """The first process's value, in every process: JSON-able, or tensors. A meeting point too.
+def broadcast(value: T) -> T:
+    """The first process's value, in every process: JSON-able, or tensors. A barrier too.
 
     Raises:
         EdgeError: another process has ended.
@@ -108,7 +108,12 @@ def told(value: T) -> T:
     return box[0]
 
 
-def add_up(*tensors: Any) -> None:
+def barrier() -> None:
+    """Wait until every process is here; EdgeError if one has ended."""
+    broadcast(None)
+
+
+def all_reduce(*tensors: Any) -> None:
     """Sum tensors of equal shapes over the processes, in place.
 
     Raises:
@@ -137,7 +142,7 @@ def own_folder(shared: Path) -> Iterator[Path]:
     """Where this process writes what all of them make: `shared` for the first, passing folders for others."""
     if rank() == 0:
         yield shared
-        told(None)  # the others' folders are gone
+        barrier()  # the others' folders are gone
         return
     folder = shared / f"process-{rank()}"
     folder.mkdir(parents=True)
@@ -145,7 +150,7 @@ def own_folder(shared: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
-    told(None)
+    barrier()
 
 
 def process_setting() -> dict[str, int]:

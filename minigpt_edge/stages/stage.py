@@ -1,4 +1,4 @@
-"""Stages: directories that appear whole or not at all, are reused, and say what they hold.
+"""Stages: directories that appear whole or not at all, are cached, and say what they hold.
 
 A stage's key is the sha256 of its settings, the hashes of its inputs and its code. `WORK/NAME-KEY/` holds
 what it made and `manifest.json`. While it is made it is `WORK/NAME-KEY.partial/`.
@@ -47,12 +47,12 @@ class Stage:
         path: its directory.
         manifest: stage, key, settings, inputs, outputs (file -> sha256), seconds, peak_rss_mb, metrics, and
             its own sha256.
-        reused: whether it was there already.
+        cached: whether it was there already.
     """
 
     path: Path
     manifest: dict[str, Any]
-    reused: bool
+    cached: bool
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -91,14 +91,14 @@ def code_hash(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def held(work: Path, name: str, busy: str | None = None) -> Iterator[None]:
-    """Hold a name in a work directory, so that one process at a time makes what is called so.
+def locked(work: Path, name: str, busy: str | None = None) -> Iterator[None]:
+    """Lock a name in a work directory, so that one process at a time makes what has that name.
 
     Args:
-        busy: what to say if another process holds it; None waits for that one, and says so.
+        busy: the message if another process has the lock; None waits for that one, and says so.
 
     Raises:
-        EdgeError: another process holds it, or the directory can't be written.
+        EdgeError: another process has the lock, or the directory can't be written.
     """
     from filelock import FileLock, Timeout
 
@@ -131,7 +131,7 @@ def run_stage(
     resumable: bool = False,
     together: bool = False,
 ) -> Stage:
-    """Reuse the finished stage of this key, or make it; builds at once that need the same one share it.
+    """The cached stage of this key, or a new one; builds at once that need the same one share it.
 
     Of several processes of one build the first makes it, and the others wait.
 
@@ -152,22 +152,22 @@ def run_stage(
     final = work / f"{name}-{key[:16]}"
     if parallel.rank():
         return _follow(final, make, together)
-    with held(work, final.name):
+    with locked(work, final.name):
         if final.exists():
-            stage = Stage(final, _checked(final, key), reused=True)
-            parallel.told("reused")
+            stage = Stage(final, _checked(final, key), cached=True)
+            parallel.broadcast("cached")
         else:
             stage = _make({**described, "key": key}, final, make, resumable)
-        parallel.told("finished")
+        parallel.barrier()  # it is finished
         return stage
 
 
 def _follow(final: Path, make: Callable[[Path], dict[str, Any]], together: bool) -> Stage:
     """A stage in a process that is not the build's first."""
-    if parallel.told("") == "begun" and together:
+    if parallel.broadcast("") == "begun" and together:
         make(_partial(final))
-    parallel.told("")
-    return Stage(final, read_json(final / MANIFEST), reused=True)
+    parallel.barrier()  # it is finished
+    return Stage(final, read_json(final / MANIFEST), cached=True)
 
 
 def _partial(final: Path) -> Path:
@@ -182,7 +182,7 @@ def _make(
         shutil.rmtree(partial)
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        parallel.told("begun")
+        parallel.broadcast("begun")
         _reset_peak_memory()
         begun = time.monotonic()
         metrics = make(partial)
@@ -200,7 +200,7 @@ def _make(
         publish_directory(partial, final)
     except OSError as error:
         raise os_error(error, Path(error.filename or partial)) from error
-    return Stage(final, manifest, reused=False)
+    return Stage(final, manifest, cached=False)
 
 
 def _checked(path: Path, key: str) -> dict[str, Any]:

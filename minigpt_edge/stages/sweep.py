@@ -153,7 +153,7 @@ def run_sweep(sweep: Sweep, options: Mapping[str, bool], say: Any) -> list[dict[
 def _build(
     sweep: Sweep, name: str, options: Mapping[str, bool], running: list[subprocess.Popen[bytes]]
 ) -> dict[str, Any]:
-    """Run one build and read its report; its talk goes to OUT/NAME.log."""
+    """Run one build and read its report; its log is OUT/NAME.log."""
     given = sweep.builds[name]
     command = [sys.executable, "-m", "minigpt_edge", "build", f"--threads={sweep.threads}"]
     command += [part for key, value in given.items() for part in _arguments(key, value, options)]

@@ -188,7 +188,7 @@ def test_a_changed_corpus_is_read_again(place: Path, tmp_path: Path, monkeypatch
     """In this process, and under ~, which is not spelt out in the path."""
     from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
@@ -197,8 +197,8 @@ def test_a_changed_corpus_is_read_again(place: Path, tmp_path: Path, monkeypatch
     base, sources = base_model.resolve_model(str(place / "model")), corpus_sources(recipe)
 
     def read() -> bool:
-        with Talk() as talk:
-            return corpus_stage(tmp_path / "work", recipe, base, sources, talk).reused
+        with Log() as log:
+            return corpus_stage(tmp_path / "work", recipe, base, sources, log).cached
 
     assert [read(), read()] == [False, True]
     (tmp_path / "texts" / "000.txt").write_text("the licensee shall give notice of breach " * 40)
@@ -267,7 +267,7 @@ def test_a_file_that_differs_stops_the_build(
 
     from minigpt_edge.pipeline import build
     from minigpt_edge.recipe import Recipe
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
     from minigpt_edge_export.decoder import Decoder
     from minigpt_edge_runtime.errors import EdgeError
 
@@ -290,8 +290,8 @@ def test_a_file_that_differs_stops_the_build(
         baseline=False,
         out=place / "wrong",
     )
-    with Talk() as talk, pytest.raises(EdgeError, match="fp16 of model.onnx does not match") as caught:
-        build(recipe, talk)
+    with Log() as log, pytest.raises(EdgeError, match="fp16 of model.onnx does not match") as caught:
+        build(recipe, log)
     evidence = Path(str(caught.value.hint).rpartition(" ")[2])
     assert json.loads(evidence.read_text())["passed"] is False
     assert not (place / "wrong").exists() and not list(

@@ -35,7 +35,7 @@ server.GRACE = 0.2
 class Server:
     process: subprocess.Popen[str]
     port: int
-    talk: str
+    log: str
 
     def client(self, **options: Any) -> openai.OpenAI:
         url = f"http://127.0.0.1:{self.port}/v1"
@@ -65,13 +65,13 @@ def serving(model: Path, *options: object, slow: bool = False, **environment: st
         text=True,
     )
     assert process.stderr
-    talk = ""
+    log = ""
     try:
-        while " at http://" not in talk:
+        while " at http://" not in log:
             line = process.stderr.readline()
-            assert line, talk
-            talk += line
-        yield Server(process, int(talk.rpartition("/v1")[0].rpartition(":")[2]), talk)
+            assert line, log
+            log += line
+        yield Server(process, int(log.rpartition("/v1")[0].rpartition(":")[2]), log)
     finally:
         process.kill()
         process.communicate()

@@ -28,7 +28,7 @@ from minigpt_edge.evaluation.torch_engine import TorchEngine
 from minigpt_edge.evaluation.translation import chrf
 from minigpt_edge.models.base_model import resolve_model
 from minigpt_edge.models.checkpoint import load_model
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.onnx.weights import Precision
@@ -119,12 +119,12 @@ def test_a_bundle_is_scored_by_its_own_base_model(place: Path, monkeypatch: pyte
     base = resolve_model(str(place / "model"))
     said = {"name": "model", "source": str(place / "model"), "sha256": base.fingerprint}
     subject = Subject(place / "model.gguf", "clauses", None, None, said)
-    with Talk(quiet=True) as talk:
-        found = evaluate(subject, ["text"], Request(threads=1), talk)["tasks"]["text:clauses"]
+    with Log(quiet=True) as log:
+        found = evaluate(subject, ["text"], Request(threads=1), log)["tasks"]["text:clauses"]
         assert found["bits_per_byte"] > 0 and found["perplexity_per_base_token"] > 1
         other = dataclasses.replace(subject, made_from={**said, "sha256": "0" * 64})
         with pytest.raises(UsageError, match="made from model .* which is not found"):
-            evaluate(other, ["text"], Request(threads=1), talk)
+            evaluate(other, ["text"], Request(threads=1), log)
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(place: Path, model: Path) -> None:
@@ -256,12 +256,12 @@ def test_other_text_than_the_bundle_was_made_from_is_warned_of(
     monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
     subject = Subject(place / "model.gguf", "clauses", str(place / "model"), None, None, "files", "0" * 64)
     said: list[str] = []
-    with Talk(quiet=True) as talk:
-        monkeypatch.setattr(talk, "line", lambda *parts, **_: said.append(" ".join(map(str, parts))))
-        evaluate(subject, ["text"], Request(threads=1), talk)
+    with Log(quiet=True) as log:
+        monkeypatch.setattr(log, "line", lambda *parts, **_: said.append(" ".join(map(str, parts))))
+        evaluate(subject, ["text"], Request(threads=1), log)
         assert any("made from other text of domain clauses" in line for line in said)
         with pytest.raises(UsageError, match="no source 'web'"):
-            evaluate(dataclasses.replace(subject, source="web"), ["text"], Request(threads=1), talk)
+            evaluate(dataclasses.replace(subject, source="web"), ["text"], Request(threads=1), log)
 
 
 def test_a_domain_without_enough_text_for_questions_is_refused(

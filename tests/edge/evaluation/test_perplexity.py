@@ -97,7 +97,7 @@ def test_short_texts_still_make_a_reference(tmp_path: Path) -> None:
 
     from minigpt_edge.models.forward import encode, read_tokenizer
     from minigpt_edge.ship.reference import REFERENCE, reference_stage
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
     from minigpt_edge.stages.stage import Stage
 
     checkpoint, corpus = make_checkpoint(tmp_path / "model"), make_corpus(tmp_path / "corpus")
@@ -106,8 +106,8 @@ def test_short_texts_still_make_a_reference(tmp_path: Path) -> None:
     data["windows"].insert(0, {"text": "the", "bytes": 3, "base_tokens": 1})
     corpus["validation"].write_text(json.dumps(data))
     text = Stage(tmp_path / "corpus", {"outputs": {"validation.texts.json": ""}}, False)
-    with Talk() as talk:
-        made = reference_stage(tmp_path / "work", checkpoint, text, 1, talk)
+    with Log() as log:
+        made = reference_stage(tmp_path / "work", checkpoint, text, 1, log)
     shortest = min(map(len, encode(read_tokenizer(checkpoint), START, long)))
     with safe_open(made.path / REFERENCE, framework="np") as file:
         assert file.get_tensor("tokens").shape == (3, shortest)

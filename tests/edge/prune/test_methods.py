@@ -38,13 +38,13 @@ def recipe(place: Path, **options: Any) -> Recipe:
 def prune(place: Path, **options: Any) -> dict[str, Any]:
     """The prune stage's metrics, with "checkpoint", its directory."""
     from minigpt_edge.models import base_model
-    from minigpt_edge.stages.console import Talk
+    from minigpt_edge.stages.console import Log
 
     asked = recipe(place, **options)
-    with Talk() as talk:
+    with Log() as log:
         base = base_model.resolve_model(asked.model)
-        text = corpus_stage(place / "work", asked, base, corpus_sources(asked), talk)
-        stage = prune_stage(place / "work", asked, base, text, talk)
+        text = corpus_stage(place / "work", asked, base, corpus_sources(asked), log)
+        stage = prune_stage(place / "work", asked, base, text, log)
     return {**stage.metrics, "checkpoint": stage.path / "checkpoint"}
 
 

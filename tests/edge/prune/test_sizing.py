@@ -22,7 +22,7 @@ from minigpt_edge.prune.vocabulary.trim import remap_config, trim_tokenizer
 from minigpt_edge.ship import export_stages
 from minigpt_edge.ship.export_stages import f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.ship.job import Export
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.stage import run_stage
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.quantize import quantize
@@ -175,7 +175,7 @@ def job(base: Path, texts: Path) -> Export:
 
     work = base.parent / "work"
     corpus = run_stage(work, "corpus", settings={}, inputs={}, code=(), make=make)
-    return Export(work, base, None, corpus, METADATA, 1, Talk(quiet=True))
+    return Export(work, base, None, corpus, METADATA, 1, Log(quiet=True))
 
 
 def limited(job: Export, limit: int | None) -> Export:
@@ -197,7 +197,7 @@ def test_a_family_tries_a_mix(job: Export) -> None:
 def test_a_model_too_large_for_gptq_is_rounded(
     job: Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = dataclasses.replace(job, talk=Talk())
+    told = dataclasses.replace(job, log=Log())
     with_gptq = onnx_stage(told, parse_target("onnx-int4"))
     assert "GPTQ" not in capsys.readouterr().err
     monkeypatch.setattr(export_stages, "GPTQ_BYTES", 0)

@@ -64,8 +64,8 @@ def test_the_page_says_what_the_report_holds() -> None:
     assert rows["vocabulary"] == ["49,152", "16,312", "66.8 %"]
     assert rows["after pruning"][-1] == f"{0.912 / 0.801:.3f}"
     assert rows["corpus"] == ["6.1 s", "412 MB"]
-    assert rows["calibrate"][0] == "reused"
-    assert rows["total"][0] == "8 min 24 s"  # the reused stage took no time in this build
+    assert rows["calibrate"][0] == "cached"
+    assert rows["total"][0] == "8 min 24 s"  # the cached stage took no time in this build
     assert rows["command"] == ["minigpt-edge build --domain law"]
     assert sum(tag == "svg" for tag, _ in page.seen) == 3
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minigpt_edge.stages import events
-from minigpt_edge.stages.console import Talk
+from minigpt_edge.stages.console import Log
 from minigpt_edge_runtime.errors import EdgeError
 
 
@@ -19,13 +19,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_is_told_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Talk(log_json=True) as talk:
-        talk.line("model", "[green]tiny[/], [1, 2]")
-        folder = talk.events.to_run_directory(tmp_path)
+    with Log(log_json=True) as log:
+        log.line("model", "[green]tiny[/], [1, 2]")
+        folder = log.events.to_run_directory(tmp_path)
         for done in range(1000):
-            talk.step("prune", done, 1000)
-        talk.recovery({"step": 1, "steps": 2, "tokens": 10, "loss": 2.5})
-        talk.line("prune", "done", 1.5, reused=True)
+            log.step("prune", done, 1000)
+        log.recovery({"step": 1, "steps": 2, "tokens": 10, "loss": 2.5})
+        log.line("prune", "done", 1.5, cached=True)
     told = lines(folder / "events.jsonl")
     assert told == [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [one["event"] for one in told] == ["stage", "progress", "recovery", "stage", "done"]
@@ -36,8 +36,8 @@ def test_a_run_is_told_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("error", "event"), [(EdgeError("no text", "give some"), "failed"), (KeyboardInterrupt(), "interrupted")]
 )
 def test_how_it_ended_is_told(tmp_path: Path, error: BaseException, event: str) -> None:
-    with pytest.raises(type(error)), Talk(quiet=True) as talk:
-        folder = talk.events.to_run_directory(tmp_path)
+    with pytest.raises(type(error)), Log(quiet=True) as log:
+        folder = log.events.to_run_directory(tmp_path)
         raise error
     (told,) = lines(folder / "events.jsonl")
     assert told["event"] == event
@@ -54,8 +54,8 @@ def test_only_the_latest_runs_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_without_a_terminal_long_steps_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = Talk()
-    talk.console.file = io.StringIO()
+    log = Log()
+    log.console.file = io.StringIO()
     monkeypatch.setattr("minigpt_edge.stages.console.PLAIN_EVERY", 0.0)
-    talk.step("prune", 25, 100, "loss 1.0")
-    assert "prune 25% loss 1.0" in talk.console.file.getvalue()
+    log.step("prune", 25, 100, "loss 1.0")
+    assert "prune 25% loss 1.0" in log.console.file.getvalue()

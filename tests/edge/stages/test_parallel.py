@@ -42,7 +42,7 @@ def build(folder: Path, name: str, *launch: str, options: tuple[str, ...] = ()) 
     command = [*launch, "minigpt_edge", "build", "--model", "./model", "--corpus", "corpus", *SMALL]
     done = run(folder, *command, "--work", work.name, "--out", f"out-{name}", "--no-baseline", *options)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("is ready") == 1, "one process talks"
+    assert done.stderr.count("is ready") == 1, "one process logs"
     found: dict[str, Any] = {}
     for manifest in work.glob("*/manifest.json"):
         record = json.loads(manifest.read_text())

@@ -1,4 +1,4 @@
-"""Stages appear whole or not at all, are reused by content, and refuse what was changed by hand."""
+"""Stages appear whole or not at all, are cached by content, and refuse what was changed by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge.stages.stage import held, run_stage
+from minigpt_edge.stages.stage import locked, run_stage
 from minigpt_edge_runtime.errors import EdgeError
 
 CODE = ("minigpt_edge.stages.stage",)
@@ -26,9 +26,9 @@ def run(work: Path, **changed: Any) -> Any:
     return run_stage(work, "demo", **{**given, **changed})
 
 
-def test_the_same_stage_is_reused_and_another_is_not(tmp_path: Path) -> None:
+def test_the_same_stage_is_cached_and_another_is_not(tmp_path: Path) -> None:
     first, second = run(tmp_path), run(tmp_path)
-    assert (first.reused, second.reused) == (False, True)
+    assert (first.cached, second.cached) == (False, True)
     assert second.metrics == {"figure": 3} and second.digest == first.digest
     assert run(tmp_path, settings={"a": 2}).path != first.path
     assert run(tmp_path, inputs={"x": "1"}).path != first.path
@@ -42,7 +42,7 @@ def test_a_failed_stage_leaves_no_directory(tmp_path: Path) -> None:
     with pytest.raises(EdgeError):
         run(tmp_path, make=fail)
     assert not [path for path in tmp_path.glob("demo-*") if path.suffix != ".partial"]
-    assert run(tmp_path).reused is False
+    assert run(tmp_path).cached is False
 
 
 def test_only_resumable_stages_find_what_was_left(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_two_processes_that_need_one_stage_make_it_once(tmp_path: Path) -> None:
         "    with open('made', 'a') as file: file.write('x')\n"
         "    return {}\n"
         "stage = run_stage(pathlib.Path('work'), 'demo', settings={}, inputs={}, code=(), make=make)\n"
-        "print(stage.reused)\n"
+        "print(stage.cached)\n"
     )
     root = Path(__file__).resolve().parents[3]
     path = os.pathsep.join(str(root / part) for part in (".", "export", "runtime"))
@@ -102,11 +102,15 @@ def test_two_processes_that_need_one_stage_make_it_once(tmp_path: Path) -> None:
     said = [process.communicate(timeout=60) for process in started]
     assert sorted(out.strip() for out, _ in said) == ["False", "True"], said
     assert (tmp_path / "made").read_text() == "x"
-    assert sum("waiting for it" in talk for _, talk in said) == 1
+    assert sum("waiting for it" in log for _, log in said) == 1
 
 
 def test_what_must_not_wait_is_refused(tmp_path: Path) -> None:
-    with held(tmp_path, "out"), pytest.raises(EdgeError, match="busy"), held(tmp_path, "out", busy="busy"):
+    with (
+        locked(tmp_path, "out"),
+        pytest.raises(EdgeError, match="busy"),
+        locked(tmp_path, "out", busy="busy"),
+    ):
         pass
-    with held(tmp_path, "out"), held(tmp_path, "other", busy="busy"):
+    with locked(tmp_path, "out"), locked(tmp_path, "other", busy="busy"):
         pass

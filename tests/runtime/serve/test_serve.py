@@ -142,10 +142,10 @@ def test_a_key_is_asked_for(model: Path) -> None:
 
 def test_other_machines_are_warned_of(model: Path) -> None:
     with serving(model, "--host", "0.0.0.0") as server:
-        assert "warning: whoever reaches 0.0.0.0 can use this server" in server.talk
+        assert "warning: whoever reaches 0.0.0.0 can use this server" in server.log
         assert server.ask("GET", "/v1/models", Host="device.example")[0] == 200
     with serving(model, "--host", "0.0.0.0", "--api-key", "k") as server:
-        assert "warning" not in server.talk
+        assert "warning" not in server.log
 
 
 def outcomes(*calls: Callable[[], Any]) -> list[Any]:
@@ -229,8 +229,8 @@ def test_a_signal_ends_it_cleanly(endless: Path, stop: signal.Signals) -> None:
         server.process.send_signal(stop)
         with pytest.raises(openai.APIError, match="the server stops"):
             text_of(running)
-        _, talk = server.process.communicate(timeout=30)
-    assert server.process.returncode == 0 and talk == "stopped\n"
+        _, log = server.process.communicate(timeout=30)
+    assert server.process.returncode == 0 and log == "stopped\n"
 
 
 def test_what_can_not_be_served(model: Path) -> None:
