@@ -90,7 +90,7 @@ class Method:
 
 
 _MASKS = (UNSTRUCTURED, "2:4", "4:8")
-_PRUNE = "minigpt_edge.prune"
+_PRUNE = "minigpt_edge.prune.methods"
 METHODS = {
     method.name: method
     for method in (
