@@ -30,9 +30,8 @@ NAMES = {
 def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a question set with the columns that the harness's own definition reads."""
     from minigpt_edge.data import tasks
-    from minigpt_edge.stages.packages import cache_dir
 
-    found = [dict(row) for row in tasks.package_rows(tasks.get_task(name), cache_dir())]
+    found = [dict(row) for row in tasks.package_rows(tasks.get_task(name))]
     for row in found:
         if name in ("arc_easy", "arc_challenge", "openbookqa"):  # without their labels
             question = row["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
@@ -83,13 +82,12 @@ def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[
     from minigpt_edge.data import tasks
     from minigpt_edge.evaluation import run
     from minigpt_edge.evaluation.multiple_choice import answer
-    from minigpt_edge.stages.packages import cache_dir
 
     subject = run.subject_of(Path(model))
     found = {}
     with subject.open(threads) as engine:
         for name in names:
-            items = tasks.load_items(tasks.get_task(name), cache_dir())[:limit]
+            items = tasks.load_items(tasks.get_task(name))[:limit]
             found[name] = answer(engine, items, document_start=subject.document_start)
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.data import corpus
+from minigpt_edge.data.sources import Source
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
@@ -91,7 +91,7 @@ def take_part(recipe: Recipe, log: Log) -> None:
 
 
 def _stages(
-    work: Path, recipe: Recipe, base: base_model.BaseModel, sources: Sequence[corpus.Source], log: Log
+    work: Path, recipe: Recipe, base: base_model.BaseModel, sources: Sequence[Source], log: Log
 ) -> tuple[Stage, Stage, Stage, Stage | None]:
     """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one."""
     text = corpus_stage(work, recipe, base, sources, log)

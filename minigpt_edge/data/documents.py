@@ -1,8 +1,7 @@
-"""Readers: files and folders, packages and hub datasets as documents (plain text)."""
+"""Readers of files and folders: each gives documents (plain text)."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.data.pairs import pair_documents
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error
 
@@ -205,65 +203,3 @@ READERS: dict[str, Reader] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
-
-
-def load_hub_rows(
-    dataset: str,
-    config: str | None,
-    split: str,
-    revision: str | None,
-    offline: bool,
-    instead: str = "give text files with --corpus",
-) -> Any:
-    """A split of a hub dataset; without a hub, of the copy that `datasets` has in its cache.
-
-    Raises:
-        EdgeError: neither reachable nor cached, no such split, or it needs its own code to be run; says what
-            to do `instead`.
-    """
-    from minigpt_edge.stages import hub
-
-    away = hub.unreachable(offline)
-    import datasets
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        with hub.offline_libraries() if away else contextlib.nullcontext():
-            return datasets.load_dataset(dataset, config, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if away:
-            raise EdgeError(
-                f"there is no file {dataset}, no such dataset on this machine, and no hub ({away})",
-                f"connect once, or {instead}",
-            ) from error
-        raise EdgeError(
-            f"the dataset {dataset} can't be loaded: {said}", "check its id, configuration and split"
-        ) from error
-
-
-def read_hub_dataset(
-    dataset: str,
-    config: str | None,
-    split: str,
-    text_column: str | None,
-    revision: str | None,
-    offline: bool,
-    pair_columns: tuple[str, ...] = (),
-) -> list[str]:
-    """The texts of a hub dataset; without a hub, of the copy that `datasets` has in its cache.
-
-    Args:
-        pair_columns: of a sentence and its translation: documents of such pairs.
-
-    Raises:
-        EdgeError: neither reachable nor cached, no such split or column, or it needs its own code to be run.
-    """
-    rows = load_hub_rows(dataset, config, split, revision, offline)
-    strings = {"string", "large_string"}
-    columns = {name: getattr(kind, "dtype", None) in strings for name, kind in rows.features.items()}
-    if pair_columns:
-        sides = [rows[choose_column(columns, name, dataset)] for name in pair_columns]
-        return pair_documents(list(zip(*sides, strict=True)))
-    chosen = choose_column(columns, text_column, dataset)
-    return [text for text in rows[chosen] if text]

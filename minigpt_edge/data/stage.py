@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.data import corpus, domains
+from minigpt_edge.data.sources import FileSource, Source, source_of
 from minigpt_edge.data.windows import MAX_TOKENS
 from minigpt_edge.models import base_model
 from minigpt_edge.recipe import Recipe
@@ -20,17 +21,17 @@ MOST = 0.5  # of the documents: fewer in the domain's language are worth a warni
 CODE = ("minigpt_edge.data", "minigpt_edge.models", "minigpt_edge.stages", "minigpt_edge_runtime")
 
 
-def corpus_sources(recipe: Recipe) -> list[corpus.Source]:
+def corpus_sources(recipe: Recipe) -> list[Source]:
     if recipe.domain:
         return domains.load_domain(recipe.domain).chosen(recipe.source)
-    return [corpus.source_of(value, recipe.text_column) for value in recipe.corpus]
+    return [source_of(value, recipe.text_column) for value in recipe.corpus]
 
 
 def corpus_stage(
     work: Path,
     recipe: Recipe,
     base: base_model.BaseModel,
-    sources: Sequence[corpus.Source],
+    sources: Sequence[Source],
     log: Log,
     *,
     to_train: bool = True,
@@ -87,11 +88,11 @@ def _check_language(domain: domains.Domain, found: dict[str, float], log: Log) -
         )
 
 
-def _local_files(sources: Sequence[corpus.Source]) -> dict[str, str]:
+def _local_files(sources: Sequence[Source]) -> dict[str, str]:
     """sha256 of local corpus files: a changed file makes a new corpus."""
     found: dict[str, str] = {}
     for source in sources:
-        if isinstance(source, corpus.FileSource):
+        if isinstance(source, FileSource):
             path = Path(source.path).expanduser()  # as the corpus is read
             files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
             found |= {str(file): sha256_file(file) for file in files if file.is_file()}

@@ -225,7 +225,7 @@ def _items(name: str, subject: Subject, request: Request, log: Log) -> list[Item
         ]
     else:
         log.step(f"{name}: questions")
-        found = tasks.load_items(tasks.get_task(name), cache_dir(), offline=request.offline, hub=request.hub)
+        found = tasks.load_items(tasks.get_task(name), offline=request.offline, hub=request.hub)
     if request.limit and len(found) > request.limit:
         found = random.Random(0).sample(found, request.limit)
     if not found:

@@ -56,7 +56,8 @@ def make_texts(folder: Path) -> None:
 
 
 def read_texts(path: Path) -> None:
-    from minigpt_edge.data.corpus import build_corpus, source_of
+    from minigpt_edge.data.corpus import build_corpus
+    from minigpt_edge.data.sources import source_of
 
     tokenizer = path.with_name("tokenizer.json")
     if not tokenizer.exists():

