@@ -117,7 +117,7 @@ def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
     from minigpt_edge.data.windows import MAX_TOKENS, choose_windows
     from minigpt_edge.recover.packing import read_documents
     from minigpt_edge.stages.stage import run_stage
-    from minigpt_edge_runtime.bench.measure import run_fresh
+    from minigpt_edge_runtime.bench.fresh import run_fresh
     from minigpt_edge_runtime.engines.text import open_tokenizer
     from minigpt_edge_runtime.files import write_json
 
@@ -200,7 +200,7 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
     Of each the fastest of ROUNDS rounds, with all rounds in "rounds".
     """
     from minigpt_edge.stages.stage import run_stage
-    from minigpt_edge_runtime.bench.measure import run_fresh
+    from minigpt_edge_runtime.bench.fresh import run_fresh
 
     threads = bench.recipe.threads
 

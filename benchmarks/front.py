@@ -86,7 +86,7 @@ def gguf_files(
 def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
     """Bytes and test quality of a GGUF file, kept as a stage."""
     from minigpt_edge.stages.stage import run_stage
-    from minigpt_edge_runtime.bench.measure import run_fresh
+    from minigpt_edge_runtime.bench.fresh import run_fresh
 
     texts = bench.text.path / "test.texts.json"
     stage = run_stage(

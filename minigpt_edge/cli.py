@@ -15,6 +15,7 @@ VERBS = {
     "build": f"{_COMMANDS}.build:build:Make a small model for a domain: the whole way, resumable.",
     "sweep": f"{_COMMANDS}.sweep:sweep:Make many small models: every combination in a file.",
     **DEVICE_VERBS,
+    "compare": f"{_COMMANDS}.compare:compare:Compare latency reports: a table of ratios, or a page.",
     "evaluate": f"{_COMMANDS}.evaluate:evaluate:Score a model on texts and question sets.",
     "domains": f"{_COMMANDS}.domains:domains:List the domains, or add one.",
     "tasks": f"{_COMMANDS}.lists:tasks:List the question sets.",

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.gguf.sentencepiece import BYTES
-from minigpt_edge_export.gguf.tokenizer import open_tokenizer
 from minigpt_edge_export.scripts import TEN_SCRIPTS
 from minigpt_edge_runtime.engines.open import open_engine
-from minigpt_edge_runtime.engines.text import symbol_bytes
+from minigpt_edge_runtime.engines.text import open_tokenizer, symbol_bytes
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from tokenizers import Tokenizer
-from minigpt_edge_runtime.scoring.likelihood import divergence, log_softmax
+from minigpt_edge_runtime.scoring.likelihood import divergence, log_softmax, picked
 
 
 @dataclass(frozen=True)
@@ -160,10 +159,13 @@ def verify_logits(model_path: Path, reference: Path, threads: int) -> LogitParit
                     start = 0
                     for found in engine.score(tokens[row].tolist()):
                         expected = logits[row, start : start + len(found)].astype(np.float32)
-                        divergences.append(divergence(expected, found))
+                        log_p, log_q = log_softmax(expected), log_softmax(found)
+                        divergences.append(divergence(log_p, log_q))
                         same += int((expected.argmax(-1) == found.argmax(-1)).sum())
                         following = tokens[row, start + 1 : start + 1 + len(found)]
-                        likelihoods += [_nll(found, following), _nll(expected, following)]
+                        likelihoods -= [
+                            picked(log, following).sum(dtype=np.float64) for log in (log_q, log_p)
+                        ]
                         start += len(found)
     except SafetensorError as error:
         raise EdgeError(f"{reference} is not a whole reference file ({error})", "write it again") from error
@@ -183,7 +185,7 @@ def verify_tokenizer(model_path: Path, tokenizer_json: Path, texts: Sequence[str
     Raises:
         EdgeError: a file is missing or damaged.
     """
-    tokenizer = open_tokenizer(tokenizer_json)
+    tokenizer = open_tokenizer(tokenizer_json, "use an undamaged tokenizer.json")
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     unspellable = _unspellable(tokenizer)
     dropped = bytes(unspellable)
@@ -275,13 +277,6 @@ def _reasons(logits: LogitParity, limit: Threshold, tokens: TokenParity | None) 
     if tokens and tokens.roundtrip_failed:
         reasons.append(f"{tokens.roundtrip_failed} of {tokens.texts} texts do not come back byte for byte")
     return reasons
-
-
-def _nll(logits: np.ndarray, tokens: np.ndarray) -> float:
-    """Summed negative log-likelihood in nats of the tokens that follow: [n, vocab], [n] or [n - 1]."""
-    import numpy as np
-
-    return -float(log_softmax(logits)[np.arange(len(tokens)), tokens].sum(dtype=np.float64))
 
 
 def _unspellable(tokenizer: Tokenizer) -> list[int]:

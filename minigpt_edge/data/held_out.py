@@ -9,8 +9,8 @@ from typing import Any
 
 from minigpt_edge.data.corpus import read_split
 from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.scoring.held_out import HELD_OUT as HELD_OUT
 
-HELD_OUT = "held-out.json"
 WINDOWS, QUESTIONS, CHOICES = 16, 48, 4
 ROUNDS = 4  # passages that a document may be asked about, where more questions are wanted than documents
 _CONTEXT, _CHOICE = 320, 120  # characters

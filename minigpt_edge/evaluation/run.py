@@ -307,10 +307,11 @@ def _base_model(subject: Subject, offline: bool) -> BaseModel:
 
 
 def _text(engine: Engine, name: str, content: dict[str, Any], log: Log) -> dict[str, Any]:
-    from minigpt_edge_runtime.scoring.held_out import read_windows, score_window, summarize
+    from minigpt_edge_runtime.scoring.held_out import read_held_out, score_window, summarize
 
-    start = engine.document_start(content["document_start"])
-    windows, scored = read_windows(content), []
+    held_out = read_held_out(content)
+    start, windows = engine.document_start(held_out.document_start), held_out.windows
+    scored = []
     for number, window in enumerate(windows):
         scored.append(score_window(engine, start, number, window))
         log.step(name, number + 1, len(windows))

@@ -28,6 +28,7 @@ from minigpt_edge_runtime.files import (
     sha256_json,
     write_json,
 )
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 _FORM = 1  # raise it when the converted directory changes: old ones are then made anew
 _SOURCE = "source.json"  # beside the checkpoint: where it came from, and the checksums of its files
@@ -59,7 +60,7 @@ class BaseModel:
     @property
     def tokenizer(self) -> Path:
         """tokenizer.json."""
-        return self.path / "tokenizer.json"
+        return self.path / TOKENIZER
 
     @property
     def context(self) -> int:
@@ -250,7 +251,7 @@ def _finish(folder: Path) -> None:
     """Add the document start to config.json: "<|endoftext|>" if there is one, else BOS, else EOS."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     config = read_json(folder / "config.json")
     start: str | None = "<|endoftext|>"
     if tokenizer.token_to_id("<|endoftext|>") is None:

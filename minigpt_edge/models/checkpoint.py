@@ -17,6 +17,7 @@ from minigpt_edge_export.architectures import BUFFERS, FAMILIES
 from minigpt_edge_export.weights import FACTORS, Weights, weight_files
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, understanding, write_json
+from minigpt_edge_runtime.formats.tokenizer_files import CHECKPOINT_TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,6 @@ _SIZES = (
     "num_attention_heads",
     "intermediate_size",
     "max_position_embeddings",
-)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
 )
 
 
@@ -167,7 +161,7 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
         (directory / resident.INDEX).unlink(missing_ok=True)
         save_file(state, directory / WEIGHTS, {"format": "pt"})
     write_json(directory / "config.json", config)
-    for name in TOKENIZER_FILES:
+    for name in CHECKPOINT_TOKENIZER_FILES:
         origin = (tokenizer or source) / name
         if origin.exists() and origin.resolve() != (directory / name).resolve():
             shutil.copyfile(origin, directory / name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def read_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, neither cutting nor padding; EdgeError if it is missing or damaged."""
     try:
-        return open_tokenizer(directory / "tokenizer.json")
+        return open_tokenizer(directory / TOKENIZER)
     except EdgeError as error:
         raise EdgeError(error.message, "the checkpoint is incomplete or damaged: make it again") from error
 

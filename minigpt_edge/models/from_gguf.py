@@ -15,6 +15,7 @@ from minigpt_edge_export.gguf.layout import NAMES
 from minigpt_edge_export.gguf.pretokenizers import by_name
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, understanding, write_json, write_text
+from minigpt_edge_runtime.formats.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,9 +201,9 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
     else:
         merges = fields.get("tokenizer.ggml.merges") or []
         tokenizer = build_tokenizer(tokens, merges, special, whole, pre, bos)
-    write_text(target / "tokenizer.json", tokenizer.to_str())
+    write_text(target / TOKENIZER, tokenizer.to_str())
     write_json(
-        target / "tokenizer_config.json",
+        target / TOKENIZER_CONFIG,
         {
             "clean_up_tokenization_spaces": False,
             "model_max_length": config["max_position_embeddings"],
@@ -215,7 +216,7 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
         target / "generation_config.json", {name: index for name, index in ids.items() if index is not None}
     )
     if template := fields.get("tokenizer.chat_template"):
-        write_text(target / "chat_template.jinja", template)
+        write_text(target / CHAT_TEMPLATE, template)
 
 
 def _tensors(reader: GGUFReader, config: dict[str, Any], paired: bool, path: Path) -> list[Tensor]:

@@ -17,14 +17,19 @@ from minigpt_edge_export.gguf.pretokenizers import check_tokenizer, name_of
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    CHAT_TEMPLATE,
+    CHECKPOINT_TOKENIZER_FILES,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    chat_template,
+)
 
 SMALL_FILES = (
     "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    *CHECKPOINT_TOKENIZER_FILES,
     "README.md",
 )
 
@@ -81,7 +86,7 @@ def is_ready(folder: Path) -> bool:
     files = weight_files(folder)
     return (
         [path.name for path in files] == ["model.safetensors"]
-        and (folder / "tokenizer.json").is_file()
+        and (folder / TOKENIZER).is_file()
         and all(entry["dtype"] in STORED for entry in read_header(files[0]).values())
     )
 
@@ -93,13 +98,13 @@ def convert_directory(source: Path, target: Path) -> None:
         EdgeError: unknown architecture or tokenizer, pickled, quantized, damaged or incomplete weights.
     """
     config = read_config(source)
-    if not (source / "tokenizer.json").is_file():
+    if not (source / TOKENIZER).is_file():
         raise EdgeError(
             f"{source} has no tokenizer.json, so its tokenizer can't be read",
             "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), or use another model",
         )
-    tokenizer = read_json(source / "tokenizer.json")
-    with understanding(source / "tokenizer.json"):
+    tokenizer = read_json(source / TOKENIZER)
+    with understanding(source / TOKENIZER):
         if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
             # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
             tokenizer["normalizer"] = None
@@ -176,13 +181,10 @@ def _explicit_config(source: Path) -> dict[str, Any]:
 
 def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content: dict[str, Any]) -> None:
     """Tokenizer, generation config and chat template; ids that the config lacks are filled in."""
-    try:
-        tokenizer = open_tokenizer(source / "tokenizer.json")
-    except EdgeError as error:
-        raise EdgeError(error.message, "restore the file") from error
-    write_text(target / "tokenizer.json", json.dumps(content, ensure_ascii=False))
+    tokenizer = open_tokenizer(source / TOKENIZER, "restore the file")
+    write_text(target / TOKENIZER, json.dumps(content, ensure_ascii=False))
     settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
         if (source / name).is_file():
             settings.update(read_json(source / name))
     for name, token in settings.items():
@@ -192,19 +194,15 @@ def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content:
         text = settings.get(f"{role}_token")
         if config.get(f"{role}_token_id") is None and text:
             config[f"{role}_token_id"] = tokenizer.token_to_id(text)
-    template = settings.pop("chat_template", None)
-    if (source / "chat_template.jinja").is_file():
-        template = (source / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(template, list):  # several named templates: the default one is the one for chat
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    if template:
-        write_text(target / "chat_template.jinja", template)
+    if template := chat_template(source, settings, "restore the file"):
+        write_text(target / CHAT_TEMPLATE, template)
+    settings.pop("chat_template", None)
     # Classes made for one model may split text by rules of their own; this one reads tokenizer.json.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("auto_map", None)
-    write_json(target / "tokenizer_config.json", settings)
+    write_json(target / TOKENIZER_CONFIG, settings)
     ids = {f"{role}_token_id": config.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
     generation = {name: index for name, index in ids.items() if index is not None}
-    if (source / "generation_config.json").is_file():
-        generation |= read_json(source / "generation_config.json")
-    write_json(target / "generation_config.json", generation)
+    if (source / GENERATION_CONFIG).is_file():
+        generation |= read_json(source / GENERATION_CONFIG)
+    write_json(target / GENERATION_CONFIG, generation)

@@ -13,8 +13,10 @@ from minigpt_edge.prune.methods.registry import Method
 from minigpt_edge.prune.plan import BlockPlan, Plan
 from minigpt_edge.prune.vocabulary import choose as vocabulary
 from minigpt_edge.prune.vocabulary.trim import config_token_ids
+from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 if TYPE_CHECKING:
     import torch
@@ -91,13 +93,13 @@ def choose_vocabulary(
     terms: Sequence[str],
 ) -> tuple[int, ...]:
     """Kept token ids. Where the blocks can't meet the sparsity exactly, the vocabulary's size does."""
-    data = read_json(base / "tokenizer.json")
+    data = read_json(base / TOKENIZER)
     by_share = settings.embedding_threshold is not None
     if (settings.exact and remove <= 0) or (settings.min_count == 0 and not by_share):
         return tuple(sorted(set(data["model"]["vocab"].values()) | {t["id"] for t in data["added_tokens"]}))
     generation = base / "generation_config.json"
     always = config_token_ids(config, read_json(generation) if generation.exists() else {})
-    counts = vocabulary.count_tokens(vocabulary.open_tokenizer(data), documents)
+    counts = vocabulary.count_tokens(open_tokenizer(data), documents)
     choose = partial(vocabulary.choose_tokens, data, counts, keep=terms, always=always)
     least = settings.min_count
     if settings.embedding_threshold is not None:

@@ -17,6 +17,7 @@ from minigpt_edge.recover.training_checkpoint import (
 from minigpt_edge.stages import parallel
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, sha256_file
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +158,7 @@ def _need_space(out: Path, model: nn.Module) -> None:
 def _inputs(checkpoint: Path, train: Path, validation: Path, teacher: Teacher | None) -> list[Path]:
     weights = sorted(checkpoint.glob("*.safetensors"))
     taught = sorted(teacher.checkpoint.glob("*.safetensors")) if teacher else []
-    return [checkpoint / "config.json", checkpoint / "tokenizer.json", *weights, train, validation, *taught]
+    return [checkpoint / "config.json", checkpoint / TOKENIZER, *weights, train, validation, *taught]
 
 
 def _read_texts(

@@ -14,10 +14,10 @@ from minigpt_edge.ship.export_stages import model_path
 from minigpt_edge.ship.job import Export
 from minigpt_edge.stages.stage import Stage
 from minigpt_edge_export.targets import Target
-from minigpt_edge_runtime.bundle.manifest import write_manifest
+from minigpt_edge_runtime.bundle.manifest import Contents, write_manifest
 from minigpt_edge_runtime.bundle.parity import REFERENCE
 from minigpt_edge_runtime.files import os_error, read_json, write_json, write_text
-from minigpt_edge_runtime.formats.onnx_header import TOKENIZER_FILES
+from minigpt_edge_runtime.formats.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from minigpt_edge.models.base_model import BaseModel
@@ -73,7 +73,7 @@ def assemble(
         raise os_error(error, directory) from error
     windows = read_json(job.text.path / "validation.texts.json")
     start, sample = windows["document_start"], windows["windows"][0]["text"]
-    template = directory / "chat_template.jinja"
+    template = directory / CHAT_TEMPLATE
     write_report(report, directory)
     write_card(report, directory, prompt=" ".join(sample.split()[:4]))
     write_text(directory / NOTICE, _notice(report))
@@ -88,23 +88,26 @@ def assemble(
         )
     write_manifest(
         directory,
-        name=name,
-        model_files=list(kinds),
-        base_model={
-            "name": base.name,
-            "source": base.source,
-            "licence": base.licence,
-            "sha256": base.fingerprint,
-        },
-        licences=[licence for licence in (base.licence, *text_licences(job.text)) if licence],
-        domain=recipe.domain,
-        corpus_sha256=job.text.metrics["sha256"],
-        targets=[target.name for target, _, _ in files],
-        document_start=start,
-        checks={
-            file: _check(directory / file, kind, sample, start, job.threads) for file, kind in kinds.items()
-        },
-        extra={"key": key, "sparsity": report["sparsity"]["achieved"], "source": recipe.source},
+        Contents(
+            name=name,
+            model_files=list(kinds),
+            base_model={
+                "name": base.name,
+                "source": base.source,
+                "licence": base.licence,
+                "sha256": base.fingerprint,
+            },
+            licences=[licence for licence in (base.licence, *text_licences(job.text)) if licence],
+            domain=recipe.domain,
+            corpus_sha256=job.text.metrics["sha256"],
+            targets=[target.name for target, _, _ in files],
+            document_start=start,
+            checks={
+                file: _check(directory / file, kind, sample, start, job.threads)
+                for file, kind in kinds.items()
+            },
+            extra={"key": key, "sparsity": report["sparsity"]["achieved"], "source": recipe.source},
+        ),
     )
 
 
@@ -145,7 +148,5 @@ def _stop_texts(checkpoint: Path) -> list[str]:
     """The text of the end token, for programs that stop by text."""
     end = read_json(checkpoint / "config.json").get("eos_token_id")
     ends = end if isinstance(end, list) else [end]
-    added = {
-        token["id"]: token["content"] for token in read_json(checkpoint / "tokenizer.json")["added_tokens"]
-    }
+    added = {token["id"]: token["content"] for token in read_json(checkpoint / TOKENIZER)["added_tokens"]}
     return [added[index] for index in ends if index in added]

@@ -114,7 +114,7 @@ def _mix(
 
 
 def _trial(job: Export, model: Path) -> dict[str, float]:
-    from minigpt_edge_runtime.bench.measure import run_fresh
+    from minigpt_edge_runtime.bench.fresh import run_fresh
 
     content = read_json(job.text.path / "validation.texts.json")
     with tempfile.TemporaryDirectory() as folder:

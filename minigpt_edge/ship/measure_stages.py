@@ -19,7 +19,7 @@ CODE = ("minigpt_edge.ship", "minigpt_edge_runtime")
 
 def measure(model: Path, texts: Path, threads: int, log: Log, what: str) -> dict[str, Any]:
     """Speed, memory and quality of a model file, each in a process of its own that has no torch."""
-    from minigpt_edge_runtime.bench.measure import run_fresh
+    from minigpt_edge_runtime.bench.fresh import run_fresh
 
     log.step(f"measure: {what}, speed")
     speed = run_fresh("speed", model, threads=threads)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.stages.stage import Stage, run_stage
 from minigpt_edge_runtime.files import sha256_file
+from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from minigpt_edge.stages.console import Log
@@ -40,10 +41,8 @@ def checkpoint_hashes(checkpoint: Path) -> dict[str, str]:
     """sha256 of the files of a checkpoint that decide what is exported."""
     names = (
         "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
+        GENERATION_CONFIG,
+        *TOKENIZER_FILES,
         "model.safetensors.index.json",
     )
     files = [checkpoint / name for name in names] + sorted(checkpoint.glob("*.safetensors"))

@@ -11,7 +11,7 @@ _COMMANDS = "minigpt_edge_runtime.commands"
 VERBS = {
     "run": f"{_COMMANDS}.run:run:Stream text from a bundle or a model file.",
     "bench": f"{_COMMANDS}.bench:bench:Measure speed and memory on this machine.",
-    "compare": f"{_COMMANDS}.compare:compare:Compare latency reports: a table of ratios, or a page.",
+    "compare": f"{_COMMANDS}.compare:compare:Compare latency reports: a table of ratios.",
     "serve": f"{_COMMANDS}.serve:serve:Answer OpenAI-compatible requests on this machine.",
     "verify": f"{_COMMANDS}.verify:verify:Check that a bundle is whole and computes right.",
     "inspect": f"{_COMMANDS}.inspect:inspect:Show what is in a model, bundle, checkpoint, plan or report.",

@@ -120,7 +120,7 @@ def make_reports(folder: Path) -> None:
 
 def read_reports(path: Path) -> None:
     command("inspect", path)
-    command("compare", path.with_name("a.json"), path.with_name("b.json"), "--html", path.with_name("c.html"))
+    command("compare", path.with_name("a.json"), path.with_name("b.json"))
 
 
 DOMAIN = """title = "A domain"
@@ -239,7 +239,7 @@ def read_onnx(path: Path) -> None:
 
 
 def make_bundle(folder: Path) -> None:
-    from minigpt_edge_runtime.bundle.manifest import write_manifest
+    from minigpt_edge_runtime.bundle.manifest import Contents, write_manifest
     from minigpt_edge_runtime.bundle.verify import make_check
 
     tokenizer = make_tokenizer()
@@ -251,15 +251,17 @@ def make_bundle(folder: Path) -> None:
     )
     write_manifest(
         folder,
-        name="tiny",
-        model_files=["model.gguf"],
-        base_model={"name": "random", "licence": "Apache-2.0"},
-        licences=["Apache-2.0"],
-        domain="law",
-        corpus_sha256="0" * 64,
-        targets=["gguf-f16"],
-        document_start="<|endoftext|>",
-        checks={"model.gguf": make_check(folder / "model.gguf", TEXT, "<|endoftext|>", threads=1)},
+        Contents(
+            name="tiny",
+            model_files=["model.gguf"],
+            base_model={"name": "random", "licence": "Apache-2.0"},
+            licences=["Apache-2.0"],
+            domain="law",
+            corpus_sha256="0" * 64,
+            targets=["gguf-f16"],
+            document_start="<|endoftext|>",
+            checks={"model.gguf": make_check(folder / "model.gguf", TEXT, "<|endoftext|>", threads=1)},
+        ),
     )
 
 
@@ -321,13 +323,9 @@ def make_held_out(folder: Path) -> None:
 
 
 def read_held_out(path: Path) -> None:
-    from minigpt_edge_runtime.files import read_json
-    from minigpt_edge_runtime.scoring.held_out import read_windows
-    from minigpt_edge_runtime.scoring.questions import read_questions
+    from minigpt_edge_runtime.scoring import held_out
 
-    content = read_json(path)
-    read_windows(content)
-    read_questions(content)
+    held_out.read_held_out(path)
 
 
 def make_stored(folder: Path) -> None:

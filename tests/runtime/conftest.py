@@ -54,7 +54,7 @@ def copied(tmp_path: Path, onnx_model: Path) -> Path:
 @pytest.fixture
 def bundle(tmp_path: Path, model: Path, tokenizer: Tokenizer) -> Path:
     """A bundle with the tiny model, its tokenizer and a report."""
-    from minigpt_edge_runtime.bundle.manifest import write_manifest
+    from minigpt_edge_runtime.bundle.manifest import Contents, write_manifest
     from minigpt_edge_runtime.bundle.verify import make_check
 
     folder = tmp_path / "bundle"
@@ -68,15 +68,17 @@ def bundle(tmp_path: Path, model: Path, tokenizer: Tokenizer) -> Path:
     (folder / "report.json").write_text(json.dumps(report))
     write_manifest(
         folder,
-        name="tiny",
-        model_files=["model.gguf"],
-        base_model={"name": "random", "licence": "Apache-2.0"},
-        licences=["Apache-2.0"],
-        domain="law",
-        corpus_sha256="0" * 64,
-        targets=["gguf-f16"],
-        document_start="<|endoftext|>",
-        checks={"model.gguf": make_check(folder / "model.gguf", TEXT, "<|endoftext|>", threads=1)},
+        Contents(
+            name="tiny",
+            model_files=["model.gguf"],
+            base_model={"name": "random", "licence": "Apache-2.0"},
+            licences=["Apache-2.0"],
+            domain="law",
+            corpus_sha256="0" * 64,
+            targets=["gguf-f16"],
+            document_start="<|endoftext|>",
+            checks={"model.gguf": make_check(folder / "model.gguf", TEXT, "<|endoftext|>", threads=1)},
+        ),
     )
     return folder
 
@@ -86,7 +88,7 @@ def whole_bundle(
     tmp_path_factory: pytest.TempPathFactory, model: Path, onnx_model: Path, tokenizer: Tokenizer
 ) -> Path:
     """What a build of an ONNX and a GGUF target ships, not to be changed."""
-    from minigpt_edge_runtime.bundle.manifest import write_manifest
+    from minigpt_edge_runtime.bundle.manifest import Contents, write_manifest
     from minigpt_edge_runtime.bundle.parity import make_reference
     from minigpt_edge_runtime.bundle.verify import make_check
     from minigpt_edge_runtime.engines.open import open_engine
@@ -107,18 +109,20 @@ def whole_bundle(
     limit = {"kl_mean": 1e-3, "argmax_agreement": 0.98, "bits_ratio": 1.01}
     write_manifest(
         folder,
-        name="tiny",
-        model_files=names,
-        base_model={"name": "random"},
-        licences=["Apache-2.0"],
-        domain="law",
-        corpus_sha256=None,
-        targets=["onnx-fp32", "gguf-f16"],
-        document_start="<|endoftext|>",
-        checks={
-            name: {**make_check(folder / name, TEXT, "<|endoftext|>", 1), "threshold": limit}
-            for name in names
-        },
+        Contents(
+            name="tiny",
+            model_files=names,
+            base_model={"name": "random"},
+            licences=["Apache-2.0"],
+            domain="law",
+            corpus_sha256=None,
+            targets=["onnx-fp32", "gguf-f16"],
+            document_start="<|endoftext|>",
+            checks={
+                name: {**make_check(folder / name, TEXT, "<|endoftext|>", 1), "threshold": limit}
+                for name in names
+            },
+        ),
     )
     return folder
 

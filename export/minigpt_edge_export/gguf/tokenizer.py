@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
 from minigpt_edge_export.gguf.sentencepiece import BYTES, is_sentencepiece, scores
+from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    GENERATION_CONFIG,
+    TOKENIZER,
+    chat_template,
+    read_tokenizer_config,
+)
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -73,7 +80,7 @@ def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
         EdgeError: a file is missing or damaged, the tokenizer is of an unknown kind or splits text in an
             unknown way, or there are more tokens than rows.
     """
-    path = directory / "tokenizer.json"
+    path = directory / TOKENIZER
     with understanding(path, "the files beside it may be damaged too: copy the directory again"):
         return _read(directory, path, vocab_size)
 
@@ -81,16 +88,14 @@ def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
 def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
     data = read_json(path)
     config = read_json(directory / "config.json")
-    settings = _optional_json(directory / "tokenizer_config.json")
+    settings = read_tokenizer_config(directory)
     check_tokenizer(data)
     pieces = is_sentencepiece(data)
-    tokenizer = open_tokenizer(path)
+    tokenizer = open_tokenizer(path, "use an undamaged tokenizer.json")
     tokens, types = _vocabulary(tokenizer, vocab_size, path)
     if pieces:
         types = _piece_types(tokens, types, data["model"].get("unk_token"))
-    special = _special_ids(
-        tokens, settings, [_optional_json(directory / "generation_config.json"), config], path
-    )
+    special = _special_ids(tokens, settings, [_optional_json(directory / GENERATION_CONFIG), config], path)
     prefix, suffix = _added_around(tokenizer, path)
     if len(prefix) > 1 or len(suffix) > 1:
         raise EdgeError(f"{path} puts several tokens around a text, which GGUF can't express", None)
@@ -108,7 +113,7 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
         special_ids={role: special[role] for role in _ROLES if role in special},
         adds_bos=bool(prefix),
         adds_eos=bool(suffix),
-        chat_template=_chat_template(directory, settings),
+        chat_template=chat_template(directory, settings),
         scores=tuple(scores(data, tokens)) if pieces else (),
     )
 
@@ -203,16 +208,6 @@ def _special_ids(
     return special
 
 
-def open_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json as a tokenizer that neither cuts nor pads; EdgeError if it is missing or damaged."""
-    from minigpt_edge_runtime.engines import text
-
-    try:
-        return text.open_tokenizer(path)
-    except EdgeError as error:
-        raise EdgeError(error.message, "use an undamaged tokenizer.json") from error
-
-
 def _added_around(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[int]]:
     """The tokens that the post-processor puts before and after a text, found by trying it."""
     bare, full = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
@@ -222,15 +217,3 @@ def _added_around(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[int
     raise EdgeError(
         f"{path}: its post-processor changes the tokens of a text, which GGUF can't express", None
     )
-
-
-def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else what tokenizer_config.json holds (of several, the one named default)."""
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        return named.get("default")
-    return template

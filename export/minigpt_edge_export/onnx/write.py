@@ -22,7 +22,8 @@ from minigpt_edge_export.onnx.positions import lengths, rotary
 from minigpt_edge_export.onnx.weights import Packed, Precision, quantize_matrix, smallest_block
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, write_json
-from minigpt_edge_runtime.formats.onnx_header import CONFIG, TOKENIZER_FILES
+from minigpt_edge_runtime.formats.onnx_header import CONFIG
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,8 +66,8 @@ def write_onnx(
             f"them, onnxruntime computes multiples of {_HEAD_MULTIPLE} only",
             "export it as GGUF",
         )
-    if not (decoder.directory / TOKENIZER_FILES[0]).is_file():
-        raise EdgeError(f"{decoder.directory} lacks {TOKENIZER_FILES[0]}", "use a complete checkpoint")
+    if not (decoder.directory / TOKENIZER).is_file():
+        raise EdgeError(f"{decoder.directory} lacks {TOKENIZER}", "use a complete checkpoint")
     size = decoder.factored_parameters * {"fp32": 4, "fp16": 2}.get(precision.name, precision.bits / 8 + 0.3)
     need_space(directory.parent, int(size) + 2**22, f"the {precision.name} ONNX model")
     partial = directory.with_name(f".{directory.name}.partial")

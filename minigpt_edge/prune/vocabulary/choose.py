@@ -7,7 +7,6 @@ a token stays as long as one that stays is built from it. Bytes never go, so no 
 from __future__ import annotations
 
 import heapq
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
 from minigpt_edge_export.gguf.sentencepiece import BYTES, SPACE, is_sentencepiece
+from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -54,24 +54,6 @@ class Vocabulary:
         return max(self.ids.values()) + 1
 
 
-def open_tokenizer(tokenizer_json: dict[str, Any]) -> Tokenizer:
-    """A parsed tokenizer.json as a tokenizer that neither cuts nor pads.
-
-    Raises:
-        EdgeError: it is damaged, or no BPE that llama.cpp reads the same way (WordPiece, Unigram ...).
-    """
-    from tokenizers import Tokenizer
-
-    check_tokenizer(tokenizer_json)
-    try:
-        tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json, ensure_ascii=False))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise EdgeError(f"tokenizer.json is damaged: {error}", "use an undamaged tokenizer.json") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def count_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
     """How often each token occurs in the texts, no special tokens put around them: int64 [highest id + 1]."""
     import numpy as np
@@ -102,6 +84,7 @@ def read_vocabulary(tokenizer_json: dict[str, Any]) -> Vocabulary:
     Raises:
         EdgeError: it is damaged, not a byte-level BPE, or gives two tokens one id.
     """
+    check_tokenizer(tokenizer_json)
     tokenizer, model = open_tokenizer(tokenizer_json), tokenizer_json["model"]
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if len(set(ids.values())) != len(ids):
@@ -261,6 +244,7 @@ def unreachable_tokens(tokenizer_json: dict[str, Any]) -> list[str]:
     Added tokens are left out: they are matched whole. With ignore_merges the others can still come from a
     piece of text that is exactly that token.
     """
+    check_tokenizer(tokenizer_json)
     model = {**tokenizer_json["model"], "ignore_merges": False}
     tokenizer = open_tokenizer({**tokenizer_json, "model": model})
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}

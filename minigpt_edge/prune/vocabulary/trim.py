@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.prune.vocabulary.choose import alphabet, open_tokenizer, read_merges, unreachable_tokens
+from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    CHAT_TEMPLATE,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
 # Hold no ids. vocab.json, merges.txt and added_tokens.json would contradict the trimmed tokenizer.json.
 _COPIED = (
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    SPECIAL_TOKENS,
+    CHAT_TEMPLATE,
     "chat_template.json",
     "additional_chat_templates",
 )
@@ -41,12 +48,12 @@ def trim_tokenizer(directory_in: Path, directory_out: Path, kept: Sequence[int])
     Raises:
         EdgeError: as `trim_json`, or a file is missing or damaged.
     """
-    data, old_to_new = trim_json(read_json(directory_in / "tokenizer.json"), kept)
+    data, old_to_new = trim_json(read_json(directory_in / TOKENIZER), kept)
     directory_out.mkdir(parents=True, exist_ok=True)
-    write_json(directory_out / "tokenizer.json", data)
-    settings_path = directory_in / "tokenizer_config.json"
+    write_json(directory_out / TOKENIZER, data)
+    settings_path = directory_in / TOKENIZER_CONFIG
     if settings_path.exists():
-        write_json(directory_out / "tokenizer_config.json", _settings(read_json(settings_path), data))
+        write_json(directory_out / TOKENIZER_CONFIG, _settings(read_json(settings_path), data))
     for name in _COPIED:
         source = directory_in / name
         if source.is_dir():
@@ -81,6 +88,7 @@ def trim_json(tokenizer_json: dict[str, Any], kept: Sequence[int]) -> tuple[dict
     """
     import numpy as np
 
+    check_tokenizer(tokenizer_json)
     ids = open_tokenizer(tokenizer_json).get_vocab(with_added_tokens=True)
     _check_ids(tokenizer_json, ids, kept)
     old_to_new = np.full(max(ids.values()) + 1, -1, dtype=np.int64)

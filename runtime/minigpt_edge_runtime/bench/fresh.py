@@ -97,7 +97,7 @@ def _step(folder: Path) -> tuple[str, int, int]:
 
 def _environment() -> dict[str, str]:
     """This environment, in which the new process finds the package that runs here."""
-    package_parent = str(Path(__file__).resolve().parents[1])
+    package_parent = str(Path(__file__).resolve().parents[2])
     paths = [package_parent, os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 

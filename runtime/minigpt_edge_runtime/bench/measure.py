@@ -14,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge_runtime.bench.energy import Meter, find_meter
-from minigpt_edge_runtime.bench.fresh import run_fresh
 from minigpt_edge_runtime.bench.profiles import Settings, fit
 from minigpt_edge_runtime.bench.samples import entry, milliseconds, nanoseconds
 from minigpt_edge_runtime.cpus import pin
 from minigpt_edge_runtime.device import device_info, peak_rss_bytes, rss_bytes
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.open import default_threads, open_engine
-from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.artefact import describe_model
-
-__all__ = ["describe_model", "measure_latency", "measure_quality", "measure_speed", "run_fresh"]
 
 FORMAT = 1
 WARMUP = 1  # runs of each test before those that count
@@ -117,8 +113,7 @@ def measure_quality(
     """Score held-out windows, each on its own from the document-start token, and answer questions.
 
     Args:
-        texts: a texts.json, a bundle's held-out.json, or the content of one: {document_start, split, windows:
-            [{text, bytes, base_tokens}], questions (may be missing): [{context, choices, answer}]}.
+        texts: a texts.json, a bundle's held-out.json, or the content of one, see `held_out.read_held_out`.
         context_length: tokens of the context; by default what the longest text needs.
 
     Returns:
@@ -128,20 +123,20 @@ def measure_quality(
     Raises:
         EdgeError: texts is damaged, one exceeds the context, or the vocabulary loses bytes of a text.
     """
-    from minigpt_edge_runtime.scoring.held_out import score_held_out, summarize
+    from minigpt_edge_runtime.scoring.held_out import read_held_out, score_held_out, summarize
 
     path, threads = Path(path), threads or default_threads()
     model = describe_model(path)
-    content = read_json(Path(texts)) if isinstance(texts, str | Path) else texts
+    held_out = read_held_out(Path(texts) if isinstance(texts, str) else texts)
     began = time.perf_counter()
-    scored = score_held_out(path, content, threads, context_length, progress)
+    scored = score_held_out(path, held_out, threads, context_length, progress)
     return {
         "format": FORMAT,
         "kind": "quality",
         "model": model,
         **summarize(scored["per_window"]),
-        "split": content.get("split"),
-        "document_start": content.get("document_start"),
+        "split": held_out.split,
+        "document_start": held_out.document_start,
         "threads": threads,
         "seconds": round(time.perf_counter() - began, 3),
         "per_window": scored["per_window"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from minigpt_edge_runtime.cpus import default_laptop_threads
 from minigpt_edge_runtime.errors import EdgeError, UsageError
@@ -28,16 +28,18 @@ class Settings:
         return max(self.prompt_lengths[-1], self.depths[-1] + self.generate_tokens)
 
 
-def profile_settings(
-    profile: str,
-    *,
-    context: int | None = None,
-    threads: int | None = None,
-    prompt_lengths: Sequence[int] | None = None,
-    depths: Sequence[int] | None = None,
-    generate_tokens: int | None = None,
-    repetitions: int | None = None,
-) -> Settings:
+@dataclass(frozen=True)
+class Changes:
+    """What to measure otherwise than a profile says; None is the profile's own."""
+
+    threads: int | None = None
+    prompt_lengths: Sequence[int] | None = None
+    depths: Sequence[int] | None = None
+    generate_tokens: int | None = None
+    repetitions: int | None = None
+
+
+def profile_settings(profile: str, changes: Changes | None = None, context: int | None = None) -> Settings:
     """A profile with some of its settings replaced; what is not, is cut to the model's context.
 
     Args:
@@ -52,18 +54,13 @@ def profile_settings(
     if profile not in PROFILES:
         raise UsageError(f"there is no profile {profile!r}", f"choose {' or '.join(PROFILES)}")
     own_threads = 1 if profile == "cpu" else default_laptop_threads()
-    name = profile if threads in (None, own_threads) else "custom"
-    asked = {
-        "prompt_lengths": prompt_lengths and _ascending(prompt_lengths),
-        "depths": depths and _ascending(depths),
-        "generate_tokens": generate_tokens,
-        "repetitions": repetitions,
-    }
-    given = {key: value for key, value in asked.items() if value is not None}
-    count = own_threads if threads is None else threads
-    settings = replace(Settings(count, profile=name), **given)  # type: ignore[arg-type]
+    asked = {key: value for key, value in asdict(changes or Changes()).items() if value is not None}
+    threads = asked.pop("threads", own_threads)
+    for name in {"prompt_lengths", "depths"} & asked.keys():
+        asked[name] = _ascending(asked[name])
+    settings = replace(Settings(threads, profile=profile if threads == own_threads else "custom"), **asked)
     _check_numbers(settings)
-    return settings if context is None else fit(settings, context, set(given))
+    return settings if context is None else fit(settings, context, set(asked))
 
 
 def _ascending(values: Sequence[int]) -> tuple[int, ...]:

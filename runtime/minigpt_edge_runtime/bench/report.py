@@ -1,115 +1,86 @@
-"""Latency reports: put together from what was measured, read, and checked against their schema."""
+"""A latency report put together from what was measured."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from minigpt_edge_runtime.bench.schema import check, load_schema
 from minigpt_edge_runtime.bundle.open import Bundle
-from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.formats.latency_report import SCHEMA, VERSION, check
 
-SCHEMA = "minigpt-edge/latency-report"
-VERSION = 1
-_ARTEFACT = (
-    "name",
-    "file",
-    "format",
-    "bytes",
-    "sha256",
-    "quantization",
-    "parameters",
-    "architecture",
-    "vocabulary",
-)
-_QUALITY = (
-    "bits_per_byte",
-    "stderr",
-    "perplexity_per_base_token",
-    "windows",
-    "split",
-    "per_window",
-    "multiple_choice",
-)
+_ARTEFACT = ("name", "file", "format", "bytes", "sha256", "quantization", "parameters")
+_QUALITY = ("bits_per_byte", "stderr", "perplexity_per_base_token", "windows", "split", "per_window")
 
 
-def make_report(
-    *,
-    profile: str,
-    bundle: Bundle,
-    model: Mapping[str, Any],
-    device: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    bandwidth: Mapping[str, Any],
-    quality: Mapping[str, Any] | None,
-    sample_sha256: str | None,
-    memory_limit: int | None,
-) -> dict[str, Any]:
-    """A report of the parts that were measured.
+@dataclass(frozen=True)
+class Measured:
+    """The parts that a report is made of.
 
-    Args:
+    Attributes:
+        bundle: the model file and where it came from.
         model: as `describe_model` returns it.
         device: as `describe_device` does.
-        measured: as `measure_latency` does.
+        latency: as `measure_latency` does.
         bandwidth: as `measure_bandwidth` does.
         quality: as `measure_quality` does, or None.
         sample_sha256: of the file whose text was scored.
+        memory_limit: bytes that the process which measured latency could have had.
+    """
+
+    profile: str
+    bundle: Bundle
+    model: Mapping[str, Any]
+    device: Mapping[str, Any]
+    latency: Mapping[str, Any]
+    bandwidth: Mapping[str, Any]
+    quality: Mapping[str, Any] | None
+    sample_sha256: str | None
+    memory_limit: int | None
+
+
+def make_report(measured: Measured) -> dict[str, Any]:
+    """A report of the parts that were measured.
 
     Raises:
         EdgeError: the parts do not make a valid report.
     """
-    manifest, weight_bytes = bundle.manifest, model["weight_bytes_per_token"]
-    limited_by = None if memory_limit is None else "watchdog"
+    manifest, latency, quality = measured.bundle.manifest, measured.latency, measured.quality
+    weight_bytes = measured.model["weight_bytes_per_token"]
     report = {
         "schema": SCHEMA,
         "schema_version": VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "profile": profile,
+        "profile": measured.profile,
         "artefact": {
-            **{key: model[key] for key in _ARTEFACT},
+            **{key: measured.model[key] for key in (*_ARTEFACT, "architecture", "vocabulary")},
             "bundle": manifest.get("name"),
             "base_model": (manifest.get("base_model") or {}).get("name"),
             "domain": manifest.get("domain"),
         },
-        "device": dict(device),
-        "runtime": measured["runtime"],
+        "device": dict(measured.device),
+        "runtime": latency["runtime"],
         "settings": {
-            **measured["settings"],
-            "memory_limit_bytes": memory_limit,
-            "memory_limit_by": limited_by,
+            **latency["settings"],
+            "memory_limit_bytes": measured.memory_limit,
+            "memory_limit_by": None if measured.memory_limit is None else "watchdog",
         },
-        "load": measured["load"],
-        "prefill": measured["prefill"],
-        "decode": [_with_roofline(one, weight_bytes, bandwidth) for one in measured["decode"]],
-        "memory": measured["memory"],
-        "energy": measured["energy"],
-        "roofline": {**bandwidth, "weight_bytes_per_token": weight_bytes},
-        "quality": quality and {**{key: quality[key] for key in _QUALITY}, "sample_sha256": sample_sha256},
+        "load": latency["load"],
+        "prefill": latency["prefill"],
+        "decode": [_with_roofline(one, weight_bytes, measured.bandwidth) for one in latency["decode"]],
+        "memory": latency["memory"],
+        "energy": latency["energy"],
+        "roofline": {**measured.bandwidth, "weight_bytes_per_token": weight_bytes},
+        "quality": quality
+        and {
+            **{key: quality[key] for key in (*_QUALITY, "multiple_choice")},
+            "sample_sha256": measured.sample_sha256,
+        },
     }
     report["summary"] = summarize(report)
-    check(report, load_schema("latency-report-1.json"), "the latency report", "report this as a bug")
-    return report
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """Read a latency report.
-
-    Raises:
-        EdgeError: it is missing, damaged, something else, or of a schema version that is not known.
-    """
-    report = read_json(path)
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        raise EdgeError(f"{path} is not a latency report", "make one with: bench BUNDLE -o report.json")
-    if report.get("schema_version") != VERSION:
-        raise EdgeError(
-            f"{path} has schema version {report.get('schema_version')}, known is {VERSION}",
-            "measure again, or use the version of minigpt-edge that wrote it",
-        )
-    check(report, load_schema("latency-report-1.json"), str(path), "measure again with: bench BUNDLE -o ...")
+    check(report, "the latency report", "report this as a bug")
     return report
 
 

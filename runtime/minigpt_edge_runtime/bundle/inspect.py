@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge_runtime.bench.report import SCHEMA, read_report
 from minigpt_edge_runtime.engines.open import is_gguf
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, understanding
+from minigpt_edge_runtime.formats.latency_report import SCHEMA, read_report
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
 
 KNOWN = (
     "a .gguf or .onnx file, a bundle, a checkpoint directory, a plan.json, a report.json or a report of bench"
@@ -205,8 +206,8 @@ def _checkpoint(path: Path) -> Description:
         "vocabulary": config.get("vocab_size"),
         "tied_embeddings": config.get("tie_word_embeddings"),
         "unequal_blocks": bool(per_block),
-        "tokenizer": (path / "tokenizer.json").is_file(),
-        "chat_template": _has_chat_template(path),
+        "tokenizer": (path / TOKENIZER).is_file(),
+        "chat_template": chat_template(path, read_tokenizer_config(path)) is not None,
         **config.get("minigpt_edge", {}),
     }
     weights = sorted(path.glob("*.safetensors"))
@@ -214,13 +215,6 @@ def _checkpoint(path: Path) -> Description:
     facts.update(sizes.get("facts", {}))
     found = {k: v for k, v in sizes.items() if k != "facts"}
     return {"kind": "checkpoint", "path": str(path), "facts": facts, "blocks": blocks, **found}
-
-
-def _has_chat_template(path: Path) -> bool:
-    if (path / "chat_template.jinja").is_file():
-        return True
-    settings = path / "tokenizer_config.json"
-    return settings.is_file() and "chat_template" in read_json(settings)
 
 
 def _safetensors(paths: Sequence[Path]) -> Description:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,17 +13,9 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
-
-
 ONNX_MODEL = "model.onnx"
-
-
 KIND = "minigpt-edge bundle"
-
-
 FORMAT = 1
-
-
 _FIELDS: dict[str, Any] = {
     "name": str,
     "model_file": str,
@@ -38,58 +31,62 @@ _FIELDS: dict[str, Any] = {
 }
 
 
-def write_manifest(
-    directory: Path,
-    *,
-    name: str,
-    model_files: Sequence[str],
-    base_model: Mapping[str, Any],
-    licences: Sequence[Any],
-    domain: str | None,
-    corpus_sha256: str | None,
-    targets: Sequence[str],
-    document_start: str | None = None,
-    checks: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write manifest.json over everything that is in `directory` now, and return it.
+@dataclass(frozen=True)
+class Contents:
+    """What a bundle's manifest says beside the files.
 
-    Args:
+    Attributes:
         model_files: file names inside the directory; the first is what `run` uses.
         base_model: what the model was made from, e.g. {"name", "source", "licence", "sha256"}.
         licences: licence names or records of the model and the texts.
         document_start: the text of the token that begins every document.
         checks: model file -> what `verify.make_check` returned for it, for `verify` to compute again.
         extra: further facts, kept under their own keys.
+    """
+
+    name: str
+    model_files: Sequence[str]
+    base_model: Mapping[str, Any]
+    licences: Sequence[Any]
+    domain: str | None
+    corpus_sha256: str | None
+    targets: Sequence[str]
+    document_start: str | None = None
+    checks: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_manifest(directory: Path, contents: Contents) -> dict[str, Any]:
+    """Write manifest.json over everything that is in `directory` now, and return it.
 
     Raises:
         EdgeError: a model file is missing.
     """
-    if not model_files:
+    if not contents.model_files:
         raise EdgeError(f"{directory} has no model file to list", "export a model first")
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / MANIFEST
     }
-    for wanted in [*model_files, *(checks or {})]:
+    for wanted in [*contents.model_files, *contents.checks]:
         if wanted not in files:
             raise EdgeError(f"{directory / wanted} does not exist", "export the model again")
     manifest = {
-        **(extra or {}),
+        **contents.extra,
         "kind": KIND,
         "format": FORMAT,
         "minigpt_edge": __version__,
-        "name": name,
-        "model_file": model_files[0],
-        "model_files": list(model_files),
-        "base_model": dict(base_model),
-        "licences": list(licences),
-        "domain": domain,
-        "corpus_sha256": corpus_sha256,
-        "targets": list(targets),
-        "document_start": document_start,
-        "checks": dict(checks or {}),
+        "name": contents.name,
+        "model_file": contents.model_files[0],
+        "model_files": list(contents.model_files),
+        "base_model": dict(contents.base_model),
+        "licences": list(contents.licences),
+        "domain": contents.domain,
+        "corpus_sha256": contents.corpus_sha256,
+        "targets": list(contents.targets),
+        "document_start": contents.document_start,
+        "checks": dict(contents.checks),
         "files": files,
     }
     write_json(directory / MANIFEST, manifest)

@@ -9,6 +9,7 @@ from typing import Any
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.scoring.likelihood import divergence_of_top, log_softmax, picked
 
 REFERENCE = "reference.json"
 TOP = 32  # of the checkpoint's likeliest tokens are kept at each position
@@ -26,10 +27,8 @@ def make_reference(tokens: Any, logits: Any) -> dict[str, Any]:
     """
     import numpy as np
 
-    logits = np.asarray(logits, dtype=np.float64)
     tokens = np.asarray(tokens)
-    log_p = logits - logits.max(-1, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
+    log_p = log_softmax(np.asarray(logits, dtype=np.float64))
     top = np.argsort(-log_p, axis=-1, kind="stable")[:, :TOP]
     kept = np.take_along_axis(log_p, top, -1)
     return {
@@ -37,7 +36,7 @@ def make_reference(tokens: Any, logits: Any) -> dict[str, Any]:
         "tokens": tokens.tolist(),
         "top": top.tolist(),
         "log_probabilities": [[round(float(value), 4) for value in row] for row in kept],
-        "nll": [round(-float(log_p[at, token]), 4) for at, token in enumerate(tokens[1:])],
+        "nll": [round(-float(value), 4) for value in picked(log_p, tokens[1:])],
     }
 
 
@@ -66,12 +65,9 @@ def compare_with_reference(model: Path, reference: Path, threads: int | None) ->
         if not fits or max(*tokens, int(top.max())) >= engine.vocab_size or min(*tokens, int(top.min())) < 0:
             raise EdgeError(f"{reference} does not belong to this model", "copy or build the bundle again")
         logits = engine.logits(tokens).astype(np.float64)
-    log_q = logits - logits.max(-1, keepdims=True)
-    log_q -= np.log(np.exp(log_q).sum(-1, keepdims=True))
-    found = np.take_along_axis(log_q, top, -1)
-    rest_p, rest_q = (np.clip(1 - np.exp(side).sum(-1), 1e-9, 1) for side in (expected, found))
-    kl = (np.exp(expected) * (expected - found)).sum(-1) + rest_p * np.log(rest_p / rest_q)
-    own = -log_q[np.arange(len(nll)), tokens[1:]]
+    log_q = log_softmax(logits)
+    kl = divergence_of_top(expected, np.take_along_axis(log_q, top, -1))
+    own = -picked(log_q, np.array(tokens[1:], dtype=np.int64))
     if not math.isfinite(float(kl.sum())):
         raise EdgeError(f"{model} computes values that are not numbers", "copy or build the bundle again")
     return {

@@ -12,6 +12,7 @@ from minigpt_edge_runtime.bundle.parity import REFERENCE, compare_with_reference
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 # Mean difference in nats per token: kernels differ between CPUs in the last bits, wrong weights far more.
 NLL_TOLERANCE = 0.05
@@ -111,7 +112,7 @@ def _tokenizer(bundle: Bundle, model: Path, threads: int | None) -> tuple[bool |
         lost = [text for text in SCRIPTS if engine.detokenize(engine.tokenize(text)) != text.encode()]
         if lost:
             return False, f"bytes are lost of {len(lost)} of {len(SCRIPTS)} texts, first {lost[0]!r}"
-        path = bundle.directory / "tokenizer.json"
+        path = bundle.directory / TOKENIZER
         if not bundle.manifest or not path.is_file():
             return True, f"{len(SCRIPTS)} texts in {len(SCRIPTS)} scripts come back byte for byte"
         return _same_ids(engine, path)

@@ -73,6 +73,7 @@ def bench(
     from minigpt_edge_runtime.bench.bench import bench_bundle
     from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
     from minigpt_edge_runtime.bench.memory_limit import parse_size
+    from minigpt_edge_runtime.bench.profiles import Changes
     from minigpt_edge_runtime.files import check_writable, write_json
 
     if no_quality and texts is not None:
@@ -84,11 +85,10 @@ def bench(
     report = bench_bundle(
         found,
         profile,
+        Changes(repetitions=repeat, **settings),
         texts=None if no_quality else texts or _held_out(found),
         memory_limit=limit,
         progress=sys.stderr.isatty(),
-        repetitions=repeat,
-        **settings,
     )
     content = report if form == "report" else as_llama_bench(report)
     if output is not None:
@@ -100,7 +100,8 @@ def bench(
 
 
 def _held_out(bundle: Bundle) -> Path | None:
-    from minigpt_edge_runtime.bench.bench import HELD_OUT, held_out_file
+    from minigpt_edge_runtime.bench.bench import held_out_file
+    from minigpt_edge_runtime.scoring.held_out import HELD_OUT
 
     path = held_out_file(bundle)
     if path is None:

@@ -12,6 +12,8 @@ from minigpt_edge_runtime.compare.metrics import Row, compare_rows
 from minigpt_edge_runtime.compare.ratio import RULES
 from minigpt_edge_runtime.compare.reports import Report, read_reports
 from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge_runtime.files import understanding
+from minigpt_edge_runtime.formats.latency_report import AGAIN
 
 FORMAT = 1
 
@@ -70,11 +72,18 @@ def compare_files(paths: Sequence[Path]) -> Comparison:
 
     Raises:
         UsageError: fewer than two are given.
-        EdgeError: one is missing, is no latency report, or is one of another schema version.
+        EdgeError: one is missing, damaged, no latency report, or is one of another schema version.
     """
     if len(paths) < 2:
         raise UsageError(
             "compare needs two or more reports", "give the reference first: compare cpu.json laptop.json"
         )
     reports = read_reports(paths)
+    for report in reports:
+        with understanding(report.path, AGAIN):  # compared with itself, so that a damaged one can be named
+            _compare([report, report]).to_json()
+    return _compare(reports)
+
+
+def _compare(reports: list[Report]) -> Comparison:
     return Comparison(reports, find_caveats(reports), compare_rows(reports))

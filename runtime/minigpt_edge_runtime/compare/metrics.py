@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from minigpt_edge_runtime.compare.ratio import (
@@ -20,31 +20,102 @@ from minigpt_edge_runtime.compare.reports import Report
 _TIMED = 0.01  # runs of the same thing differ by so much from process to process
 _DERIVED = 0.05  # energy counters and the bandwidth figure are coarser
 
-Value = Callable[[dict[str, Any]], float | None]
-Pair = Callable[[dict[str, Any], dict[str, Any]], Ratio]
+Data = dict[str, Any]  # a latency report
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the comparison.
-
-    `value` gives a report's figure or None; `ratio` is called only where both reports have one.
-    `limit` is its name for --fail-if, None for rows that have no limit.
-    """
+    """One row of the comparison. `limit` is its name for --fail-if, None for rows that have no limit."""
 
     key: str
     name: str
-    condition: str  # at which length, which percentile; "" for figures without
     unit: str
     better: Better
-    value: Value
-    ratio: Pair
+    _: KW_ONLY
+    condition: str = ""  # at which length, which percentile
     limit: str | None = None
 
     @property
     def label(self) -> str:
         """Like "decode, depth 512"."""
         return f"{self.name}, {self.condition}" if self.condition else self.name
+
+    def value(self, report: Data) -> float | None:
+        """A report's figure, None if it has none."""
+        raise NotImplementedError
+
+    def ratio(self, reference: Data, other: Data) -> Ratio:
+        """The figure of one report over the other's; called only where both have one."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sampled(Metric):
+    """A figure with a sample per repetition: their median, unless `figure` says where the report has it."""
+
+    samples: Callable[[Data], list[float]]
+    figure: Callable[[Data], float | None] | None = None
+
+    def value(self, report: Data) -> float | None:
+        if self.figure is not None:
+            return self.figure(report)
+        return statistics.median(found) if (found := self.samples(report)) else None
+
+    def ratio(self, reference: Data, other: Data) -> Ratio:
+        figures = self.value(reference) or 0.0, self.value(other) or 0.0
+        return sampled_ratio(*figures, self.samples(reference), self.samples(other), self.better, _TIMED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Single(Metric):
+    """A figure that a report holds one reading of, at `path`; ratios within `negligible` of 1 are noise."""
+
+    path: str
+    negligible: float = _TIMED
+
+    def value(self, report: Data) -> float | None:
+        part, name = self.path.split(".")
+        return None if report[part] is None else report[part][name]
+
+    def ratio(self, reference: Data, other: Data) -> Ratio:
+        figures = self.value(reference) or 0.0, self.value(other) or 0.0
+        return single_ratio(*figures, self.better, self.negligible)
+
+
+class _Bits(Metric):
+    """Bits per byte on held-out text, compared window by window."""
+
+    def value(self, report: Data) -> float | None:
+        return (report["quality"] or {}).get("bits_per_byte")
+
+    def ratio(self, reference: Data, other: Data) -> Ratio:
+        if not _same_text(reference, other):
+            return Ratio(None, note="scored on different text")
+        nll = [[window["nll"] for window in r["quality"]["per_window"]] for r in (reference, other)]
+        return paired_sums_ratio(nll[0], nll[1])
+
+
+class _Accuracy(Metric):
+    """The share of multiple-choice questions answered right, compared question by question."""
+
+    def value(self, report: Data) -> float | None:
+        return _choice(report).get("accuracy")
+
+    def ratio(self, reference: Data, other: Data) -> Ratio:
+        if not _same_text(reference, other):
+            return Ratio(None, note="asked different questions")
+        ours, theirs = _choice(reference), _choice(other)
+        return paired_answers_ratio(ours["accuracy"], theirs["accuracy"], ours["answers"], theirs["answers"])
+
+
+def _choice(report: Data) -> dict[str, Any]:
+    return (report["quality"] or {}).get("multiple_choice") or {}
+
+
+def _same_text(reference: Data, other: Data) -> bool:
+    """Whether both qualities were measured on one held-out sample."""
+    samples = [(report["quality"] or {}).get("sample_sha256") for report in (reference, other)]
+    return samples[0] is not None and samples[0] == samples[1]
 
 
 @dataclass(frozen=True)
@@ -62,7 +133,7 @@ def compare_rows(reports: Sequence[Report]) -> list[Row]:
     return [row for row in rows if any(value is not None for value in row.values)]
 
 
-def _row(metric: Metric, reports: list[dict[str, Any]]) -> Row:
+def _row(metric: Metric, reports: list[Data]) -> Row:
     values = tuple(metric.value(report) for report in reports)
     ratios = tuple(
         Ratio(None, note="not measured")
@@ -76,13 +147,14 @@ def _row(metric: Metric, reports: list[dict[str, Any]]) -> Row:
 def _metrics(reports: Sequence[Report]) -> list[Metric]:
     data = [report.data for report in reports]
     prompts, depths = lengths(data, "prefill", "n_prompt"), lengths(data, "decode", "n_depth")
-    first, last = min(prompts.common, default=None), max(prompts.common, default=None)
-    shallow = min(depths.common, default=None)
-    metrics = [_sampled("load", "load", "", "ms", "lower", lambda r: _times(r["load"]), limit="load")]
-    if first is not None:
-        metrics.append(_ttft(first))
-    metrics += [_prefill(n, limit="prefill" if n == last else None) for n in prompts.shown]
-    metrics += [_decode(n, limit="decode" if n == shallow else None) for n in depths.shown]
+    metrics: list[Metric] = [
+        _Sampled("load", "load", "ms", "lower", limit="load", samples=lambda r: _ms(r["load"]))
+    ]
+    if prompts.common:
+        metrics.append(_first_token(min(prompts.common)))
+    last, shallow = max(prompts.common, default=None), min(depths.common, default=None)
+    metrics += [_rate("prefill", n, "prefill" if n == last else None) for n in prompts.shown]
+    metrics += [_rate("decode", n, "decode" if n == shallow else None) for n in depths.shown]
     if shallow is not None:
         metrics += [_token_time(shallow, "p50", limit="itl"), _token_time(shallow, "p99", limit=None)]
     return [*metrics, *_COSTS]
@@ -96,90 +168,72 @@ class Lengths:
     shown: list[int]
 
 
-def lengths(reports: Sequence[dict[str, Any]], part: str, field: str) -> Lengths:
+def lengths(reports: Sequence[Data], part: str, field: str) -> Lengths:
     """The lengths of a part that all reports have, and those that the first and another have."""
     measured = [{entry[field] for entry in report[part]} for report in reports]
     shared = measured[0] & set().union(*measured[1:])
     return Lengths(sorted(set.intersection(*measured)), sorted(shared))
 
 
-def entry(report: dict[str, Any], part: str, field: str, length: int) -> dict[str, Any] | None:
-    """The prefill or decode measurement at one length."""
+_LENGTHS = {"prefill": ("n_prompt", "prompt"), "decode": ("n_depth", "depth")}
+
+
+def entry(report: Data, part: str, length: int) -> Data | None:
+    """The prefill at a prompt length, or the decode at a depth."""
+    field, _ = _LENGTHS[part]
     return next((found for found in report[part] if found[field] == length), None)
 
 
-def _times(measured: dict[str, Any] | None) -> list[float]:
+def _ms(measured: Data | None) -> list[float]:
     """Milliseconds of each repetition."""
     return [nanoseconds / 1e6 for nanoseconds in (measured or {}).get("samples_ns") or []]
 
 
-def _rates(measured: dict[str, Any] | None) -> list[float]:
-    return list((measured or {}).get("samples_ts") or [])
+def _first_token(length: int) -> Metric:
+    return _Sampled(
+        f"ttft@{length}",
+        "first token",
+        "ms",
+        "lower",
+        condition=f"prompt {length:,}",
+        limit="ttft",
+        samples=lambda report: _ms(entry(report, "prefill", length)),
+    )
 
 
-Samples = Callable[[dict[str, Any]], list[float]]
-
-
-def _sampled(
-    key: str,
-    name: str,
-    condition: str,
-    unit: str,
-    better: Better,
-    samples: Samples,
-    value: Value | None = None,
-    limit: str | None = None,
-) -> Metric:
-    """A metric with a sample per repetition; its value is their median unless `value` says otherwise."""
-
-    def median(report: dict[str, Any]) -> float | None:
-        return statistics.median(found) if (found := samples(report)) else None
-
-    read = value or median
-
-    def ratio(reference: dict[str, Any], other: dict[str, Any]) -> Ratio:
-        figures = read(reference) or 0.0, read(other) or 0.0
-        return sampled_ratio(*figures, samples(reference), samples(other), better, _TIMED)
-
-    return Metric(key, name, condition, unit, better, read, ratio, limit)
-
-
-def _ttft(length: int) -> Metric:
-    def samples(report: dict[str, Any]) -> list[float]:
-        return _times(entry(report, "prefill", "n_prompt", length))
-
-    condition = f"prompt {length:,}"
-    return _sampled(f"ttft@{length}", "first token", condition, "ms", "lower", samples, limit="ttft")
-
-
-def _prefill(length: int, limit: str | None) -> Metric:
-    def samples(report: dict[str, Any]) -> list[float]:
-        return _rates(entry(report, "prefill", "n_prompt", length))
-
-    condition = f"prompt {length:,}"
-    return _sampled(f"prefill@{length}", "prefill", condition, "tok/s", "higher", samples, limit=limit)
-
-
-def _decode(depth: int, limit: str | None) -> Metric:
-    def samples(report: dict[str, Any]) -> list[float]:
-        return _rates(entry(report, "decode", "n_depth", depth))
-
-    condition = f"depth {depth:,}"
-    return _sampled(f"decode@{depth}", "decode", condition, "tok/s", "higher", samples, limit=limit)
+def _rate(part: str, length: int, limit: str | None) -> Metric:
+    """Tokens per second of prefill or decode."""
+    return _Sampled(
+        f"{part}@{length}",
+        part,
+        "tok/s",
+        "higher",
+        condition=f"{_LENGTHS[part][1]} {length:,}",
+        limit=limit,
+        samples=lambda report: list((entry(report, part, length) or {}).get("samples_ts") or []),
+    )
 
 
 def _token_time(depth: int, percentile: str, limit: str | None) -> Metric:
-    def samples(report: dict[str, Any]) -> list[float]:
-        # the tokens of a run depend on each other, so a run is one sample
-        runs = (entry(report, "decode", "n_depth", depth) or {}).get("itl_ns") or []
+    def samples(report: Data) -> list[float]:
+        # The tokens of a run depend on each other, so a run is one sample.
+        runs = (entry(report, "decode", depth) or {}).get("itl_ns") or []
         return [_percentile(run, percentile) / 1e6 for run in runs if run]
 
-    def value(report: dict[str, Any]) -> float | None:
-        found = entry(report, "decode", "n_depth", depth)
+    def figure(report: Data) -> float | None:
+        found = entry(report, "decode", depth)
         return found["itl_ms"][percentile] if found else None
 
-    key = f"itl_{percentile}@{depth}"
-    return _sampled(key, "between tokens", percentile, "ms", "lower", samples, value, limit)
+    return _Sampled(
+        f"itl_{percentile}@{depth}",
+        "between tokens",
+        "ms",
+        "lower",
+        condition=percentile,
+        limit=limit,
+        samples=samples,
+        figure=figure,
+    )
 
 
 def _percentile(values: Sequence[float], name: str) -> float:
@@ -189,83 +243,23 @@ def _percentile(values: Sequence[float], name: str) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[int(name[1:]) - 1]
 
 
-def _single(
-    key: str,
-    name: str,
-    unit: str,
-    better: Better,
-    *path: str,
-    negligible: float = 0.0,
-    limit: str | None = None,
-) -> Metric:
-    """A metric that a report holds one reading of, at `path`."""
-
-    def value(report: dict[str, Any]) -> float | None:
-        at: Any = report
-        for step in path:
-            at = None if at is None else at[step]
-        return at
-
-    def ratio(reference: dict[str, Any], other: dict[str, Any]) -> Ratio:
-        return single_ratio(value(reference) or 0.0, value(other) or 0.0, better, negligible)
-
-    return Metric(key, name, "", unit, better, value, ratio, limit)
-
-
-def _choice(report: dict[str, Any]) -> dict[str, Any]:
-    return (report["quality"] or {}).get("multiple_choice") or {}
-
-
-def same_text(reference: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether both qualities were measured on one held-out sample."""
-    samples = [(report["quality"] or {}).get("sample_sha256") for report in (reference, other)]
-    return samples[0] is not None and samples[0] == samples[1]
-
-
-def _bits_ratio(reference: dict[str, Any], other: dict[str, Any]) -> Ratio:
-    if not same_text(reference, other):
-        return Ratio(None, note="scored on different text")
-    nll = [[window["nll"] for window in r["quality"]["per_window"]] for r in (reference, other)]
-    return paired_sums_ratio(nll[0], nll[1])
-
-
-def _accuracy_ratio(reference: dict[str, Any], other: dict[str, Any]) -> Ratio:
-    if not same_text(reference, other):
-        return Ratio(None, note="asked different questions")
-    ours, theirs = _choice(reference), _choice(other)
-    return paired_answers_ratio(ours["accuracy"], theirs["accuracy"], ours["answers"], theirs["answers"])
-
-
 _COSTS = (
-    _single(
-        "memory", "peak memory", "MB", "lower", "memory", "peak_rss_bytes", negligible=_TIMED, limit="memory"
-    ),
-    _single("rss", "memory after load", "MB", "lower", "memory", "rss_after_load_bytes", negligible=_TIMED),
-    _single("size", "file size", "MB", "lower", "artefact", "bytes", limit="size"),
-    Metric(
-        "bits_per_byte",
-        "bits per byte",
-        "",
-        "",
+    _Single("memory", "peak memory", "MB", "lower", path="memory.peak_rss_bytes", limit="memory"),
+    _Single("rss", "memory after load", "MB", "lower", path="memory.rss_after_load_bytes"),
+    _Single("size", "file size", "MB", "lower", path="artefact.bytes", limit="size", negligible=0),
+    _Bits("bits_per_byte", "bits per byte", "", "lower", limit="bits_per_byte"),
+    _Accuracy("accuracy", "multiple choice", "%", "higher", limit="accuracy"),
+    _Single(
+        "energy",
+        "energy per token",
+        "mJ",
         "lower",
-        lambda report: (report["quality"] or {}).get("bits_per_byte"),
-        _bits_ratio,
-        "bits_per_byte",
+        path="energy.decode_joules_per_token",
+        negligible=_DERIVED,
     ),
-    Metric(
-        "accuracy",
-        "multiple choice",
-        "",
-        "%",
-        "higher",
-        lambda report: _choice(report).get("accuracy"),
-        _accuracy_ratio,
-        "accuracy",
+    _Single(
+        "roofline", "share of roofline", "%", "higher", path="summary.roofline_share", negligible=_DERIVED
     ),
-    _single(
-        "energy", "energy per token", "mJ", "lower", "energy", "decode_joules_per_token", negligible=_DERIVED
-    ),
-    _single("roofline", "share of roofline", "%", "higher", "summary", "roofline_share", negligible=_DERIVED),
 )
 
 _SCALE = {"ms": 1.0, "tok/s": 1.0, "MB": 1e-6, "": 1.0, "%": 100.0, "mJ": 1000.0}

@@ -8,11 +8,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.latency_report import read_report
 
 _LONGEST = 24
-_LARGEST = 1e18  # bytes, nanoseconds or anything per second
-_DAMAGED = "measure again with: bench BUNDLE -o report.json"
 
 
 @dataclass(frozen=True)
@@ -41,24 +39,12 @@ def read_reports(paths: Sequence[Path]) -> list[Report]:
     """Read and name the reports.
 
     Raises:
-        EdgeError: a file is missing, is no report, or is one of another schema version.
+        EdgeError: a file is missing, is no report, is damaged, or is one of another schema version.
     """
     return [
-        Report(label, _clean(str(path)), _read(path))
+        Report(label, _clean(str(path)), _clean(read_report(path)))
         for label, path in zip(labels(paths), paths, strict=True)
     ]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from minigpt_edge_runtime.bench.report import read_report
-
-    try:
-        report = _clean(read_report(path))
-    except RecursionError:
-        raise EdgeError(f"{path} is nested too deeply for a report", _DAMAGED) from None
-    except OverflowError as error:
-        raise EdgeError(f"{path} holds {error}, which nothing here can measure", _DAMAGED) from None
-    return report
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -89,17 +75,11 @@ def _short(name: str) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """The value with every character that could steer a terminal or turn a line round replaced.
-
-    Raises:
-        OverflowError: a number is infinite, no number, or beyond what fields of a report can hold.
-    """
+    """The value with every character that could steer a terminal or turn a line round replaced."""
     if isinstance(value, str):
         return "".join(character if character.isprintable() else "�" for character in value)
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if isinstance(value, dict):
         return {_clean(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, int | float) and not abs(value) < _LARGEST:
-        raise OverflowError(f"the number {value:.3g}" if isinstance(value, float) else "a giant number")
     return value

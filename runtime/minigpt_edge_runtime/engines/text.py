@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_runtime.engines.engine import END_OF_TEXT
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json
+from minigpt_edge_runtime.files import os_error
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,24 +27,31 @@ _ENDS = frozenset(
 _AGAIN = "copy or build the bundle again"
 
 
-def open_tokenizer(path: Path) -> Tokenizer:
+def open_tokenizer(source: Path | Mapping[str, Any], hint: str = _AGAIN) -> Tokenizer:
     """A tokenizer.json, as a tokenizer that neither cuts nor pads.
+
+    Args:
+        source: the file, or what is in it.
+        hint: what a user can do about a damaged one.
 
     Raises:
         EdgeError: it is missing or damaged.
     """
     from tokenizers import Tokenizer
 
+    name = source if isinstance(source, Path) else TOKENIZER
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError):
-            raise os_error(error, path) from error
-        raise EdgeError(f"{path} is not UTF-8", _AGAIN) from error
-    try:
+        if isinstance(source, Path):
+            text = source.read_text(encoding="utf-8")
+        else:
+            text = json.dumps(source, ensure_ascii=False)
         tokenizer = Tokenizer.from_str(text)
+    except OSError as error:
+        raise os_error(error, Path(name)) from error
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{name} is not UTF-8", hint) from error
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise EdgeError(f"{path} can't be read ({error})", _AGAIN) from error
+        raise EdgeError(f"{name} can't be read: it is damaged ({error})", hint) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -60,10 +69,10 @@ class TextCodec:
     """
 
     def __init__(self, directory: Path, end_ids: Sequence[int] = ()) -> None:
-        self._tokenizer = open_tokenizer(directory / "tokenizer.json")
+        self._tokenizer = open_tokenizer(directory / TOKENIZER)
         self._lock = threading.Lock()  # a setting of the tokenizer tells whether special tokens are text
-        self._settings = _settings(directory / "tokenizer_config.json")
-        self.chat_template = _chat_template(directory / "chat_template.jinja", self._settings)
+        self._settings = read_tokenizer_config(directory, _AGAIN)
+        self.chat_template = chat_template(directory, self._settings, _AGAIN)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index: token.content for index, token in added.items() if token.special}
         self._whole = {index: token.content for index, token in added.items() if not token.special}
@@ -149,29 +158,6 @@ class TextCodec:
     def _id(self, name: str) -> int | None:
         text = self.special_text(name)
         return self._tokenizer.token_to_id(text) if text else None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    settings = read_json(path) if path.is_file() else {}
-    if not isinstance(settings, dict):
-        raise EdgeError(f"{path} holds no settings", _AGAIN)
-    return settings
-
-
-def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
-    """The file's, else the settings'; of several there, the one named default."""
-    try:
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise os_error(error, path) from error
-    except UnicodeDecodeError as error:
-        raise EdgeError(f"{path} is not UTF-8", _AGAIN) from error
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    return template if isinstance(template, str) else None
 
 
 def symbol_bytes() -> dict[str, bytes]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER_FILES
 
 CONFIG = "genai_config.json"  # onnxruntime-genai's name
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _AGAIN = "copy or build the bundle again"
 # onnx.TensorProto.DataType: name, bits of an element
 _TYPES: dict[int, tuple[str, int]] = {

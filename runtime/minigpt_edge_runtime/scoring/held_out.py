@@ -6,15 +6,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
-
-if TYPE_CHECKING:
-    pass
+from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.scoring.likelihood import token_nll
+from minigpt_edge_runtime.scoring.questions import (
+    Question,
+    choose,
+    encode_question,
+    read_questions,
+    summarize_choices,
+)
+
+HELD_OUT = "held-out.json"  # a bundle's own sample
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,27 @@ class Window:
     base_tokens: int
 
 
-def read_windows(content: Any) -> list[Window]:
-    """The windows of a texts.json's content; EdgeError if it is none, is empty, or a window is damaged."""
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows, questions (none in a texts.json), the text of the token before each, and the split's name."""
+
+    windows: list[Window]
+    questions: list[Question]
+    document_start: str | None
+    split: str | None
+
+
+def read_held_out(source: Path | Mapping[str, Any]) -> HeldOut:
+    """A texts.json of the corpus stage, or a bundle's held-out.json.
+
+    Args:
+        source: the file, or its content: {"document_start", "split", "windows": [{"text", "bytes",
+            "base_tokens"}], "questions" (may be missing): [{"context", "choices", "answer"}]}.
+
+    Raises:
+        EdgeError: it is missing, something else, empty, or a window or question is damaged.
+    """
+    content = read_json(source) if isinstance(source, Path) else source
     hint = "make the text file again with the corpus stage"
     try:
         windows = [Window(str(w["text"]), int(w["bytes"]), int(w["base_tokens"])) for w in content["windows"]]
@@ -41,38 +67,28 @@ def read_windows(content: Any) -> list[Window]:
             raise EdgeError(
                 f"window {number} of the texts file is damaged ({size} bytes, not {window.bytes})", hint
             )
-    return windows
+    return HeldOut(windows, read_questions(content), content.get("document_start"), content.get("split"))
 
 
 def score_held_out(
     path: Path,
-    content: Mapping[str, Any],
+    held_out: HeldOut,
     threads: int,
     context_length: int | None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score each window on its own, and each question.
 
-    Args:
-        content: a texts.json's or held-out.json's, see `read_windows` and `questions.read_questions`.
-
     Returns:
         "per_window" (nll in nats, tokens, bytes, base_tokens), "multiple_choice" (None without questions, see
         `questions.summarize_choices`) and "runtime", the engine's description.
 
     Raises:
-        EdgeError: the content is damaged, a text is longer than the context, or the vocabulary loses bytes.
+        EdgeError: a text is longer than the context, or the vocabulary loses bytes.
     """
-    from minigpt_edge_runtime.scoring.questions import (
-        choose,
-        encode_question,
-        read_questions,
-        summarize_choices,
-    )
-
-    windows, questions = read_windows(content), read_questions(content)
+    windows, questions = held_out.windows, held_out.questions
     with open_engine(path, 32, threads) as engine:  # tokenizing alone needs no large cache
-        start = engine.document_start(content.get("document_start"))
+        start = engine.document_start(held_out.document_start)
         texts = [_exact_tokens(engine, number, window) for number, window in enumerate(windows)]
         encoded = [encode_question(engine, question) for question in questions]
     longest = 1 + max(len(tokens) for tokens in texts + [text for one in encoded for text in one.texts])

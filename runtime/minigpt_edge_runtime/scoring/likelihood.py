@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from minigpt_edge_runtime.engines.engine import Engine, Fork
@@ -16,24 +10,41 @@ from minigpt_edge_runtime.engines.engine import Engine, Fork
 if TYPE_CHECKING:
     import numpy as np
 
-
-def divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(softmax(expected) || softmax(found)) in nats: float32 [n, vocab] twice -> float64 [n]."""
-    import numpy as np
-
-    p, q = (log_softmax(logits) for logits in (expected, found))
-    return np.einsum("nv,nv->n", np.exp(p), p - q, dtype=np.float64)
+_ROWS = 64  # rows of logits whose exponentials are in memory at once
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities in nats: [n, vocab], float32 or float64 as the logits; sums are float64."""
     import numpy as np
 
     shifted = logits - logits.max(-1, keepdims=True)
     total: np.ndarray = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
-    return shifted - np.log(total).astype(np.float32)
+    return shifted - np.log(total).astype(shifted.dtype)
 
 
-_ROWS = 64  # rows of logits whose exponentials are held at once
+def divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """KL(P || Q) in nats of log-probabilities: float32 [n, vocab] twice -> float64 [n]."""
+    import numpy as np
+
+    return np.einsum("nv,nv->n", np.exp(log_p), log_p - log_q, dtype=np.float64)
+
+
+def divergence_of_top(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """KL(P || Q) in nats where only some tokens' log-probabilities are known: float64 [n, k] twice -> [n].
+
+    The other tokens count as one, so this is at most the true divergence.
+    """
+    import numpy as np
+
+    rest_p, rest_q = (np.clip(1 - np.exp(side).sum(-1), 1e-9, 1) for side in (log_p, log_q))
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1) + rest_p * np.log(rest_p / rest_q)
+
+
+def picked(log_p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The log-probability of one token per row: [n, vocab] and int [m], m at most n -> [m]."""
+    import numpy as np
+
+    return log_p[np.arange(len(tokens)), tokens]
 
 
 def token_nll(engine: Engine, tokens: Sequence[int], first: int = 1) -> np.ndarray:

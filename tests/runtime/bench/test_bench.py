@@ -18,11 +18,11 @@ from tiny_gguf import TEXT, texts_content
 from minigpt_edge_runtime.bench.fresh import run_fresh
 from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
 from minigpt_edge_runtime.bench.memory_limit import parse_size
-from minigpt_edge_runtime.bench.report import read_report
 from minigpt_edge_runtime.bench.table import noise, print_report
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import sha256_file
+from minigpt_edge_runtime.formats.latency_report import read_report
 
 QUICK = (
     "--profile",

@@ -14,7 +14,8 @@ from tiny_gguf import TEXT, make_gguf, texts_content
 from tokenizers import Tokenizer
 
 import minigpt_edge_runtime
-from minigpt_edge_runtime.bench.measure import measure_quality, run_fresh
+from minigpt_edge_runtime.bench.fresh import run_fresh
+from minigpt_edge_runtime.bench.measure import measure_quality
 from minigpt_edge_runtime.bench.profiles import Settings
 from minigpt_edge_runtime.bench.samples import entry, milliseconds
 from minigpt_edge_runtime.errors import EdgeError, UsageError

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge_runtime.bench.profiles import PROFILES, profile_settings
+from minigpt_edge_runtime.bench.profiles import PROFILES, Changes, profile_settings
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 
@@ -16,9 +16,9 @@ def test_the_small_device_has_one_thread_and_both_measure_the_same() -> None:
 
 
 def test_other_threads_make_a_custom_profile_other_lengths_do_not() -> None:
-    assert profile_settings("cpu", threads=1, prompt_lengths=[9, 4, 9]).profile == "cpu"
-    assert profile_settings("cpu", prompt_lengths=[9, 4, 9]).prompt_lengths == (4, 9)
-    assert profile_settings("cpu", threads=3).profile == "custom"
+    assert profile_settings("cpu", Changes(threads=1, prompt_lengths=[9, 4, 9])).profile == "cpu"
+    assert profile_settings("cpu", Changes(prompt_lengths=[9, 4, 9])).prompt_lengths == (4, 9)
+    assert profile_settings("cpu", Changes(threads=3)).profile == "custom"
 
 
 @pytest.mark.parametrize("context", [1, 2, 40, 64, 100, 300, 512, 575])
@@ -26,7 +26,7 @@ def test_a_short_context_gets_what_fits(context: int) -> None:
     settings = profile_settings("cpu", context=context)
     assert settings.context_length <= context
     assert settings.prompt_lengths[-1] == min(512, context) and settings.depths[0] == 0
-    assert profile_settings("cpu", context=context, generate_tokens=1).context_length <= context
+    assert profile_settings("cpu", Changes(generate_tokens=1), context).context_length <= context
 
 
 def test_a_long_context_changes_nothing() -> None:
@@ -44,7 +44,7 @@ def test_a_long_context_changes_nothing() -> None:
 )
 def test_what_is_asked_for_is_not_cut(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgeError, match=message) as caught:
-        profile_settings("cpu", context=100, **asked)
+        profile_settings("cpu", Changes(**asked), 100)
     assert caught.value.hint
 
 
@@ -54,6 +54,6 @@ def test_what_is_asked_for_is_not_cut(asked: dict[str, Any], message: str) -> No
 )
 def test_numbers_that_mean_nothing_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="it must be"):
-        profile_settings("laptop", **asked)
+        profile_settings("laptop", Changes(**asked))
     with pytest.raises(UsageError, match="no profile 'phone'"):
         profile_settings("phone")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge_runtime.bundle.manifest import owned_files, verify_checksums, write_manifest
+from minigpt_edge_runtime.bundle.manifest import Contents, owned_files, verify_checksums, write_manifest
 from minigpt_edge_runtime.bundle.open import open_bundle, read_bundle
 from minigpt_edge_runtime.bundle.verify import verify
 from minigpt_edge_runtime.errors import EdgeError
@@ -77,13 +77,13 @@ def test_the_model_file_can_be_chosen(bundle: Path, model: Path) -> None:
         "corpus_sha256": None,
         "targets": [],
     }
-    write_manifest(bundle, name="two", model_files=["model.gguf", "small.gguf"], **settings)
+    write_manifest(bundle, Contents(name="two", model_files=["model.gguf", "small.gguf"], **settings))
     assert read_bundle(bundle, "small.gguf").model_path == bundle / "small.gguf"
     with pytest.raises(EdgeError, match="no model file 'x.gguf'") as caught:
         read_bundle(bundle, "x.gguf")
     assert caught.value.hint == "choose one of: model.gguf, small.gguf"
     with pytest.raises(EdgeError, match="does not exist"):
-        write_manifest(bundle, name="two", model_files=["none.gguf"], **settings)
+        write_manifest(bundle, Contents(name="two", model_files=["none.gguf"], **settings))
     (bundle / "small.gguf").unlink()
     with pytest.raises(EdgeError, match="missing from the bundle"):
         read_bundle(bundle, "small.gguf")
@@ -107,7 +107,7 @@ def rewrite_manifest(bundle: Path) -> None:
     """A manifest that agrees with the files as they are, so that only the deeper checks can object."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     keep = ("name", "model_files", "base_model", "licences", "domain", "corpus_sha256", "targets", "checks")
-    write_manifest(bundle, **{name: manifest[name] for name in keep})
+    write_manifest(bundle, Contents(**{name: manifest[name] for name in keep}))
 
 
 def test_verify_notices_changed_weights(bundle: Path) -> None:

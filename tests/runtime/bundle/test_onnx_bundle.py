@@ -18,12 +18,12 @@ from tiny_onnx import edit_json, make_onnx
 from tokenizers import Tokenizer
 
 from minigpt_edge_runtime.bench.measure import measure_quality
-from minigpt_edge_runtime.bench.report import read_report
-from minigpt_edge_runtime.bundle.manifest import verify_checksums, write_manifest
+from minigpt_edge_runtime.bundle.manifest import Contents, verify_checksums, write_manifest
 from minigpt_edge_runtime.bundle.open import read_bundle
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.artefact import describe_model
+from minigpt_edge_runtime.formats.latency_report import read_report
 from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
 SHORT = ("--greedy", "--max-tokens", 8, "--threads", 1)
@@ -180,7 +180,7 @@ def rewrite_manifest(bundle: Path) -> None:
     """One that agrees with the files as they are, so that only the deeper checks can object."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     keep = ("name", "model_files", "base_model", "licences", "domain", "corpus_sha256", "targets", "checks")
-    write_manifest(bundle, **{name: manifest[name] for name in keep})
+    write_manifest(bundle, Contents(**{name: manifest[name] for name in keep}))
 
 
 def test_files_of_another_build_are_noticed(both: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import CliRunner
 from latency_reports import make_report, without_optional_facts, write_reports
 
+from minigpt_edge.cli import cli
+from minigpt_edge.report.compare_page import render_page
 from minigpt_edge_runtime.compare.comparison import compare_files
-from minigpt_edge_runtime.compare.page import render_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -48,7 +50,8 @@ CONTRAST = """() => {
 
 # Width and height of the pictures that are shown, and their texts that are cut off or lie on another.
 PICTURES = """() => {
-  const shown = [...document.querySelectorAll('figure svg[role=img]')].filter(e => e.getClientRects().length);
+  const all = [...document.querySelectorAll('figure [role=img] svg')];
+  const shown = all.filter(e => e.getClientRects().length);
   const sizes = shown.map(e => e.getBoundingClientRect()).map(r => [r.width, r.height]);
   const bad = shown.flatMap(svg => {
     const frame = svg.getBoundingClientRect();
@@ -153,7 +156,9 @@ class Scanner(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.loads += [
-            f"{k}={v}" for k, v in attrs if k in ("src", "href", "xlink:href") or k.startswith("on")
+            f"{k}={v}"
+            for k, v in attrs
+            if k.startswith("on") or (k in ("src", "href", "xlink:href") and not str(v).startswith("#"))
         ]
 
 
@@ -164,28 +169,47 @@ def test_the_page_loads_and_runs_nothing(tmp_path: Path, case: str) -> None:
     scanner = Scanner()
     scanner.feed(content)
     assert scanner.loads == [] and not scanner.tags & {"script", "img", "link", "iframe", "object"}
-    assert "default-src 'none'" in content and "url(" not in content and "@import" not in content
+    assert (
+        "default-src 'none'" in content
+        and "url(" not in content.replace("url(#", "")
+        and "@import" not in content
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_picture_is_well_formed_and_has_words(tmp_path: Path, case: str) -> None:
     content = write_page(tmp_path, case)[0].read_text(encoding="utf-8")
-    pictures = re.findall(r'<svg class="(?:wide|narrow)".*?</svg>', content, re.DOTALL)
-    assert pictures
-    for picture in map(ElementTree.fromstring, pictures):
-        title, description = picture[0], picture[1]
-        assert (title.tag, description.tag) == ("title", "desc") and title.text and description.text
-        assert picture.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
-        assert "nan" not in str([element.get("d") for element in picture]).lower()
+    pictures = re.findall(r'<div role="img" aria-label="([^"]+)">(<svg.*?</svg>)</div>', content, re.DOTALL)
+    assert len(pictures) == content.count("<svg") == (3 if case == "nothing in common" else 6)
+    for words, picture in pictures:
+        assert ": " in words and "nan" not in words
+        elements = list(ElementTree.fromstring(picture).iter())
+        assert "nan" not in str([element.get("d") for element in elements]).lower()
+    assert not re.search("#0[0-9]0b0[0-9]|#0c0c0c", content)  # every colour is the page's
     ids = re.findall(r' id="([^"]+)"', content)
     assert len(ids) == len(set(ids))
 
 
 def test_every_token_time_is_drawn(tmp_path: Path) -> None:
     content = write_page(tmp_path, "two")[0].read_text(encoding="utf-8")
-    picture = re.search(r'<svg class="wide"[^>]*aria-labelledby="itl-wide.*?</svg>', content, re.DOTALL)
-    assert picture is not None
-    assert picture[0].count("h0") == 2 * 5 * 32  # reports, repetitions, tokens
+    picture = content[content.index("<h2>Time between tokens") :].partition("</svg>")[0]
+    dots = [path for path in re.findall(r'<path d="([^"]+)"', picture) if path.count("M") > 100]
+    assert [path.count("M") for path in dots] == [5 * 32, 5 * 32]  # repetitions, tokens
+
+
+def test_a_name_is_text_not_a_formula(tmp_path: Path) -> None:
+    comparison = compare_files(write_reports(tmp_path, **{"a$x$": make_report(1), "b$_": make_report(2)}))
+    assert "a$x$" in render_page(comparison)
+
+
+def test_the_command_writes_the_page_and_not_over_a_report(tmp_path: Path) -> None:
+    a, b = write_reports(tmp_path, a=make_report(1), b=make_report(2))
+    before, page = b.read_bytes(), tmp_path / "page.html"
+    result = CliRunner().invoke(cli, ["compare", str(a), str(b), "--html", str(page)])
+    assert result.exit_code == 0 and "decode, depth 0" in result.stdout, result.output
+    assert f"wrote {page}" in result.stderr and "b against a" in page.read_text()
+    result = CliRunner().invoke(cli, ["compare", str(a), str(b), "--html", str(b)])
+    assert result.exit_code == 2 and "would replace a report" in result.stderr and b.read_bytes() == before
 
 
 def test_the_same_reports_give_the_same_page(tmp_path: Path) -> None:
