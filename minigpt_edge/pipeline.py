@@ -11,8 +11,8 @@ from minigpt_edge.data.sources import Source
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
-from minigpt_edge.prune.methods.registry import get_method
 from minigpt_edge.prune.prepare import CHECKPOINT
+from minigpt_edge.prune.settings import check_recipe
 from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import recover_stage
@@ -45,7 +45,7 @@ def build(recipe: Recipe, log: Log, command: str = "") -> Built:
     """
     sources = corpus_sources(recipe)
     targets = [parse_target(name) for name in dict.fromkeys(recipe.targets)]
-    get_method(recipe.method)
+    check_recipe(recipe)
     work = recipe.work or cache_dir() / "work"
     log.events.emit("start", command=command, minigpt_edge=__version__)
     base = base_model.resolve_model(recipe.model, offline=recipe.offline)

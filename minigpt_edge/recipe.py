@@ -12,7 +12,7 @@ PAPER_SPARSITY = 0.4188  # the best figure of Mini-GPTs (arXiv 2312.12682)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a build.
+    """Settings of a build; `prune.settings.check_recipe` checks them against the method.
 
     Attributes:
         domain: a known domain; or None with `corpus`.
@@ -96,8 +96,9 @@ class Recipe:
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise UsageError(f"--sparsity is {self.sparsity}, it must be at least 0 and below 1")
         self._check_budget()
-        self._check_method()
         self._check_idle()
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise UsageError(f"--lora-rank is {self.lora_rank}, it must be at least 1")
         if not 0 <= self.distill <= 1:
             raise UsageError(f"--distill is {self.distill}, it must be from 0 to 1")
         for name in ("calibration_tokens", "recover_tokens", "threads"):
@@ -119,46 +120,8 @@ class Recipe:
         ) and self.method != "contextual":
             raise UsageError("thresholds are those of Mini-GPTs", "add --method contextual")
 
-    def _check_method(self) -> None:
-        from minigpt_edge.prune.methods.registry import RANK, STRUCTURED, get_method
-
-        method = get_method(self.method)
-        pattern = self.pattern or method.patterns[0]
-        masks = ":" in pattern and any(":" in known for known in method.patterns)
-        if pattern not in method.patterns and not masks:
-            raise UsageError(
-                f"{self.method} has no pattern {pattern!r}", f"it has {', '.join(method.patterns)}"
-            )
-        if self.refit is False and "gram" in method.reads:
-            raise UsageError(
-                f"{self.method} scores a unit by what a refit can't make up for, so it goes with one",
-                "leave --no-refit out, or choose another method: `minigpt-edge methods`",
-            )
-        if pattern == RANK and self.recover != "no":
-            raise UsageError("fine-tuning would undo the low rank of the matrices", "add --no-recover")
-        if pattern == RANK and self.sparsity is not None:
-            raise UsageError(
-                f"{self.method} has no sparsity: it goes as far as quality allows", "leave it out"
-            )
-        if self.reductions is not None and pattern != RANK:
-            raise UsageError("--reductions are those of LASER", "add --method laser")
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise UsageError(f"--lora-rank is {self.lora_rank}, it must be at least 1")
-        if pattern != STRUCTURED:
-            for name in ("widths", "refit", "plan", "max_size", "max_params", "min_speedup"):
-                if getattr(self, name) is not None:
-                    raise UsageError(
-                        f"--{name.replace('_', '-')} is for methods that remove units, {self.method} "
-                        f"({pattern}) does not",
-                        f"leave it out, or choose --pattern {STRUCTURED}",
-                    )
-
     def _check_idle(self) -> None:
         """UsageError for an option that would do nothing beside another."""
-        from minigpt_edge.prune.methods.registry import BLOCKS, STRUCTURED, get_method
-
-        pattern = self.pattern or get_method(self.method).patterns[0]
-        whole = pattern not in (STRUCTURED, BLOCKS)
         decided = ("sparsity", "max_params", "min_speedup", "threshold", "embedding_threshold", "widths")
         counted = ["min_count"] if self.min_count != Recipe.min_count else []
         idle = {
@@ -166,9 +129,6 @@ class Recipe:
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
             "with --plan, which says what stays": [*decided, "keep_tokens", *counted] if self.plan else [],
             "with --no-recover": ["lora_rank"] if self.recover == "no" else [],
-            f"with {self.method} ({pattern}), which keeps the whole vocabulary": ["keep_tokens"]
-            if whole
-            else [],
         }
         for why, names in idle.items():
             for name in names:

@@ -7,18 +7,54 @@ from pathlib import Path
 
 from minigpt_edge.models import base_model
 from minigpt_edge.prune.decide import Limit, ShrinkSettings
-from minigpt_edge.prune.methods.registry import STRUCTURED, get_method
+from minigpt_edge.prune.methods.registry import BLOCKS, RANK, STRUCTURED, get_method
 from minigpt_edge.prune.vocabulary.terms import read_terms
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
 from minigpt_edge.stages.console import Log
 from minigpt_edge_export.targets import parse_target
-from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.errors import EdgeError, UsageError
 
 WINDOW = 512  # tokens of a window or sequence that calibration and training read, if the context has so many
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """UsageError if the recipe's method is unknown, or can't do what the recipe asks beside it."""
+    method = get_method(recipe.method)
+    pattern = recipe.pattern or method.patterns[0]
+    masks = ":" in pattern and any(":" in known for known in method.patterns)
+    if pattern not in method.patterns and not masks:
+        raise UsageError(
+            f"{recipe.method} has no pattern {pattern!r}", f"it has {', '.join(method.patterns)}"
+        )
+    if recipe.refit is False and "gram" in method.reads:
+        raise UsageError(
+            f"{recipe.method} scores a unit by what a refit can't make up for, so it always refits",
+            "leave --no-refit out, or choose another method: `minigpt-edge methods`",
+        )
+    if pattern == RANK and recipe.recover != "no":
+        raise UsageError("fine-tuning would undo the low rank of the matrices", "add --no-recover")
+    if pattern == RANK and recipe.sparsity is not None:
+        raise UsageError(f"{recipe.method} has no sparsity: it goes as far as quality allows", "leave it out")
+    if recipe.reductions is not None and pattern != RANK:
+        raise UsageError("--reductions are those of LASER", "add --method laser")
+    if pattern not in (STRUCTURED, BLOCKS) and recipe.keep_tokens is not None:
+        raise UsageError(
+            f"--keep-tokens does nothing with {recipe.method} ({pattern}), which keeps the whole vocabulary",
+            "leave it out",
+        )
+    if pattern != STRUCTURED:
+        for name in ("widths", "refit", "plan", "max_size", "max_params", "min_speedup"):
+            if getattr(recipe, name) is not None:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for methods that remove units, {recipe.method} "
+                    f"({pattern}) does not",
+                    f"leave it out, or choose --pattern {STRUCTURED}",
+                )
+
+
 def shrink_settings(recipe: Recipe) -> ShrinkSettings:
-    """What a recipe says of pruning, the method's own choices filled in."""
+    """What a recipe says of pruning, the method's own choices filled in; UsageError as `check_recipe`."""
+    check_recipe(recipe)
     method = get_method(recipe.method)
     pattern = recipe.pattern or method.patterns[0]
     sparsity = PAPER_SPARSITY if recipe.sparsity is None else recipe.sparsity

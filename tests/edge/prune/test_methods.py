@@ -15,6 +15,7 @@ from tiny_build import write_corpus, write_model
 from minigpt_edge.cli import cli
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.prune.methods.registry import METHODS
+from minigpt_edge.prune.settings import check_recipe
 from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge_runtime.errors import EdgeError, UsageError
@@ -206,7 +207,7 @@ def test_max_params_and_min_speedup_are_met(place: Path) -> None:
         ({"threshold": 0.1}, "Mini-GPTs"),
         ({"method": "sparsegpt", "pattern": "structured"}, "no pattern"),
         ({"method": "wanda", "pattern": "2:4", "widths": "equal"}, "--widths is for"),
-        ({"refit": False}, "goes with one"),
+        ({"refit": False}, "always refits"),
         ({"method": "laser", "recover": "tokens"}, "undo"),
         ({"method": "laser", "sparsity": 0.3}, "no sparsity"),
         ({"reductions": "1:up:0.5"}, "LASER"),
@@ -232,7 +233,7 @@ def test_max_params_and_min_speedup_are_met(place: Path) -> None:
 )
 def test_what_contradicts_itself_is_refused(place: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        recipe(place, **options)
+        check_recipe(recipe(place, **options))
 
 
 def test_a_limit_that_is_too_small_says_so(place: Path) -> None:
