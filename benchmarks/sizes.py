@@ -142,14 +142,15 @@ def write_model(folder: Path, settings: dict[str, Any]) -> int:
 
 
 def _values(seed: int, name: str, shape: tuple[int, ...]) -> Any:
-    """Bits of bfloat16, as models begin: small normal numbers, ones for a norm, zeros for a bias."""
+    """bfloat16 as models begin: small normal numbers, ones for a norm, zeros for a bias."""
     import numpy as np
+    from ml_dtypes import bfloat16
 
     values = np.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=np.float32)
     if len(shape) > 1:
         rows = np.random.default_rng(seed).standard_normal((64, shape[1]), dtype=np.float32) * 0.02
         values = np.concatenate([np.roll(rows, turn, 1) for turn in range(-(-shape[0] // 64))])[: shape[0]]
-    return (np.ascontiguousarray(values).view("<u4") >> 16).astype("<u2")
+    return np.ascontiguousarray(values).view(bfloat16)[..., 1::2]  # the upper halves of little-endian floats
 
 
 def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:

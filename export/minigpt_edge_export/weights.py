@@ -1,32 +1,38 @@
-"""The tensors of safetensors files, read one by one as float32."""
+"""The tensors of safetensors files, read one by one."""
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json
+from minigpt_edge_runtime.files import os_error, read_json, understanding
 
 if TYPE_CHECKING:
     import numpy as np
 
+WEIGHTS = "model.safetensors"
 FACTORS = "factors.safetensors"  # beside the weights: matrices that are products of two smaller ones
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _SHOWN = 20  # names listed in an error before "and n more"
 
 
 class Weights:
-    """The tensors of safetensors files, by the names they have there."""
+    """The tensors of safetensors files, by the names they have there.
+
+    Attributes:
+        shapes: of every tensor.
+        types: "F64", "F32", "F16" or "BF16" of every tensor.
+
+    Raises:
+        EdgeError: a file is damaged, or holds weights that are no floats.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._types: dict[str, str] = {}
+        self.types: dict[str, str] = {}
         for path in paths:
             self._open(path)
 
@@ -38,16 +44,16 @@ class Weights:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     view = file.get_slice(name)
                     self._files[name] = path
-                    self.shapes[name], self._types[name] = tuple(view.get_shape()), view.get_dtype()
+                    self.shapes[name], self.types[name] = tuple(view.get_shape()), view.get_dtype()
         except SafetensorError as error:
             raise EdgeError(
                 f"{path} is not a whole safetensors file ({error})",
-                "delete it and run the stage that wrote it again",
+                "download or copy it again, or delete it and run the stage that wrote it again",
             ) from error
         except OSError as error:
             raise os_error(error, path) from error
         bad = sorted(
-            f"{name} ({self._types[name]})" for name in self.shapes if self._types[name] not in _FLOATS
+            f"{name} ({self.types[name]})" for name in self.shapes if self.types[name] not in _FLOATS
         )
         if bad:
             raise EdgeError(
@@ -57,34 +63,38 @@ class Weights:
     def load(self, name: str) -> np.ndarray:
         """A tensor as contiguous float32."""
         import numpy as np
+
+        return np.ascontiguousarray(self.stored(name), dtype=np.float32)
+
+    def stored(self, name: str) -> np.ndarray:
+        """A tensor in the type that it has in the file; bfloat16 is the type of ml_dtypes."""
+        import ml_dtypes  # noqa: F401 - its import teaches numpy, and so safetensors, bfloat16
         from safetensors import safe_open
 
-        if self._types[name] == "BF16":
-            return self._load_bfloat16(name)
         with safe_open(self._files[name], framework="np") as file:
-            return np.ascontiguousarray(file.get_tensor(name), dtype=np.float32)
-
-    def _load_bfloat16(self, name: str) -> np.ndarray:
-        """numpy has no bfloat16, so safetensors can't give it: it is the upper half of a float32."""
-        import numpy as np
-
-        with open(self._files[name], "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            start = json.loads(file.read(length))[name]["data_offsets"][0] + 8 + length
-            file.seek(start)
-            halves = np.fromfile(file, dtype="<u2", count=math.prod(self.shapes[name]))
-        return (halves.astype("<u4") << 16).view("<f4").reshape(self.shapes[name])
+            tensor: np.ndarray = file.get_tensor(name)
+            return tensor
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The one safetensors file, or those that the index names; and that of the factors."""
-    index = directory / "model.safetensors.index.json"
-    single = directory / "model.safetensors"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [single.name]
+    """The safetensors files of a checkpoint's weights, and that of its factors if it has one."""
+    factors = directory / FACTORS
+    return shards(directory) + [factors] * factors.is_file()
+
+
+def shards(directory: Path, single: str = WEIGHTS) -> list[Path]:
+    """The one file of weights, or those that its index names.
+
+    Raises:
+        EdgeError: one of them is missing, or the index is damaged.
+    """
+    index, names = directory / f"{single}.index.json", [single]
+    if index.exists():
+        with understanding(index):
+            names = sorted(set(read_json(index)["weight_map"].values()))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise EdgeError(f"{directory} lacks {listed(missing)}", "use a complete checkpoint")
-    names += [FACTORS] * (directory / FACTORS).is_file()
     return [directory / name for name in names]
 
 

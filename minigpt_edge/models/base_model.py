@@ -14,9 +14,15 @@ from typing import Any
 
 from filelock import FileLock
 
+from minigpt_edge.models.checkpoint import dense_parameters
 from minigpt_edge.models.from_gguf import convert_gguf, is_gguf
-from minigpt_edge.models.from_hf import SMALL_FILES, convert_directory, is_ready, read_config, weight_files
-from minigpt_edge.models.safetensors_stream import read_tensors
+from minigpt_edge.models.from_hf import (
+    SMALL_FILES,
+    convert_directory,
+    is_ready,
+    original_weights,
+    read_config,
+)
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.packages import cache_dir, package_files, sweep
 from minigpt_edge_runtime.errors import EdgeError, UsageError
@@ -151,10 +157,10 @@ def _from_file(path: Path, cache: Path) -> BaseModel:
 
 def _from_directory(path: Path, name: str, source: str, cache: Path) -> BaseModel:
     read_config(path)
-    files = [path / small for small in SMALL_FILES if (path / small).is_file()] + weight_files(path)
+    files = [path / small for small in SMALL_FILES if (path / small).is_file()] + original_weights(path)
     key = sha256_json([_FORM, {file.name: sha256_file(file) for file in files}])
     if is_ready(path):
-        return BaseModel(path, name, source, _licence(path), key, _parameters(path))
+        return BaseModel(path, name, source, _licence(path), key, dense_parameters(path))
 
     def make(target: Path) -> dict[str, Any]:
         convert_directory(path, target)
@@ -231,7 +237,7 @@ def _converted(
                 shutil.rmtree(target, ignore_errors=True)
                 publish_directory(partial, target)
     about = read_json(target / _SOURCE)
-    return BaseModel(target, about["name"], source, about["licence"], key, _parameters(target))
+    return BaseModel(target, about["name"], source, about["licence"], key, dense_parameters(target))
 
 
 def _whole(target: Path) -> bool:
@@ -264,10 +270,6 @@ def _finish(folder: Path) -> None:
         )
     config["minigpt_edge"]["document_start"] = start
     write_json(folder / "config.json", config)
-
-
-def _parameters(folder: Path) -> int:
-    return sum(tensor.parameters for tensor in read_tensors(folder / "model.safetensors"))
 
 
 def _licence(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models import archs
 from minigpt_edge_export.architectures import BUFFERS, FAMILIES
-from minigpt_edge_export.weights import FACTORS, Weights, weight_files
+from minigpt_edge_export.weights import FACTORS, WEIGHTS, Weights, shards
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, understanding, write_json
 from minigpt_edge_runtime.formats.tokenizer_files import CHECKPOINT_TOKENIZER_FILES
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from minigpt_edge.models.archs.base import Arch
 
-WEIGHTS = "model.safetensors"
 LARGE_BYTES = 2**31
 _SIZES = (
     "hidden_size",
@@ -72,7 +71,7 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
     config = read_config(directory)
     arch = archs.load_arch(config["model_type"])
     extra = config.get("minigpt_edge")
-    weights = Weights([path for path in weight_files(directory) if path.name != FACTORS])
+    weights = Weights(shards(directory))
     with understanding(directory / "config.json"):
         if config["num_hidden_layers"] > len(weights.shapes):
             raise ValueError(f"{config['num_hidden_layers']} blocks of {len(weights.shapes)} tensors")
@@ -230,5 +229,5 @@ def count_parameters(model: nn.Module) -> int:
 
 def dense_parameters(directory: Path) -> int:
     """Parameters of a checkpoint read from its safetensors headers (tied embeddings stored once)."""
-    weights = Weights([path for path in weight_files(directory) if path.name != FACTORS])
+    weights = Weights(shards(directory))
     return sum(math.prod(shape) for shape in weights.shapes.values())

@@ -13,6 +13,7 @@ from minigpt_edge_export.architectures import FAMILIES
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.layout import NAMES
 from minigpt_edge_export.gguf.pretokenizers import by_name
+from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, understanding, write_json, write_text
 from minigpt_edge_runtime.formats.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
@@ -59,7 +60,7 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
         write_tokenizer(fields, config, target)
         tensors = _tensors(reader, config, _ARCHITECTURES[architecture][2], path)
         config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
-        write_tensors(target / "model.safetensors", tensors)
+        write_tensors(target / WEIGHTS, tensors)
         write_json(target / "config.json", config)
     try:
         read_checkpoint(target)

@@ -10,10 +10,11 @@ from typing import Any
 
 from minigpt_edge.models.archs import check_known
 from minigpt_edge.models.checkpoint import standard_names
-from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_header, read_tensors, write_tensors
+from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors, write_tensors
 from minigpt_edge_export.architectures import BUFFERS, FAMILIES, Family
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer, name_of
+from minigpt_edge_export.weights import WEIGHTS, Weights, shards
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
@@ -34,23 +35,15 @@ SMALL_FILES = (
 )
 
 
-def weight_files(folder: Path) -> list[Path]:
+def original_weights(folder: Path) -> list[Path]:
     """The files of a directory's weights: model.safetensors or its shards, else pytorch_model.bin or its.
 
     Raises:
         EdgeError: there are none, or a shard is missing.
     """
-    for weights in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{weights}.index.json"
-        files = [folder / weights]
-        if index.is_file():
-            mapped = read_json(index).get("weight_map", {})
-            files = [folder / name for name in sorted(set(mapped.values()))]
-        missing = [path.name for path in files if not path.is_file()]
-        if not missing and files:
-            return files
-        if index.is_file():
-            raise EdgeError(f"{folder} lacks {', '.join(missing)}", "download or copy the directory again")
+    for single in (WEIGHTS, "pytorch_model.bin"):
+        if any((folder / name).is_file() for name in (single, f"{single}.index.json")):
+            return shards(folder, single)
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise EdgeError(
@@ -83,11 +76,11 @@ def is_ready(folder: Path) -> bool:
     ours = config.get("minigpt_edge") or {}
     if not {"tokenizer_pre", "document_start"} <= ours.keys() or not config.get("head_dim"):
         return False
-    files = weight_files(folder)
+    files = original_weights(folder)
     return (
-        [path.name for path in files] == ["model.safetensors"]
+        [path.name for path in files] == [WEIGHTS]
         and (folder / TOKENIZER).is_file()
-        and all(entry["dtype"] in STORED for entry in read_header(files[0]).values())
+        and set(Weights(files).types.values()) <= set(STORED)
     )
 
 
@@ -116,12 +109,12 @@ def convert_directory(source: Path, target: Path) -> None:
     _copy_tokenizer(source, target, config, tokenizer)
     family = FAMILIES[config["model_type"]]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        files = [_safe(path, Path(folder)) for path in weight_files(source)]
-        tensors = [t for path in files for t in read_tensors(path) if not BUFFERS.search(t.name)]
+        files = [_safe(path, Path(folder)) for path in original_weights(source)]
+        tensors = [t for t in read_tensors(files) if not BUFFERS.search(t.name)]
         tensors = _with_prefix(tensors, family)
         if config["tie_word_embeddings"]:
             tensors = [tensor for tensor in tensors if tensor.name != f"{family.names['head']}.weight"]
-        write_tensors(target / "model.safetensors", tensors)
+        write_tensors(target / WEIGHTS, tensors)
     write_json(target / "config.json", config)
     try:
         read_checkpoint(target)

@@ -17,12 +17,12 @@ from torch import nn  # noqa: TID253
 
 from minigpt_edge.models.archs.base import Arch
 from minigpt_edge_export.architectures import BUFFERS
-from minigpt_edge_export.weights import Weights
+from minigpt_edge_export.weights import WEIGHTS, Weights
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, write_json
 
 SHARD = "model-{:05d}-of-{:05d}.safetensors"  # as transformers names them
-INDEX = "model.safetensors.index.json"
+INDEX = f"{WEIGHTS}.index.json"
 
 
 class OnDisk:

@@ -212,7 +212,7 @@ def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path:
     cases.append((pickled, "can't be read as weights alone"))
     cut = shutil.copytree(model_dir, tmp_path / "7")
     (cut / "model.safetensors").write_bytes((model_dir / "model.safetensors").read_bytes()[:-10])
-    cases.append((cut, "ends before its last tensor"))
+    cases.append((cut, "not a whole safetensors file"))
     (shutil.copytree(model_dir, tmp_path / "8") / "tokenizer.json").unlink()
     cases.append((tmp_path / "8", "no tokenizer.json"))
     odd = changed(model_dir, tmp_path / "10", "tokenizer.json", {"model": "BPE"})
