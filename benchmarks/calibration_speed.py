@@ -24,7 +24,6 @@ def main() -> None:
     """Measure and write the result."""
     import torch
 
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.data import corpus, domains
     from minigpt_edge.models import base_model
     from minigpt_edge.models.checkpoint import load_model
@@ -34,6 +33,7 @@ def main() -> None:
     from minigpt_edge.prune.settings import WINDOW, shrink_settings
     from minigpt_edge.prune.streams import MICRO_BATCH_TOKENS
     from minigpt_edge.recipe import Recipe
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibration-tokens", type=int, default=Recipe.calibration_tokens)

@@ -244,9 +244,9 @@ def rows_of(bench: methods.Bench, domain: str, part: str) -> tuple[list[dict[str
 
 def main() -> None:
     """Run the domains that are asked for, keeping the others' rows."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.stages.console import Log
     from minigpt_edge.stages.packages import cache_dir
+    from minigpt_edge.stages.parallel import all_cores
     from minigpt_edge_runtime.files import write_json
 
     parser = argparse.ArgumentParser(description="The five domains.")

@@ -51,7 +51,7 @@ def run(bench: methods.Bench) -> dict[str, Any]:
 
 def main() -> None:
     """Run it, write the result."""
-    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description="The dense model fine-tuned for as long.")
     parser.add_argument("--threads", type=int, default=all_cores())

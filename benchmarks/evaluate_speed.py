@@ -20,9 +20,9 @@ TASKS = ("hellaswag", "completion")
 
 def main() -> None:
     """Time both, loading of the questions included."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.evaluation import run
     from minigpt_edge.stages.console import Log
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)

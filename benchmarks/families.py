@@ -171,8 +171,8 @@ def built(name: str, bench: methods.Bench, model: Path, bundles: Path) -> list[d
 
 def main() -> None:
     """Train, build and measure every family, write the result."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.stages.packages import cache_dir
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description="Every architecture, trained, through the whole build.")
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))

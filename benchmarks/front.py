@@ -134,10 +134,10 @@ def without_layers(
 
 def main() -> None:
     """Make and measure every file, write the result."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.prune.prepare import CHECKPOINT
     from minigpt_edge.prune.prune import IMPORTANCE
     from minigpt_edge.recipe import PAPER_SPARSITY
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description="Size against quality, type by type.")
     parser.add_argument("--threads", type=int, default=all_cores())

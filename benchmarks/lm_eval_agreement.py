@@ -94,7 +94,7 @@ def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[
 
 def main() -> None:
     """Both for every file, and their differences in points."""
-    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", nargs="+")

@@ -89,8 +89,8 @@ def measured(
 
 def main() -> None:
     """Three builds, and a row for each of their stages."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.models.base_model import resolve_model
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", help="short name, directory or hub id [default: the default model]")

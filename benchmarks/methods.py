@@ -296,7 +296,7 @@ PARTS: Parts = {"one-shot": one_shot, "recovery": recovery, "medicine": medicine
 
 def run(name: str, parts: Parts, description: str) -> None:
     """Run the parts that the command line asks for, write results/NAME-PART.json for each."""
-    from minigpt_edge.commands.build import all_cores
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))

@@ -21,7 +21,6 @@ SCORES = ("contextual", "wanda", "least_squares")
 
 def main() -> None:
     """Prune once per score, evaluate each on the validation windows, write the result."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.data import corpus, domains
     from minigpt_edge.evaluation.perplexity import evaluate
     from minigpt_edge.models import base_model
@@ -29,6 +28,7 @@ def main() -> None:
     from minigpt_edge.prune.prune import shrink
     from minigpt_edge.prune.settings import shrink_settings
     from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibration-tokens", type=int, default=32_768)

@@ -200,8 +200,8 @@ def _kind(row: dict[str, Any]) -> tuple[str, int]:
 
 def main() -> None:
     """Run the shapes that are asked for, smallest first."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.stages.packages import cache_dir
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SHAPES), default=list(SHAPES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from minigpt_edge.stages import parallel
-from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.cli import VERBS as DEVICE_VERBS
 from minigpt_edge_runtime.click_group import EdgeGroup
 from minigpt_edge_runtime.errors import UsageError

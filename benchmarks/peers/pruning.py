@@ -133,9 +133,9 @@ def recovered(bench: methods.Bench, peer: str, variant: str, fraction: float) ->
 
 def main() -> None:
     """Run every tool, fine-tune the best of each, write the result."""
-    from minigpt_edge.commands.build import all_cores
     from minigpt_edge.prune.prepare import CHECKPOINT
     from minigpt_edge.recipe import PAPER_SPARSITY
+    from minigpt_edge.stages.parallel import all_cores
 
     parser = argparse.ArgumentParser(description="Other pruning tools beside ours.")
     parser.add_argument("--only", nargs="+", choices=list(PEERS), default=list(PEERS))

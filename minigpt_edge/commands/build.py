@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -19,12 +18,6 @@ if TYPE_CHECKING:
     from minigpt_edge.pipeline import Built
 
 _PATH = click.Path(path_type=Path)
-
-
-def all_cores() -> int:
-    """This process's part of the cores: all of them, or fewer where a launcher started several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // parallel.on_this_machine())
 
 
 @click.command()
@@ -135,7 +128,7 @@ def all_cores() -> int:
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the predicted size, and stop.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=all_cores, show_default="all cores")
+@click.option("--threads", type=click.IntRange(1), default=parallel.all_cores, show_default="all cores")
 @click.option(
     "--max-memory",
     metavar="SIZE",
@@ -149,13 +142,7 @@ def all_cores() -> int:
 def build(
     as_json: bool,
     log_json: bool,
-    recover_until: str | None,
-    no_recover: bool,
-    no_baseline: bool,
     dry_run: bool,
-    max_size: str | None,
-    max_params: str | None,
-    max_memory: str | None,
     **options: Any,
 ) -> None:
     """Make a small model for a domain.
@@ -165,7 +152,7 @@ def build(
     """
     from rich.console import Console
 
-    from minigpt_edge.prune.sizing import parse_count, parse_size
+    from minigpt_edge.pipeline import recipe_of
     from minigpt_edge.prune.stage import plan_only
     from minigpt_edge.report.page import print_table
     from minigpt_edge.stages.console import Log
@@ -173,16 +160,7 @@ def build(
 
     if dry_run and parallel.started() > 1:
         raise UsageError("--dry-run is for one process", "start it without accelerate or torchrun")
-    if no_recover and recover_until:
-        raise UsageError("--no-recover and --recover-until contradict each other")
-    recipe = Recipe(
-        recover="no" if no_recover else recover_until or "tokens",
-        baseline=not no_baseline,
-        max_size=parse_size(max_size) if max_size else None,
-        max_params=parse_count(max_params) if max_params else None,
-        max_memory=parse_size(max_memory) if max_memory else None,
-        **options,
-    )
+    recipe = recipe_of(**options)
     if dry_run:
         with Log(log_json=log_json) as log:
             plan = plan_only(recipe, log)

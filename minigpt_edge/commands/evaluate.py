@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from minigpt_edge.commands.build import all_cores
+from minigpt_edge.stages.parallel import all_cores
 from minigpt_edge_runtime.click_group import NO_VERIFY
 
 _PATH = click.Path(path_type=Path)
@@ -41,38 +42,21 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=_PATH, help="Write the results to this JSON file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 @NO_VERIFY
-def evaluate(
-    model: Path,
-    tasks: str | None,
-    domain: str | None,
-    file: str | None,
-    base_model: str | None,
-    limit: int | None,
-    beside_base: bool,
-    paper_scoring: bool,
-    source: str,
-    threads: int,
-    offline: bool,
-    no_verify: bool,
-    output: Path | None,
-    as_json: bool,
-) -> None:
+def evaluate(model: Path, tasks: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Score MODEL (a bundle, a .gguf or .onnx file, or a checkpoint directory) on texts and questions."""
     from rich.console import Console
 
-    from minigpt_edge.evaluation import run
+    from minigpt_edge.evaluation.run import evaluate_path
     from minigpt_edge.evaluation.tables import results_table
     from minigpt_edge.report.page import print_one
     from minigpt_edge.stages.console import Log
     from minigpt_edge_runtime.files import check_writable, write_json
 
-    subject = run.subject_of(model, file, domain, base_model, check=not no_verify)
-    request = run.Request(limit, threads, source == "hub", paper_scoring, offline, beside_base)
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if output:
         check_writable(output)
     with Log() as log:
-        found = run.evaluate(subject, names or run.default_tasks(subject), request, log)
+        found = evaluate_path(model, names, log, **options)
     if output:
         write_json(output, found)
     if as_json:

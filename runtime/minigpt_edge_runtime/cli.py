@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.click_group import EdgeGroup
 
 _COMMANDS = "minigpt_edge_runtime.commands"

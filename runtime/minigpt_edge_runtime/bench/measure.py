@@ -253,7 +253,7 @@ def _settings(settings: Settings, pinned: list[int] | None) -> dict[str, Any]:
 
 
 def _runtime(engine: Mapping[str, Any]) -> dict[str, Any]:
-    from minigpt_edge_runtime import __version__
+    from minigpt_edge_runtime._version import __version__
 
     loaded = [name for name in _LIBRARIES if name.removesuffix("_python") in sys.modules]
     return {

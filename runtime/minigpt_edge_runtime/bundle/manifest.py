@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, sha256_file, write_json
 
