@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from minigpt_edge.report.compare_charts import SERIES, make_charts, sign
-from minigpt_edge_runtime import __version__
+from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.compare.comparison import Comparison
 from minigpt_edge_runtime.compare.metrics import Row, value_text
 from minigpt_edge_runtime.compare.ratio import RULES, interval_text, ratio_text, verdict_text
