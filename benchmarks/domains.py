@@ -24,7 +24,8 @@ import methods
 import stories
 from provenance import provenance
 
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.data.stage import corpus_stage
+from minigpt_edge.stages.context import BuildContext
 
 RESULT = methods.RESULTS / "domains.json"
 DOMAINS = ("law", "medical", "economics", "games", "translation")
@@ -116,7 +117,7 @@ def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
     """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
     from minigpt_edge.data.windows import MAX_TOKENS, choose_windows
     from minigpt_edge.recover.packing import read_documents
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.bench.fresh import run_fresh
     from minigpt_edge_runtime.engines.text import open_tokenizer
     from minigpt_edge_runtime.files import write_json
@@ -142,11 +143,17 @@ def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
 
     stage = run_stage(
         bench.work,
-        "seen-text",
-        settings={"threads": bench.recipe.threads, "tokens": SEEN_TOKENS, "of": bench.recipe.recover_tokens},
-        inputs={"model": made.digest, "corpus": bench.text.digest},
-        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
-        make=make,
+        StageSpec(
+            "seen-text",
+            settings={
+                "threads": bench.recipe.threads,
+                "tokens": SEEN_TOKENS,
+                "of": bench.recipe.recover_tokens,
+            },
+            inputs={"model": made.digest, "corpus": bench.text.digest},
+            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
+        ),
+        make,
     )
     return {key: stage.metrics[key] for key in ("bits_per_byte", "stderr", "windows")}
 
@@ -162,8 +169,8 @@ def _corpora(bench: methods.Bench) -> dict[str, str]:
     found = {}
     for domain in (*DOMAINS, GENERAL):
         recipe = Recipe(domain=domain)
-        sources = corpus_sources(recipe)
-        stage = corpus_stage(bench.work, recipe, bench.base, sources, bench.log, to_train=False)
+        context = BuildContext(bench.work, recipe, bench.base, bench.log)
+        stage = corpus_stage(context, to_train=False)
         found[domain] = stage.digest
     return found
 
@@ -179,17 +186,19 @@ def _evaluated(
 ) -> Any:
     """The stage of these tasks' results; `corpus` is the digest of the text that they are about."""
     from minigpt_edge.evaluation import run
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
 
     threads = bench.recipe.threads
     subject = run.Subject(path, domain, bench.recipe.model, bench.base.document_start)
     request = run.Request(limit=limit, threads=threads)
     return run_stage(
         bench.work,
-        "evaluate",
-        settings={"tasks": names, "limit": limit, "threads": threads},
-        inputs={"model": made.digest, "corpus": corpus},
-        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
+        StageSpec(
+            "evaluate",
+            settings={"tasks": names, "limit": limit, "threads": threads},
+            inputs={"model": made.digest, "corpus": corpus},
+            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
+        ),
         make=lambda out: {"tasks": run.evaluate(subject, names, request, bench.log)["tasks"]},
     )
 
@@ -199,7 +208,7 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
 
     Of each the fastest of ROUNDS rounds, with all rounds in "rounds".
     """
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.bench.fresh import run_fresh
 
     threads = bench.recipe.threads
@@ -214,11 +223,13 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
 
     return run_stage(
         bench.work,
-        "speeds",
-        settings={"threads": threads, "rounds": ROUNDS},
-        inputs={f"model-{number}": one.digest for number, one in enumerate(made)},
-        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
-        make=measure,
+        StageSpec(
+            "speeds",
+            settings={"threads": threads, "rounds": ROUNDS},
+            inputs={f"model-{number}": one.digest for number, one in enumerate(made)},
+            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
+        ),
+        measure,
     )
 
 

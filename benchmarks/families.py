@@ -17,8 +17,9 @@ from typing import Any
 
 import methods
 
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.data.stage import corpus_stage
 from minigpt_edge.recover.stage import CODE as RECOVER_CODE
+from minigpt_edge.stages.context import BuildContext
 
 RESULT = methods.RESULTS / "families.json"
 VOCABULARIES = (
@@ -101,14 +102,14 @@ def trained(name: str, bench: methods.Bench) -> Any:
     from minigpt_edge.data import corpus
     from minigpt_edge.models import base_model
     from minigpt_edge.recover.recover import recover
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.errors import EdgeError
 
     def make(out: Path) -> dict[str, Any]:
         if not (out / "random" / "config.json").exists():
             untrained(name, out, corpus.read_split(bench.text.path, "train"))
         base = base_model.resolve_model(str(out / "random"))
-        text = corpus_stage(bench.work, bench.recipe, base, corpus_sources(bench.recipe), bench.log)
+        text = corpus_stage(BuildContext(bench.work, bench.recipe, base, bench.log))
         result = recover(
             base.path,
             out / "model",
@@ -125,12 +126,14 @@ def trained(name: str, bench: methods.Bench) -> Any:
 
     return run_stage(
         bench.work,
-        f"family-{name}",
-        settings={"family": FAMILIES[name], "tokens": TRAINED, "lr": LR, "min_count": MIN_COUNT},
-        inputs={"corpus": bench.text.digest},
-        code=RECOVER_CODE,
-        make=make,
-        resumable=True,
+        StageSpec(
+            f"family-{name}",
+            settings={"family": FAMILIES[name], "tokens": TRAINED, "lr": LR, "min_count": MIN_COUNT},
+            inputs={"corpus": bench.text.digest},
+            code=RECOVER_CODE,
+            resumable=True,
+        ),
+        make,
     )
 
 

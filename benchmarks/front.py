@@ -56,7 +56,7 @@ def gguf_files(
     """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
     from minigpt_edge.ship.export_stages import CODE, f16_stage
     from minigpt_edge.ship.job import Export
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize, tensor_types
     from minigpt_edge_runtime.files import sha256_file
 
@@ -74,27 +74,31 @@ def gguf_files(
 
         made = run_stage(
             bench.work,
-            "front-file",
-            settings={"type": kind},
-            inputs={"f16": source.digest, "imatrix": sha256_file(importance)},
-            code=CODE,
-            make=make,
+            StageSpec(
+                "front-file",
+                settings={"type": kind},
+                inputs={"f16": source.digest, "imatrix": sha256_file(importance)},
+                code=CODE,
+            ),
+            make,
         )
         yield kind, made, {k: part["parameters"] for k, part in made.metrics["tensor_types"].items()}
 
 
 def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
     """Bytes and test quality of a GGUF file, kept as a stage."""
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.bench.fresh import run_fresh
 
     texts = bench.text.path / "test.texts.json"
     stage = run_stage(
         bench.work,
-        "file-quality",
-        settings={"threads": bench.recipe.threads},
-        inputs={"model": digest, "test": bench.text.manifest["outputs"]["test.texts.json"]},
-        code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
+        StageSpec(
+            "file-quality",
+            settings={"threads": bench.recipe.threads},
+            inputs={"model": digest, "test": bench.text.manifest["outputs"]["test.texts.json"]},
+            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
+        ),
         make=lambda out: run_fresh("quality", model, texts=str(texts), threads=bench.recipe.threads),
     )
     keys = ("bits_per_byte", "stderr", "perplexity_per_base_token")
@@ -107,7 +111,7 @@ def without_layers(
     """llama.cpp's own depth pruning of the dense model, in two types."""
     from minigpt_edge.ship.export_stages import f16_stage
     from minigpt_edge.ship.job import Export
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
 
     job = Export(
         bench.work, checkpoint, importance, bench.text, {"name": "dense"}, bench.recipe.threads, bench.log
@@ -121,11 +125,13 @@ def without_layers(
 
         made = run_stage(
             bench.work,
-            "prune-layers",
-            settings={"type": kind, "layers": layers},
-            inputs={"f16": source.digest},
-            code=(),
-            make=make,
+            StageSpec(
+                "prune-layers",
+                settings={"type": kind, "layers": layers},
+                inputs={"f16": source.digest},
+                code=(),
+            ),
+            make,
         )
         row = {"model": "llama.cpp --prune-layers", "type": kind, "layers": sorted(layers)}
         rows.append({**row, **quality(bench, made.path / "model.gguf", made.digest)})

@@ -20,12 +20,13 @@ from typing import Any
 
 from provenance import provenance
 
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.data.stage import corpus_stage
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recover.stage import CODE as RECOVER_CODE
 from minigpt_edge.recover.stage import recover_stage
+from minigpt_edge.stages.context import BuildContext
 
 RESULTS = Path(__file__).parent / "results"
 SPARSITIES = (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)
@@ -52,13 +53,14 @@ class Bench:
         """The prune stage of a recipe; None and the reason if the method can't do what is asked."""
 
         recipe = dataclasses.replace(self.recipe, **options)
-        return prune_stage(self.work, recipe, self.base, self.text, self.log)
+        return prune_stage(BuildContext(self.work, recipe, self.base, self.log), self.text)
 
     def recover(self, pruned: Any, **options: Any) -> Any:
         """The recover stage of a pruned one."""
 
         recipe = dataclasses.replace(self.recipe, **{"recover": "tokens", **options})
-        return recover_stage(self.work, recipe, self.base, pruned, self.text, self.dense, self.log)
+        context = BuildContext(self.work, recipe, self.base, self.log)
+        return recover_stage(context, self.text, self.dense, pruned)
 
     def train(
         self,
@@ -76,17 +78,20 @@ class Bench:
             documents: a train.jsonl other than the corpus's.
         """
         from minigpt_edge.recover.recover import recover
-        from minigpt_edge.stages.stage import run_stage
+        from minigpt_edge.stages.stage import StageSpec, run_stage
         from minigpt_edge_runtime.files import sha256_file
 
         train = documents or self.text.path / "train.jsonl"
         threads = self.recipe.threads
         return run_stage(
             self.work,
-            "train",
-            settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
-            inputs={"checkpoint": digest, "corpus": self.text.digest, "train": sha256_file(train)},
-            code=RECOVER_CODE,
+            StageSpec(
+                "train",
+                settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
+                inputs={"checkpoint": digest, "corpus": self.text.digest, "train": sha256_file(train)},
+                code=RECOVER_CODE,
+                resumable=True,
+            ),
             make=lambda out: recover(
                 checkpoint,
                 out,
@@ -98,13 +103,12 @@ class Bench:
                 threads=threads,
                 on_progress=self.log.recovery,
             ),
-            resumable=True,
         )
 
     def test(self, checkpoint: Path, digest: str) -> dict[str, Any]:
         """A checkpoint's quality on the test windows, kept as a stage."""
         from minigpt_edge.evaluation.perplexity import evaluate
-        from minigpt_edge.stages.stage import run_stage
+        from minigpt_edge.stages.stage import StageSpec, run_stage
 
         def make(out: Path) -> dict[str, Any]:
             import torch
@@ -114,11 +118,13 @@ class Bench:
 
         stage = run_stage(
             self.work,
-            "test-quality",
-            settings={"threads": self.recipe.threads},
-            inputs={"checkpoint": digest, "test": self.text.manifest["outputs"]["test.texts.json"]},
-            code=EVALUATE_CODE,
-            make=make,
+            StageSpec(
+                "test-quality",
+                settings={"threads": self.recipe.threads},
+                inputs={"checkpoint": digest, "test": self.text.manifest["outputs"]["test.texts.json"]},
+                code=EVALUATE_CODE,
+            ),
+            make,
         )
         return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
 
@@ -141,8 +147,9 @@ def opened(
     work, log = cache_dir() / "work", log or Log()
     work.mkdir(parents=True, exist_ok=True)
     base = base_model.resolve_model(model)
-    text = corpus_stage(work, recipe, base, corpus_sources(recipe), log)
-    return Bench(work, base, text, recipe, log, dense_stage(work, recipe, base, text, log))
+    context = BuildContext(work, recipe, base, log)
+    text = corpus_stage(context)
+    return Bench(work, base, text, recipe, log, dense_stage(context, text))
 
 
 def one_shot_runs() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -32,7 +32,7 @@ def part_of_text(bench: methods.Bench, tokens: int) -> Path:
 
     from minigpt_edge.data import corpus
     from minigpt_edge.models.forward import read_tokenizer
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
 
     def make(out: Path) -> dict[str, Any]:
         documents = corpus.read_split(bench.text.path, "train")
@@ -46,7 +46,16 @@ def part_of_text(bench: methods.Bench, tokens: int) -> Path:
         return {"base_tokens": held}
 
     settings, inputs = {"tokens": tokens}, {"corpus": bench.text.digest}
-    stage = run_stage(bench.work, "part", settings=settings, inputs=inputs, code=(), make=make)
+    stage = run_stage(
+        bench.work,
+        StageSpec(
+            "part",
+            settings=settings,
+            inputs=inputs,
+            code=(),
+        ),
+        make,
+    )
     return Path(stage.path / "train.jsonl")
 
 

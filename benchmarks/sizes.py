@@ -23,7 +23,8 @@ from typing import Any
 
 from provenance import provenance
 
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.data.stage import corpus_stage
+from minigpt_edge.stages.context import BuildContext
 
 DOCUMENTS = {"train": 60, "validation": 5, "test": 5}  # they come to the same splits again
 RESULT = Path(__file__).parent / "results" / "sizes.json"
@@ -101,8 +102,7 @@ def write_texts(path: Path) -> None:
     from minigpt_edge.stages.packages import cache_dir
 
     recipe, work = Recipe(domain="law"), cache_dir() / "work"
-    sources = corpus_sources(recipe)
-    text = corpus_stage(work, recipe, base_model.resolve_model(), sources, Log(quiet=True))
+    text = corpus_stage(BuildContext(work, recipe, base_model.resolve_model(), Log(quiet=True)))
     documents = [
         document
         for split, count in DOCUMENTS.items()

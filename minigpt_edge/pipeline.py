@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.data.sources import Source
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
+from minigpt_edge.prune.methods.registry import STRUCTURED
 from minigpt_edge.prune.prepare import CHECKPOINT
-from minigpt_edge.prune.settings import check_recipe
+from minigpt_edge.prune.settings import check_recipe, shrink_settings
 from minigpt_edge.prune.sizing import parse_count, parse_size
-from minigpt_edge.prune.stage import prune_stage
+from minigpt_edge.prune.stage import plan_only, prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import recover_stage
 from minigpt_edge.ship.ship import Shipment, ship
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.console import Log
+from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge.stages.stage import Stage, locked
-from minigpt_edge_export.targets import parse_target
+from minigpt_edge_export.targets import Target, parse_target
 from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_json
@@ -30,7 +30,7 @@ from minigpt_edge_runtime.files import sha256_json
 
 @dataclass(frozen=True)
 class Built:
-    """The outcome of a build: the bundle, the shrunk model's checkpoint, the report, and if all was there."""
+    """The outcome of a build: the bundle, the pruned model's checkpoint, the report, and if all was there."""
 
     directory: Path
     checkpoint: Path
@@ -80,58 +80,72 @@ def build(recipe: Recipe, log: Log, command: str = "") -> Built:
         UsageError: the recipe names something that does not exist.
         EdgeError: any stage failed; finished stages stay.
     """
-    sources = corpus_sources(recipe)
-    targets = [parse_target(name) for name in dict.fromkeys(recipe.targets)]
-    check_recipe(recipe)
-    work = recipe.work or cache_dir() / "work"
+    targets = _checked(recipe)
     log.events.emit("start", command=command, minigpt_edge=__version__)
-    base = base_model.resolve_model(recipe.model, offline=recipe.offline)
+    context = _context(recipe, log)
+    base = context.base
     parallel.barrier()  # the model is there
     log.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
     out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
     place = out.resolve()  # "." has no name to put a folder beside
     name = f"out-{sha256_json(str(place))[:16]}"
-    with locked(work, name, busy=f"another build is making {out}"):
-        log.events.to_run_directory(work)
+    with locked(context.work, name, busy=f"another build is making {out}"):
+        log.events.to_run_directory(context.work)
         shipment = Shipment(out=place, name=place.name, force=recipe.force)
         shipment.check_output()
-        text, dense, pruned, recovered = _stages(work, recipe, base, sources, log)
+        text, dense, pruned, recovered = _stages(context)
         parallel.leave()
-        return Built(
-            out,
-            recovered.path if recovered else pruned.path / CHECKPOINT,
-            *ship(
-                shipment,
-                work=work,
-                recipe=recipe,
-                base=base,
-                targets=targets,
-                text=text,
-                dense=dense,
-                pruned=pruned,
-                recovered=recovered,
-                log=log,
-                command=command,
-            ),
+        checkpoint = recovered.path if recovered else pruned.path / CHECKPOINT
+        report, unchanged = ship(
+            shipment,
+            work=context.work,
+            recipe=recipe,
+            base=base,
+            targets=targets,
+            text=text,
+            dense=dense,
+            pruned=pruned,
+            recovered=recovered,
+            log=log,
+            command=command,
         )
+        return Built(out, checkpoint, report, unchanged)
 
 
-def take_part(recipe: Recipe, log: Log) -> None:
-    """The part in `build` of a process that is not its first: calibration and fine-tuning.
+def follow(recipe: Recipe, log: Log) -> None:
+    """Calibrate and fine-tune together with the first process, which runs `build`.
 
     Raises:
         EdgeError: as `build`; or the first process failed.
     """
-    parallel.barrier()
+    parallel.barrier()  # the model is there
+    _stages(_context(recipe, log))
+
+
+def dry_run(recipe: Recipe, log: Log) -> dict[str, Any]:
+    """What a build would keep of each block and how large its files would be; see `prune.preview`."""
+    _checked(recipe)
+    if shrink_settings(recipe).pattern != STRUCTURED:
+        raise UsageError("--dry-run is for methods that remove units", "leave it out")
+    context = _context(recipe, log)
+    return plan_only(context, corpus_stage(context))
+
+
+def _checked(recipe: Recipe) -> list[Target]:
+    """The recipe's targets; UsageError for a target, domain, source or method that there is not."""
+    corpus_sources(recipe)
+    check_recipe(recipe)
+    return [parse_target(name) for name in dict.fromkeys(recipe.targets)]
+
+
+def _context(recipe: Recipe, log: Log) -> BuildContext:
     base = base_model.resolve_model(recipe.model, offline=recipe.offline)
-    _stages(recipe.work or cache_dir() / "work", recipe, base, corpus_sources(recipe), log)
+    return BuildContext(recipe.work or cache_dir() / "work", recipe, base, log)
 
 
-def _stages(
-    work: Path, recipe: Recipe, base: base_model.BaseModel, sources: Sequence[Source], log: Log
-) -> tuple[Stage, Stage, Stage, Stage | None]:
+def _stages(context: BuildContext) -> tuple[Stage, Stage, Stage, Stage | None]:
     """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one."""
-    text = corpus_stage(work, recipe, base, sources, log)
-    dense = dense_stage(work, recipe, base, text, log)
-    pruned = prune_stage(work, recipe, base, text, log)
-    return text, dense, pruned, recover_stage(work, recipe, base, pruned, text, dense, log)
+    text = corpus_stage(context)
+    dense = dense_stage(context, text)
+    pruned = prune_stage(context, text)
+    return text, dense, pruned, recover_stage(context, text, dense, pruned)

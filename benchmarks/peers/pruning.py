@@ -58,7 +58,7 @@ def windows(bench: methods.Bench) -> Any:
 
 def run(bench: methods.Bench, peer: str, variant: str, fraction: float) -> Any:
     """The stage of one variant of one tool; EdgeError with the tool's last words if it fails."""
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.errors import EdgeError
     from minigpt_edge_runtime.files import sha256_file
 
@@ -80,15 +80,17 @@ def run(bench: methods.Bench, peer: str, variant: str, fraction: float) -> Any:
 
     return run_stage(
         bench.work,
-        f"peer-{peer}",
-        settings={"variant": variant, "fraction": fraction, "pins": environments.PINS[peer]},
-        inputs={
-            "model": bench.base.fingerprint,
-            "corpus": bench.text.digest,
-            **{name: sha256_file(HERE / name) for name in (script, "prune_common.py")},
-        },
-        code=("minigpt_edge.prune",),
-        make=make,
+        StageSpec(
+            f"peer-{peer}",
+            settings={"variant": variant, "fraction": fraction, "pins": environments.PINS[peer]},
+            inputs={
+                "model": bench.base.fingerprint,
+                "corpus": bench.text.digest,
+                **{name: sha256_file(HERE / name) for name in (script, "prune_common.py")},
+            },
+            code=("minigpt_edge.prune",),
+        ),
+        make,
     )
 
 

@@ -152,18 +152,17 @@ def build(
     """
     from rich.console import Console
 
-    from minigpt_edge.pipeline import recipe_of
-    from minigpt_edge.prune.stage import plan_only
+    from minigpt_edge import pipeline
     from minigpt_edge.report.page import print_table
     from minigpt_edge.stages.console import Log
     from minigpt_edge_runtime.errors import UsageError
 
     if dry_run and parallel.started() > 1:
         raise UsageError("--dry-run is for one process", "start it without accelerate or torchrun")
-    recipe = recipe_of(**options)
+    recipe = pipeline.recipe_of(**options)
     if dry_run:
         with Log(log_json=log_json) as log:
-            plan = plan_only(recipe, log)
+            plan = pipeline.dry_run(recipe, log)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
     built = _build(recipe, log_json)
@@ -185,7 +184,7 @@ def _build(recipe: Recipe, log_json: bool) -> Built | None:
 
     with parallel.joined():
         if parallel.rank():
-            pipeline.take_part(recipe, Log(quiet=True))
+            pipeline.follow(recipe, Log(quiet=True))
             return None
         with Log(log_json=log_json) as log:
             return pipeline.build(recipe, log, command=shlex.join(["minigpt-edge", *sys.argv[1:]]))

@@ -10,10 +10,10 @@ from typing import Any
 from minigpt_edge.data import corpus, domains
 from minigpt_edge.data.sources import FileSource, Source, source_of
 from minigpt_edge.data.windows import MAX_TOKENS
-from minigpt_edge.models import base_model
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages.console import Log
-from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge.stages.context import BuildContext
+from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_runtime.files import sha256_file
 
 MOST = 0.5  # of the documents: fewer in the domain's language are worth a warning
@@ -27,31 +27,29 @@ def corpus_sources(recipe: Recipe) -> list[Source]:
     return [source_of(value, recipe.text_column) for value in recipe.corpus]
 
 
-def corpus_stage(
-    work: Path,
-    recipe: Recipe,
-    base: base_model.BaseModel,
-    sources: Sequence[Source],
-    log: Log,
-    *,
-    to_train: bool = True,
-) -> Stage:
+def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
     """train, validation and test documents, and the evaluation windows.
 
     Raises:
         EdgeError: a source can't be read, or there is too little text, `to_train` for calibration too.
     """
+    recipe, base, log = context.recipe, context.base, context.log
+    sources = corpus_sources(recipe)
     log.step("corpus")
     longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
-        work,
-        "corpus",
-        settings={
-            "sources": [{"kind": type(source).__name__, **_jsonable(asdict(source))} for source in sources],
-            "window_tokens": longest,
-        },
-        inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
-        code=CODE,
+        context.work,
+        StageSpec(
+            "corpus",
+            settings={
+                "sources": [
+                    {"kind": type(source).__name__, **_jsonable(asdict(source))} for source in sources
+                ],
+                "window_tokens": longest,
+            },
+            inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
+            code=CODE,
+        ),
         make=lambda out: corpus.build_corpus(
             sources,
             out,
@@ -64,13 +62,8 @@ def corpus_stage(
     if to_train:
         corpus.check_enough(stage.metrics["splits"], recipe.calibration_tokens)
     train = stage.metrics["splits"]["train"]
-    log.line(
-        "corpus",
-        f"{sum(split['documents'] for split in stage.metrics['splits'].values()):,} documents, "
-        f"{train['base_tokens']:,} tokens to train on",
-        stage.manifest["seconds"],
-        cached=stage.cached,
-    )
+    documents = sum(split["documents"] for split in stage.metrics["splits"].values())
+    log.finished("corpus", f"{documents:,} documents, {train['base_tokens']:,} tokens to train on", stage)
     if recipe.domain:
         _check_language(domains.load_domain(recipe.domain), stage.metrics["languages"], log)
     return stage

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.data import corpus, domains, held_out, tasks
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.data.stage import corpus_stage
 from minigpt_edge.stages import parallel
+from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_runtime.bundle.open import open_bundle
 from minigpt_edge_runtime.engines.engine import Engine
@@ -289,8 +290,7 @@ def _corpus(domain: str, subject: Subject, request: Request, log: Log) -> Path:
         domain=domain, source=HUB if hub else subject.source if own else None, offline=request.offline
     )
     base = _base_model(subject, request.offline)
-    sources, work = corpus_sources(recipe), cache_dir() / "work"
-    stage = corpus_stage(work, recipe, base, sources, log, to_train=False)
+    stage = corpus_stage(BuildContext(cache_dir() / "work", recipe, base, log), to_train=False)
     if own and not hub and subject.corpus and subject.corpus != stage.metrics["sha256"]:
         log.line(
             "corpus",

@@ -5,30 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.models import base_model
-from minigpt_edge.recipe import Recipe
-from minigpt_edge.stages.console import Log
-from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge.stages.context import BuildContext
+from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
 CODE = ("minigpt_edge.evaluation", "minigpt_edge.models", "minigpt_edge_export", "minigpt_edge_runtime")
 
 
-def dense_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, log: Log) -> Stage:
+def dense_stage(context: BuildContext, text: Stage) -> Stage:
     """The dense checkpoint's quality on the validation windows."""
-
-    def make(out: Path) -> dict[str, Any]:
-        return evaluate_checkpoint(base.path, text, recipe.threads)
-
-    log.step("dense model")
+    base, threads = context.base, context.recipe.threads
+    context.log.step("dense model")
     stage = run_stage(
-        work,
-        "dense",
-        settings={"threads": recipe.threads},
-        inputs={"model": base.fingerprint, "validation": text.manifest["outputs"]["validation.texts.json"]},
-        code=CODE,
-        make=make,
+        context.work,
+        StageSpec(
+            "dense",
+            settings={"threads": threads},
+            inputs={
+                "model": base.fingerprint,
+                "validation": text.manifest["outputs"]["validation.texts.json"],
+            },
+            code=CODE,
+        ),
+        make=lambda out: evaluate_checkpoint(base.path, text, threads),
     )
-    log.line("dense", quality_text(stage.metrics), stage.manifest["seconds"], cached=stage.cached)
+    context.log.finished("dense", quality_text(stage.metrics), stage)
     return stage
 
 

@@ -7,42 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.data import corpus
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import evaluate_checkpoint, quality_text
-from minigpt_edge.models import base_model
-from minigpt_edge.prune.methods.registry import STRUCTURED
 from minigpt_edge.prune.prepare import CHECKPOINT
 from minigpt_edge.prune.prune import preview, shrink
-from minigpt_edge.prune.settings import fitted_settings, given_plan, keep_terms, shrink_settings
-from minigpt_edge.recipe import Recipe
+from minigpt_edge.prune.settings import fitted_settings, given_plan, keep_terms
 from minigpt_edge.stages import parallel
-from minigpt_edge.stages.console import Log
-from minigpt_edge.stages.packages import cache_dir
-from minigpt_edge.stages.parallel import process_setting
-from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge.stages.context import BuildContext
+from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import parse_target
-from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_file
 
 CODE = ("minigpt_edge.prune", *EVALUATE_CODE)
 
 
-def plan_only(recipe: Recipe, log: Log) -> dict[str, Any]:
-    """What a build would keep of each block and how large its files would be; see `weights.preview`."""
-    sources, work = corpus_sources(recipe), recipe.work or cache_dir() / "work"
-    gguf = [name for name in recipe.targets if parse_target(name).format == "gguf"]
-    if shrink_settings(recipe).pattern != STRUCTURED:
-        raise UsageError("--dry-run is for methods that remove units", "leave it out")
-    base = base_model.resolve_model(recipe.model, offline=recipe.offline)
-    text = corpus_stage(work, recipe, base, sources, log)
-    settings = fitted_settings(recipe, base, log)
+def plan_only(context: BuildContext, text: Stage) -> dict[str, Any]:
+    """What a build would keep of each block and how large its files would be; see `prune.preview`."""
+    recipe, base, log = context.recipe, context.base, context.log
     return preview(
         base.path,
         base.fingerprint,
         corpus.read_split(text.path, "train"),
-        settings,
-        gguf,
+        fitted_settings(recipe, base, log),
+        [name for name in recipe.targets if parse_target(name).format == "gguf"],
         plan=given_plan(recipe),
         terms=keep_terms(recipe),
         on_progress=lambda what, done, total: log.step(f"plan: {what}", done, total),
@@ -50,8 +37,9 @@ def plan_only(recipe: Recipe, log: Log) -> dict[str, Any]:
     )
 
 
-def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: Stage, log: Log) -> Stage:
+def prune_stage(context: BuildContext, text: Stage) -> Stage:
     """The pruned checkpoint, its plan and the importance matrix."""
+    recipe, base, log = context.recipe, context.base, context.log
     settings, terms, plan = fitted_settings(recipe, base, log), keep_terms(recipe), given_plan(recipe)
 
     def make(out: Path) -> dict[str, Any]:
@@ -74,20 +62,22 @@ def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: St
 
     log.step("prune")
     stage = run_stage(
-        work,
-        "prune",
-        settings={**asdict(settings), "terms": terms, **process_setting()},
-        inputs={
-            "model": base.fingerprint,
-            "corpus": text.digest,
-            **({"plan": sha256_file(plan)} if plan else {}),
-        },
-        code=CODE,
-        make=make,
-        together=True,
+        context.work,
+        StageSpec(
+            "prune",
+            settings={**asdict(settings), "terms": terms, **parallel.process_setting()},
+            inputs={
+                "model": base.fingerprint,
+                "corpus": text.digest,
+                **({"plan": sha256_file(plan)} if plan else {}),
+            },
+            code=CODE,
+            together=True,
+        ),
+        make,
     )
     kept = stage.metrics["parameters"]
-    what = f"{stage.metrics['sparsity']:.2%} of the parameters gone, {kept['kept'] / 1e6:.1f} M left; "
+    what = f"{stage.metrics['sparsity']:.2%} of the parameters removed, {kept['kept'] / 1e6:.1f} M kept; "
     if "zeros" in stage.metrics:
         what = (
             f"{stage.metrics['zeros']:.2%} of the blocks' weights are zero, which makes no file smaller and "
@@ -99,10 +89,5 @@ def prune_stage(work: Path, recipe: Recipe, base: base_model.BaseModel, text: St
             f"matrices for each ({stage.metrics['spared_where_factors_run'] / 1e6:.1f} M parameters fewer), "
             "GGUF files their product; "
         )
-    log.line(
-        "prune",
-        what + quality_text(stage.metrics["quality"]),
-        stage.manifest["seconds"],
-        cached=stage.cached,
-    )
+    log.finished("prune", what + quality_text(stage.metrics["quality"]), stage)
     return stage

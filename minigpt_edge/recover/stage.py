@@ -7,31 +7,22 @@ from typing import Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
-from minigpt_edge.models import base_model
 from minigpt_edge.prune.prepare import CHECKPOINT
 from minigpt_edge.prune.prune import PLAN
 from minigpt_edge.prune.settings import WINDOW
-from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.memory import Recovery
-from minigpt_edge.stages.console import Log
+from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.parallel import process_setting
-from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
 CODE = ("minigpt_edge.recover", *EVALUATE_CODE)
 
 
-def recover_stage(
-    work: Path,
-    recipe: Recipe,
-    base: base_model.BaseModel,
-    pruned: Stage,
-    text: Stage,
-    dense: Stage,
-    log: Log,
-) -> Stage | None:
+def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:
     """The fine-tuned checkpoint; None if the recipe does without."""
     from minigpt_edge.recover.recover import STEP_TOKENS
 
+    recipe, base = context.recipe, context.base
     if recipe.recover == "no":
         return None
     until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
@@ -41,57 +32,48 @@ def recover_stage(
 
     def make(out: Path) -> dict[str, Any]:
         room.check(micro)
-        return _recover(out, recipe, base, pruned, text, until, micro, log)
+        return _recover(out, context, text, pruned, until, micro)
 
-    log.step("recover")
+    context.log.step("recover")
     stage = run_stage(
-        work,
-        "recover",
-        settings={
-            "tokens": recipe.recover_tokens,
-            "distill": recipe.distill,
-            "lora_rank": recipe.lora_rank,
-            "until_perplexity": until,
-            "seed": recipe.seed,
-            "threads": recipe.threads,
-            **({"micro_tokens": micro} if micro < STEP_TOKENS else {}),
-            **process_setting(),
-        },
-        inputs={
-            "pruned": pruned.digest,
-            "corpus": text.digest,
-            **({"teacher": base.fingerprint} if recipe.distill else {}),
-        },
-        code=CODE,
-        make=make,
-        resumable=True,
-        together=True,
+        context.work,
+        StageSpec(
+            "recover",
+            settings={
+                "tokens": recipe.recover_tokens,
+                "distill": recipe.distill,
+                "lora_rank": recipe.lora_rank,
+                "until_perplexity": until,
+                "seed": recipe.seed,
+                "threads": recipe.threads,
+                **({"micro_tokens": micro} if micro < STEP_TOKENS else {}),
+                **process_setting(),
+            },
+            inputs={
+                "pruned": pruned.digest,
+                "corpus": text.digest,
+                **({"teacher": base.fingerprint} if recipe.distill else {}),
+            },
+            code=CODE,
+            resumable=True,
+            together=True,
+        ),
+        make,
     )
-    after = stage.metrics["after"]
-    log.line(
-        "recover",
-        f"{stage.metrics['tokens']:,} tokens at {stage.metrics['tokens_per_second']:,.0f} tokens/s; "
-        + quality_text(after),
-        stage.manifest["seconds"],
-        cached=stage.cached,
-    )
+    metrics = stage.metrics
+    speed = f"{metrics['tokens']:,} tokens at {metrics['tokens_per_second']:,.0f} tokens/s; "
+    context.log.finished("recover", speed + quality_text(metrics["after"]), stage)
     return stage
 
 
 def _recover(
-    out: Path,
-    recipe: Recipe,
-    base: base_model.BaseModel,
-    pruned: Stage,
-    text: Stage,
-    until: float | None,
-    micro: int,
-    log: Log,
+    out: Path, context: BuildContext, text: Stage, pruned: Stage, until: float | None, micro: int
 ) -> dict[str, Any]:
     from minigpt_edge.prune.plan import read_plan
     from minigpt_edge.recover.recover import recover
     from minigpt_edge.recover.teacher import Teacher
 
+    recipe, base = context.recipe, context.base
     tokens = read_plan(pruned.path / PLAN).tokens
     return recover(
         pruned.path / CHECKPOINT,
@@ -107,5 +89,5 @@ def _recover(
         threads=recipe.threads,
         until_perplexity=until,
         before=pruned.metrics["quality"],
-        on_progress=log.recovery,
+        on_progress=context.log.recovery,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.ship.reference import checkpoint_hashes
-from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
 from minigpt_edge_runtime.files import sha256_file
 
@@ -78,11 +78,13 @@ def f16_stage(job: Export) -> Stage:
 
     stage = run_stage(
         job.work,
-        "export",
-        settings={"metadata": job.metadata},
-        inputs={**checkpoint_hashes(job.checkpoint), "corpus": job.text.digest},
-        code=CODE,
-        make=make,
+        StageSpec(
+            "export",
+            settings={"metadata": job.metadata},
+            inputs={**checkpoint_hashes(job.checkpoint), "corpus": job.text.digest},
+            code=CODE,
+        ),
+        make,
     )
     metrics = stage.metrics
     job.log.line(
@@ -172,22 +174,24 @@ def _target_stage(
 ) -> Stage:
     stage = run_stage(
         job.work,
-        f"export-{target.name}",
-        settings={
-            "target": target.name,
-            "types": target.types,
-            "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW, GPTQ_BYTES),
-            "metadata": job.metadata,
-            "max_bytes": job.max_bytes if target.format == "gguf" else None,
-            "threads": job.threads,
-        },
-        inputs={
-            **inputs,
-            "imatrix": sha256_file(job.importance) if job.importance else "",
-            "validation": job.text.manifest["outputs"]["validation.texts.json"],
-        },
-        code=CODE,
-        make=make,
+        StageSpec(
+            f"export-{target.name}",
+            settings={
+                "target": target.name,
+                "types": target.types,
+                "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW, GPTQ_BYTES),
+                "metadata": job.metadata,
+                "max_bytes": job.max_bytes if target.format == "gguf" else None,
+                "threads": job.threads,
+            },
+            inputs={
+                **inputs,
+                "imatrix": sha256_file(job.importance) if job.importance else "",
+                "validation": job.text.manifest["outputs"]["validation.texts.json"],
+            },
+            code=CODE,
+        ),
+        make,
     )
     metrics = stage.metrics
     size = sum(record["bytes"] for record in metrics["tensor_types"].values())

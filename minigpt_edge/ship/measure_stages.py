@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.ship.export_stages import CODE as EXPORT_CODE
 from minigpt_edge.ship.export_stages import model_path
-from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ def measure_stage(work: Path, target: Target, made: Stage, text: Stage, threads:
     what += " mixed" * bool(made.metrics["mix"])
     stage = run_stage(
         work,
-        f"measure-{target.name}",
-        settings={"threads": threads},
-        inputs={"model": made.digest, "test": text.manifest["outputs"]["test.texts.json"]},
-        code=CODE,
+        StageSpec(
+            f"measure-{target.name}",
+            settings={"threads": threads},
+            inputs={"model": made.digest, "test": text.manifest["outputs"]["test.texts.json"]},
+            code=CODE,
+        ),
         make=lambda out: measure(model, text.path / "test.texts.json", threads, log, what),
     )
     _say_measured(stage, what, log)
@@ -77,11 +79,13 @@ def baseline_stage(
 
     stage = run_stage(
         work,
-        f"baseline-{file_format}-{kind}",
-        settings={"format": file_format, "type": kind, "threads": threads},
-        inputs={"model": base.fingerprint, "test": text.manifest["outputs"]["test.texts.json"]},
-        code=EXPORT_CODE,
-        make=make,
+        StageSpec(
+            f"baseline-{file_format}-{kind}",
+            settings={"format": file_format, "type": kind, "threads": threads},
+            inputs={"model": base.fingerprint, "test": text.manifest["outputs"]["test.texts.json"]},
+            code=EXPORT_CODE,
+        ),
+        make,
     )
     _say_measured(stage, what, log)
     return stage

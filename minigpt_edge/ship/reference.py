@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.stages.stage import Stage, run_stage
+from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_runtime.files import sha256_file
 from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER_FILES
 
@@ -26,14 +26,21 @@ def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, log
 
     return run_stage(
         work,
-        "reference",
-        settings={"windows": WINDOWS, "tokens": TOKENS},
-        inputs={
-            **checkpoint_hashes(checkpoint),
-            "validation": text.manifest["outputs"]["validation.texts.json"],
-        },
-        code=("minigpt_edge.ship", "minigpt_edge.evaluation", "minigpt_edge.models", "minigpt_edge_export"),
-        make=make,
+        StageSpec(
+            "reference",
+            settings={"windows": WINDOWS, "tokens": TOKENS},
+            inputs={
+                **checkpoint_hashes(checkpoint),
+                "validation": text.manifest["outputs"]["validation.texts.json"],
+            },
+            code=(
+                "minigpt_edge.ship",
+                "minigpt_edge.evaluation",
+                "minigpt_edge.models",
+                "minigpt_edge_export",
+            ),
+        ),
+        make,
     )
 
 

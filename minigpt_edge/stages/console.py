@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from minigpt_edge.stages.events import Events
+
+if TYPE_CHECKING:
+    from minigpt_edge.stages.stage import Stage
 
 PLAIN_EVERY = 30.0  # seconds between lines about one step where there is no terminal
 
@@ -83,6 +86,10 @@ class Log:
             )
         self.step("recover", state.get("step", 0), state.get("steps"), ", ".join(parts))
         return None
+
+    def finished(self, name: str, text: str, stage: Stage) -> None:
+        """The line of a finished stage: how long it took, or that it was cached."""
+        self.line(name, text, stage.manifest["seconds"], cached=stage.cached)
 
     def line(self, stage: str, text: str, seconds: float | None = None, *, cached: bool = False) -> None:
         """A lasting line about a stage."""

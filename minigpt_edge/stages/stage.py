@@ -40,6 +40,26 @@ _LIBRARIES = ("torch", "transformers", "llama-cpp-python", "gguf", "tokenizers",
 
 
 @dataclass(frozen=True)
+class StageSpec:
+    """What decides a stage's key, and how it is made.
+
+    Attributes:
+        settings: JSON-able, everything besides the inputs that decides the result.
+        inputs: name -> sha256.
+        code: packages and modules whose source decides the result; see `code_files`.
+        resumable: keep what an interrupted run left for `make` to go on from.
+        together: of several processes of a build all make it, into the same directory.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    code: Sequence[str]
+    resumable: bool = False
+    together: bool = False
+
+
+@dataclass(frozen=True)
 class Stage:
     """A finished stage.
 
@@ -120,44 +140,37 @@ def locked(work: Path, name: str, busy: str | None = None) -> Iterator[None]:
         lock.release()
 
 
-def run_stage(
-    work: Path,
-    name: str,
-    *,
-    settings: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    code: Sequence[str],
-    make: Callable[[Path], dict[str, Any]],
-    resumable: bool = False,
-    together: bool = False,
-) -> Stage:
+def run_stage(work: Path, spec: StageSpec, make: Callable[[Path], dict[str, Any]]) -> Stage:
     """The cached stage of this key, or a new one; builds at once that need the same one share it.
 
     Of several processes of one build the first makes it, and the others wait.
 
     Args:
         work: where stages are kept.
-        settings: JSON-able, everything besides the inputs that decides the result.
-        inputs: name -> sha256.
-        code: modules whose source decides the result.
         make: writes the stage's files into the directory it is given and returns its metrics.
-        resumable: keep what an interrupted run left for `make` to go on from.
-        together: the others call `make` too, with the same directory.
 
     Raises:
         EdgeError: a finished stage was damaged, or `make` failed.
     """
-    described = {"stage": name, "settings": dict(settings), "inputs": dict(inputs), "code": code_hash(code)}
+    described = {
+        "stage": spec.name,
+        "settings": dict(spec.settings),
+        "inputs": dict(spec.inputs),
+        "code": code_hash(spec.code),
+    }
     key = sha256_json({**described, "form": _FORM})
-    final = work / f"{name}-{key[:16]}"
+    final = work / f"{spec.name}-{key[:16]}"
     if parallel.rank():
-        return _follow(final, make, together)
+        return _follow(final, make, spec.together)
     with locked(work, final.name):
         if final.exists():
             stage = Stage(final, _checked(final, key), cached=True)
             parallel.broadcast("cached")
         else:
-            stage = _make({**described, "key": key}, final, make, resumable)
+            partial = _partial(final)
+            if partial.exists() and not spec.resumable:
+                shutil.rmtree(partial)
+            stage = _make({**described, "key": key}, final, make)
         parallel.barrier()  # it is finished
         return stage
 
@@ -174,12 +187,8 @@ def _partial(final: Path) -> Path:
     return final.with_name(final.name + ".partial")
 
 
-def _make(
-    described: dict[str, Any], final: Path, make: Callable[[Path], dict[str, Any]], resumable: bool
-) -> Stage:
+def _make(described: dict[str, Any], final: Path, make: Callable[[Path], dict[str, Any]]) -> Stage:
     partial = _partial(final)
-    if partial.exists() and not resumable:
-        shutil.rmtree(partial)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         parallel.broadcast("begun")

@@ -16,7 +16,7 @@ import pytest
 from source import ROOT
 from tiny_build import QUICK, SMALL, write_corpus, write_model
 
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.data.stage import corpus_stage
 
 
 @pytest.fixture(scope="module")
@@ -189,16 +189,17 @@ def test_a_changed_corpus_is_read_again(place: Path, tmp_path: Path, monkeypatch
     from minigpt_edge.models import base_model
     from minigpt_edge.recipe import Recipe
     from minigpt_edge.stages.console import Log
+    from minigpt_edge.stages.context import BuildContext
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(place / "cache"))
     shutil.copytree(place / "corpus", tmp_path / "texts")
     recipe = Recipe(corpus=("~/texts",), calibration_tokens=4096)
-    base, sources = base_model.resolve_model(str(place / "model")), corpus_sources(recipe)
+    base = base_model.resolve_model(str(place / "model"))
 
     def read() -> bool:
         with Log() as log:
-            return corpus_stage(tmp_path / "work", recipe, base, sources, log).cached
+            return corpus_stage(BuildContext(tmp_path / "work", recipe, base, log)).cached
 
     assert [read(), read()] == [False, True]
     (tmp_path / "texts" / "000.txt").write_text("the licensee shall give notice of breach " * 40)

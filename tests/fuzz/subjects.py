@@ -88,14 +88,23 @@ def read_plan(path: Path) -> None:
 
 
 def run_example(work: Path) -> Path:
-    from minigpt_edge.stages.stage import run_stage
+    from minigpt_edge.stages.stage import StageSpec, run_stage
 
     def make(out: Path) -> dict[str, int]:
         (out / "weights.bin").write_bytes(bytes(100))
         return {"value": 1}
 
     code = ("minigpt_edge.prune.plan",)
-    stage = run_stage(work, "example", settings={"a": 1}, inputs={"b": "c"}, code=code, make=make)
+    stage = run_stage(
+        work,
+        StageSpec(
+            "example",
+            settings={"a": 1},
+            inputs={"b": "c"},
+            code=code,
+        ),
+        make,
+    )
     assert stage.metrics["value"] == 1, "a changed manifest was believed"
     return stage.path
 

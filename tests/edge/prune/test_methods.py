@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from tiny_build import write_corpus, write_model
 
 from minigpt_edge.cli import cli
-from minigpt_edge.data.stage import corpus_sources, corpus_stage
+from minigpt_edge.data.stage import corpus_stage
 from minigpt_edge.prune.methods.registry import METHODS
 from minigpt_edge.prune.settings import check_recipe
 from minigpt_edge.prune.stage import prune_stage
@@ -40,12 +40,13 @@ def prune(place: Path, **options: Any) -> dict[str, Any]:
     """The prune stage's metrics, with "checkpoint", its directory."""
     from minigpt_edge.models import base_model
     from minigpt_edge.stages.console import Log
+    from minigpt_edge.stages.context import BuildContext
 
     asked = recipe(place, **options)
     with Log() as log:
         base = base_model.resolve_model(asked.model)
-        text = corpus_stage(place / "work", asked, base, corpus_sources(asked), log)
-        stage = prune_stage(place / "work", asked, base, text, log)
+        context = BuildContext(place / "work", asked, base, log)
+        stage = prune_stage(context, corpus_stage(context))
     return {**stage.metrics, "checkpoint": stage.path / "checkpoint"}
 
 

@@ -23,7 +23,7 @@ from minigpt_edge.ship import export_stages
 from minigpt_edge.ship.export_stages import f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.ship.job import Export
 from minigpt_edge.stages.console import Log
-from minigpt_edge.stages.stage import run_stage
+from minigpt_edge.stages.stage import StageSpec, run_stage
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.quantize import quantize
 from minigpt_edge_export.gguf.write import write_gguf
@@ -174,7 +174,16 @@ def job(base: Path, texts: Path) -> Export:
         return {}
 
     work = base.parent / "work"
-    corpus = run_stage(work, "corpus", settings={}, inputs={}, code=(), make=make)
+    corpus = run_stage(
+        work,
+        StageSpec(
+            "corpus",
+            settings={},
+            inputs={},
+            code=(),
+        ),
+        make,
+    )
     return Export(work, base, None, corpus, METADATA, 1, Log(quiet=True))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minigpt_edge.stages.stage import locked, run_stage
+from minigpt_edge.stages.stage import StageSpec, locked, run_stage
 from minigpt_edge_runtime.errors import EdgeError
 
 CODE = ("minigpt_edge.stages.stage",)
@@ -22,8 +22,9 @@ def make(out: Path) -> dict[str, Any]:
 
 
 def run(work: Path, **changed: Any) -> Any:
-    given: dict[str, Any] = {"settings": {"a": 1}, "inputs": {"x": "0"}, "code": CODE, "make": make}
-    return run_stage(work, "demo", **{**given, **changed})
+    made_by = changed.pop("make", make)
+    given: dict[str, Any] = {"settings": {"a": 1}, "inputs": {"x": "0"}, "code": CODE, **changed}
+    return run_stage(work, StageSpec("demo", **given), made_by)
 
 
 def test_the_same_stage_is_cached_and_another_is_not(tmp_path: Path) -> None:
@@ -82,12 +83,12 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 def test_two_processes_that_need_one_stage_make_it_once(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
-        "from minigpt_edge.stages.stage import run_stage\n"
+        "from minigpt_edge.stages.stage import StageSpec, run_stage\n"
         "def make(out):\n"
         "    time.sleep(2)\n"
         "    with open('made', 'a') as file: file.write('x')\n"
         "    return {}\n"
-        "stage = run_stage(pathlib.Path('work'), 'demo', settings={}, inputs={}, code=(), make=make)\n"
+        "stage = run_stage(pathlib.Path('work'), StageSpec('demo', {}, {}, ()), make)\n"
         "print(stage.cached)\n"
     )
     root = Path(__file__).resolve().parents[3]

@@ -1,0 +1,29 @@
+"""What all stages of a build share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minigpt_edge.models.base_model import BaseModel
+    from minigpt_edge.recipe import Recipe
+    from minigpt_edge.stages.console import Log
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What all stages of a build share.
+
+    Attributes:
+        work: where stages are kept.
+        recipe: what is asked for.
+        base: the dense model.
+        log: where progress is shown.
+    """
+
+    work: Path
+    recipe: Recipe
+    base: BaseModel
+    log: Log
