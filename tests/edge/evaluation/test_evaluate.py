@@ -53,7 +53,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     write_corpus(folder / "corpus")
     source = write_model(folder / "model", folder / "corpus", blocks=2)
-    base = resolve_model(str(source), cache=folder / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIGPT_EDGE_CACHE", str(folder / "cache"))
+        base = resolve_model(str(source))
     write_gguf(read_checkpoint(base.path), folder / "model.gguf", file_type="f32")
     write_onnx(read_checkpoint(base.path), folder / "onnx", Precision("fp32"))
     (folder / "pairs").mkdir()

@@ -28,7 +28,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def same(folder: Path, tmp_path: Path) -> None:
     """A checkpoint and its F32 GGUF file as base models: equal weights, equal token ids."""
     write_gguf(read_checkpoint(folder), tmp_path / "model.gguf", file_type="f32")
-    back = resolve_model(str(tmp_path / "model.gguf"), cache=tmp_path / "cache")
+    back = resolve_model(str(tmp_path / "model.gguf"))
     ours, theirs = read_checkpoint(back.path), read_checkpoint(folder)
     assert (ours.model_type, ours.blocks, ours.tied) == (theirs.model_type, theirs.blocks, theirs.tied)
     for name in theirs.shapes():

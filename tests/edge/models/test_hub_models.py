@@ -56,7 +56,7 @@ def test_a_hub_that_is_away_is_noticed_in_time_and_said_once(
         for _ in range(2):
             start = time.perf_counter()
             with pytest.raises(EdgeError, match="can't be fetched") as caught:
-                resolve_model("someone/some-model", cache=tmp_path)
+                resolve_model("someone/some-model")
             assert time.perf_counter() - start < 5
             assert default_model() in (caught.value.hint or "")
     assert capsys.readouterr().err.count("can't be reached") == 1
@@ -131,13 +131,13 @@ def test_a_hub_model_is_fetched_and_serves_without_the_hub(
 ) -> None:
     serve(model_dir)
     with pytest.raises(UsageError, match="the hub has no model org/other"):
-        resolve_model("org/other", cache=tmp_path)
-    model = resolve_model("org/tiny", cache=tmp_path)
+        resolve_model("org/other")
+    model = resolve_model("org/tiny")
     assert (model.name, model.licence) == ("org/tiny", "apache-2.0")
     assert load_file(model.path / "model.safetensors").keys()
-    assert resolve_model("org/tiny", cache=tmp_path, offline=True).fingerprint == model.fingerprint
+    assert resolve_model("org/tiny", offline=True).fingerprint == model.fingerprint
     with pytest.raises(EdgeError, match="working offline"):
-        resolve_model("org/absent", cache=tmp_path, offline=True)
+        resolve_model("org/absent", offline=True)
 
 
 def test_a_foreign_hub_model_is_refused_before_its_weights_come(
@@ -145,5 +145,5 @@ def test_a_foreign_hub_model_is_refused_before_its_weights_come(
 ) -> None:
     serve(changed(model_dir, tmp_path / "other", "config.json", {"model_type": "mamba"}))
     with pytest.raises(EdgeError, match="'mamba' is not known"):
-        resolve_model("org/tiny", cache=tmp_path)
+        resolve_model("org/tiny")
     assert not list((tmp_path / "hub").rglob("model.safetensors"))

