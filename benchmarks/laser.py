@@ -253,7 +253,7 @@ def main() -> None:
     code = [sha256_file(Path(str(file))) for file in (__file__, probe.__file__, laser.__file__)]
     work = given.work / sha256_json([settings, products, code])[:16]
     model: Any = load_model(base.path)
-    reducer = laser.Reducer(model, archs.load_arch(model.config.model_type))
+    reducer = laser.Reducer(model, archs.load_arch(model.config))
     found = {}
     for name, items in question_sets(cache_dir()).items():
         chosen = sorted(items)

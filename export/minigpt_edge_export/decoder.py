@@ -1,6 +1,7 @@
 """A checkpoint directory as a decoder that belongs to no format: sizes, norms, positions, lazy weights.
 
-It does not know GGUF or ONNX, and it does not know torch; the exporters do not know Hugging Face names.
+It knows neither GGUF nor ONNX nor torch; what its architecture's file says is all that it knows of Hugging
+Face names. The exporters know none of these, only the canonical names of `Decoder.shapes`.
 """
 
 from __future__ import annotations
@@ -8,19 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.architectures import (
-    ATTENTION,
-    BUFFERS,
-    FAMILIES,
-    MLP,
-    Family,
-    Style,
-    eps_of,
-    style_of,
-)
+from minigpt_edge_export.architectures import architecture_of
+from minigpt_edge_export.architectures.base import ATTENTION, BUFFERS, Architecture, Style
 from minigpt_edge_export.weights import FACTORS, Weights, listed, weight_files
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding
@@ -79,9 +73,9 @@ class Decoder:
     weights: Weights = field(repr=False, compare=False)
 
     @property
-    def family(self) -> Family:
-        """How its checkpoint stores it."""
-        return FAMILIES[self.model_type]
+    def architecture(self) -> Architecture:
+        """What its architecture's file says."""
+        return architecture_of(self.model_type)
 
     @property
     def uniform(self) -> bool:
@@ -135,7 +129,7 @@ class Decoder:
         shapes |= self._norm_shapes("mlp_norm") if style.mlp_norm else {}
         if style.head_norms:
             shapes |= {"query_norm.weight": (self.head_dim,), "key_norm.weight": (self.head_dim,)}
-        for name in ATTENTION + (MLP if style.gated else MLP[1:]):
+        for name in (*ATTENTION, *style.inner, "down"):
             shapes[f"{name}.weight"] = matrices[name]
             if name in style.biased:
                 shapes[f"{name}.bias"] = matrices[name][:1]
@@ -156,17 +150,17 @@ class Decoder:
                 "the training diverged; lower the learning rate",
             )
         *block, part, _ = name.split(".")
-        if block and self.family.transposed and array.ndim > 1:
+        if block and self.architecture.transposed and array.ndim > 1:
             array = array.T
-        if self.family.joined and part in ATTENTION[:3]:
+        if self.architecture.joined and part in ATTENTION[:3]:
             array = self._third(array, self.blocks[int(block[1])], ATTENTION.index(part))
         if part == "positions":
-            array = array[self.family.unused_positions :]
+            array = array[self.architecture.unused_positions :]
         return np.ascontiguousarray(array)
 
     def _third(self, array: np.ndarray, block: Block, which: int) -> np.ndarray:
         """Query, key or value out of the matrix or bias of all three."""
-        if self.family.joined == "heads":
+        if self.architecture.joined == "heads":
             split = array.reshape(block.heads, 3, self.head_dim, *array.shape[1:])
             return split[:, which].reshape(block.heads * self.head_dim, *array.shape[1:])
         rows = [heads * self.head_dim for heads in (block.heads, block.kv_heads, block.kv_heads)]
@@ -175,9 +169,9 @@ class Decoder:
 
     def source_name(self, name: str) -> str:
         """The checkpoint's name: "blocks.3.up.weight" -> "model.layers.3.mlp.up_proj.weight"."""
-        names = self.family.names
+        names = self.architecture.names
         *block, part, kind = name.split(".")
-        if self.family.joined and part in ATTENTION[:3]:
+        if self.architecture.joined and part in ATTENTION[:3]:
             part = "joined"
         return (names["block"].format(index=block[1]) if block else "") + f"{names[part]}.{kind}"
 
@@ -187,12 +181,12 @@ class Decoder:
         for name, shape in self.shapes().items():
             source = self.source_name(name)
             if name.startswith("positions."):
-                shape = (shape[0] + self.family.unused_positions, *shape[1:])
+                shape = (shape[0] + self.architecture.unused_positions, *shape[1:])
             if source in found:  # the rows of query, key and value in one matrix
                 shape = (found[source][0] + shape[0], *shape[1:])
             found[source] = shape
-        if self.family.transposed:
-            block = self.family.names["block"].partition("{")[0]
+        if self.architecture.transposed:
+            block = self.architecture.names["block"].partition("{")[0]
             found = {n: shape[::-1] if n.startswith(block) else shape for n, shape in found.items()}
         return found
 
@@ -231,65 +225,58 @@ def read_checkpoint(directory: Path) -> Decoder:
     path = directory / "config.json"
     config = read_json(path)
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise EdgeError(
-            f"the architecture {model_type!r} in {path} is not known",
-            f"known architectures: {', '.join(sorted(FAMILIES))}",
-        )
+    architecture = architecture_of(model_type, path)
     with understanding(path, "use a complete checkpoint"):
-        decoder = _decoder(directory, model_type, config, path)
+        decoder = _decoder(directory, architecture, config, path)
     _check_tensors(decoder)
     return decoder
 
 
-def _decoder(directory: Path, model_type: str, config: dict[str, Any], path: Path) -> Decoder:
-    family, weights = FAMILIES[model_type], Weights(weight_files(directory))
-    eps = _check_config(family, model_type, config, path)
-    hidden, heads = (int(family.get(config, key)) for key in ("hidden_size", "num_attention_heads"))
+def _decoder(directory: Path, architecture: Architecture, config: dict[str, Any], path: Path) -> Decoder:
+    get, weights = partial(architecture.get, config), Weights(weight_files(directory))
+    eps = _check_config(architecture, config, path)
+    hidden, heads = (int(get(key)) for key in ("hidden_size", "num_attention_heads"))
     head_dim = config.get("head_dim") or hidden // heads
-    if family.get(config, "num_hidden_layers") > len(weights.shapes):
+    if get("num_hidden_layers") > len(weights.shapes):
         raise ValueError("it has more blocks than the weights have tensors")
-    style = style_of(model_type, config, str(path))
+    style = architecture.style_of(config, str(path))
     return Decoder(
         directory=directory,
-        model_type=model_type,
+        model_type=config["model_type"],
         hidden_size=hidden,
         head_dim=head_dim,
         vocab_size=config["vocab_size"],
-        context_length=int(family.get(config, "max_position_embeddings", 2048)),
+        context_length=int(get("max_position_embeddings", 2048)),
         eps=eps,
-        rope=None if style.learned_positions else _rope(config, head_dim, family.rotary_share, path),
-        tied=bool(config.get("tie_word_embeddings", family.tied)),
+        rope=None if style.learned_positions else _rope(config, head_dim, architecture.rotary_share, path),
+        tied=bool(config.get("tie_word_embeddings", architecture.tied)),
         style=style,
-        blocks=_blocks(family, config, path),
+        blocks=_blocks(architecture, config, path),
         weights=weights,
     )
 
 
-def _check_config(family: Family, model_type: str, config: dict[str, Any], path: Path) -> float:
+def _check_config(architecture: Architecture, config: dict[str, Any], path: Path) -> float:
     """What norms add to the mean square; EdgeError if a number that is needed is not there."""
-    eps = eps_of(model_type, config)
-    values = {family.keys.get(key, key): family.get(config, key) for key in _NEEDED}
-    values[family.keys["eps"]] = eps
-    if not family.widening:
-        values[family.keys.get("intermediate_size", "intermediate_size")] = _width(family, config)
-    values["max_position_embeddings"] = family.get(config, "max_position_embeddings", 2048)
+    get, keys = partial(architecture.get, config), architecture.keys
+    eps = get("eps", architecture.eps)
+    values = {keys.get(key, key): get(key) for key in _NEEDED}
+    values[keys["eps"]] = eps
+    if not architecture.widening:
+        values[keys.get("intermediate_size", "intermediate_size")] = get("intermediate_size")
+    values["max_position_embeddings"] = get("max_position_embeddings", 2048)
     missing = [n for n, v in values.items() if not isinstance(v, int | float) or not 0 < v < MOST]
-    if missing or eps is None:
+    if missing:
         raise EdgeError(f"{path} lacks a positive {', '.join(missing)}", "use a complete checkpoint")
-    return eps
+    return float(eps)
 
 
-def _width(family: Family, config: dict[str, Any]) -> Any:
-    hidden = family.get(config, "hidden_size")
-    return family.get(config, "intermediate_size", family.widening and family.widening * hidden)
-
-
-def _blocks(family: Family, config: dict[str, Any], path: Path) -> tuple[Block, ...]:
+def _blocks(architecture: Architecture, config: dict[str, Any], path: Path) -> tuple[Block, ...]:
     """The sizes of every block: those of per_layer_config, else the global ones."""
-    count, heads = (int(family.get(config, key)) for key in ("num_hidden_layers", "num_attention_heads"))
+    get = partial(architecture.get, config)
+    count, heads = (int(get(key)) for key in ("num_hidden_layers", "num_attention_heads"))
     shared = {
-        "intermediate_size": _width(family, config),
+        "intermediate_size": architecture.width(config),
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
     }

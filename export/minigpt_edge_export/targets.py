@@ -1,5 +1,8 @@
 """What a model can be exported to: families such as gguf-q4, onnx-int4, and exact types such as gguf-iq4_nl.
 
+Which type of a family a model gets, Q4_0 or another, is chosen by measuring: `gguf.candidates` names those
+that are worth it, minigpt_edge.ship.choose_type measures them, and `gguf.mixed` mixes types within a file.
+
 llama.cpp never refuses a width. A matrix whose rows are not a multiple of the type's block silently gets
 another type: 256-blocks become Q4_0 (from Q2_K, Q3_K), Q5_0 (Q4_K), Q5_1 (Q5_K), Q8_0 (Q6_K) or IQ4_NL (IQ
 types), and what does not divide by 32 either stays F16. Rows are hidden_size, each block's intermediate_size,
@@ -9,13 +12,8 @@ and heads x head_dim. `candidates` therefore asks llama.cpp which types a model 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from minigpt_edge_export.onnx.weights import Precision
 from minigpt_edge_runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,6 @@ QUANTIZATIONS: dict[str, Quantization] = {
 
 
 UNQUANTIZED = ("f32", "f16", "bf16")
-
-
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "q8": ("q8_0",),
     "q6": ("q6_k",),
@@ -80,6 +76,29 @@ class Target:
 
 def _target(name: str, types: tuple[str, ...]) -> Target:
     return Target(f"gguf-{name}", "gguf", types)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How an ONNX target stores its weights.
+
+    Attributes:
+        name: "fp32", "fp16", "int8" or "int4"; float16 weights are widened when they are loaded, since
+            processors compute in float32.
+        bits: of a block's integers, 0 for floats.
+        block_size: weights along the inputs that share a scale.
+        symmetric: no zero points: integers stand for -8…7 (-128…127) times the scale.
+        head_bits, head_block_size: the same of the embedding and head.
+        accuracy_level: MatMulNBits' own: 4 computes in int8, 0 and 1 in float32.
+    """
+
+    name: str
+    bits: int = 0
+    block_size: int = 32
+    symmetric: bool = True
+    head_bits: int = 8
+    head_block_size: int = 32
+    accuracy_level: int = 4
 
 
 # ONNX types. Blocks of 128 run fastest, those of 64 are closer to the checkpoint; accuracy level 4 computes

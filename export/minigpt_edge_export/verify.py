@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
 from minigpt_edge_export.gguf.sentencepiece import BYTES
 from minigpt_edge_export.scripts import TEN_SCRIPTS
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.engines.text import open_tokenizer, symbol_bytes
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, write_json
+from minigpt_edge_runtime.scoring.likelihood import divergence, log_softmax, picked
 
 if TYPE_CHECKING:
-    import numpy as np
     from tokenizers import Tokenizer
-from minigpt_edge_runtime.scoring.likelihood import divergence, log_softmax, picked
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,6 @@ def threshold_of(kind: str) -> Threshold:
 
 
 _KEPT = 5  # examples of failures that are kept
-
-
 _CONTEXT = 64  # a tokenizer needs no cache
 
 
@@ -139,9 +139,6 @@ def verify_logits(model_path: Path, reference: Path, threads: int) -> LogitParit
     Raises:
         EdgeError: the reference is damaged or has another shape, or the file can't be loaded.
     """
-    import numpy as np
-    from safetensors import SafetensorError, safe_open
-
     divergences: list[np.ndarray] = []
     same, likelihoods = 0, np.zeros(2)
     try:
@@ -216,6 +213,17 @@ def verify_tokenizer(model_path: Path, tokenizer_json: Path, texts: Sequence[str
     )
 
 
+@dataclass(frozen=True)
+class Tokenization:
+    """What token ids are compared with and on: the checkpoint's tokenizer, and held-out texts.
+
+    `TEN_SCRIPTS` are compared too.
+    """
+
+    tokenizer_json: Path
+    texts: Sequence[str]
+
+
 def check(
     model_path: Path,
     *,
@@ -223,8 +231,7 @@ def check(
     reference: Path,
     evidence: Path,
     threads: int,
-    tokenizer_json: Path | None = None,
-    texts: Sequence[str] = (),
+    tokenization: Tokenization | None = None,
 ) -> tuple[LogitParity, TokenParity | None]:
     """Let a file pass or raise; the figures are written to `evidence` either way.
 
@@ -234,8 +241,7 @@ def check(
         reference: see `verify_logits`.
         evidence: a JSON file to write.
         threads: CPU threads.
-        tokenizer_json: the checkpoint's; None leaves token ids alone, as quantizing does.
-        texts: held-out texts; `TEN_SCRIPTS` are compared too.
+        tokenization: None leaves token ids alone, as quantizing does.
 
     Raises:
         EdgeError: the logits or the token ids differ by more than the thresholds allow.
@@ -243,8 +249,9 @@ def check(
     limit = threshold_of(kind)
     logits = verify_logits(model_path, reference, threads)
     tokens = None
-    if tokenizer_json is not None:
-        tokens = verify_tokenizer(model_path, tokenizer_json, [*texts, *TEN_SCRIPTS.values()])
+    if tokenization is not None:
+        texts = [*tokenization.texts, *TEN_SCRIPTS.values()]
+        tokens = verify_tokenizer(model_path, tokenization.tokenizer_json, texts)
     passed = logits.within(limit) and (tokens is None or tokens.good)
     figures: dict[str, Any] = {
         "passed": passed,

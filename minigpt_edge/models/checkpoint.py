@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models import archs
-from minigpt_edge_export.architectures import BUFFERS, FAMILIES
+from minigpt_edge_export.architectures import architecture_of
+from minigpt_edge_export.architectures.base import BUFFERS
 from minigpt_edge_export.weights import FACTORS, WEIGHTS, Weights, shards
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, understanding, write_json
@@ -38,19 +39,17 @@ _SIZES = (
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint whose architecture is known, with LLaMA's names for its sizes added."""
     config = read_json(directory / "config.json")
-    archs.check_known(str(config.get("model_type")))
     return standard_names(config)
 
 
 def standard_names(config: dict[str, Any]) -> dict[str, Any]:
     """A config with hidden_size, num_hidden_layers, … added where the family has others."""
-    family = FAMILIES[config["model_type"]]
-    named = {name: family.get(config, name) for name in _SIZES}
+    architecture = architecture_of(config.get("model_type"))
+    named = {name: architecture.get(config, name) for name in _SIZES}
     named["head_dim"] = config.get("head_dim") or named["hidden_size"] // named["num_attention_heads"]
-    if named["intermediate_size"] is None and family.widening:
-        named["intermediate_size"] = family.widening * named["hidden_size"]
+    named["intermediate_size"] = architecture.width(config) or None
     named["num_key_value_heads"] = config.get("num_key_value_heads") or named["num_attention_heads"]
-    named["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", family.tied))
+    named["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", architecture.tied))
     return {**config, **{name: value for name, value in named.items() if value is not None}}
 
 
@@ -69,10 +68,10 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
     from minigpt_edge.models import resident
 
     config = read_config(directory)
-    arch = archs.load_arch(config["model_type"])
     extra = config.get("minigpt_edge")
     weights = Weights(shards(directory))
     with understanding(directory / "config.json"):
+        arch = archs.load_arch(config)
         if config["num_hidden_layers"] > len(weights.shapes):
             raise ValueError(f"{config['num_hidden_layers']} blocks of {len(weights.shapes)} tensors")
         model: Any = _empty(config, arch)
@@ -138,16 +137,16 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
     from minigpt_edge.models import resident
 
     config = read_config(source)
-    arch = archs.load_arch(config["model_type"])
+    arch = archs.load_arch(config)
     _write_sizes(config, arch, [arch.sizes(block) for block in arch.blocks(model)])
     lazy = resident.is_on_disk(model, arch)
     blocks = f"{arch.blocks_path}." if lazy else "no prefix"
     held = {n: t.detach() for n, t in model.state_dict().items() if not n.startswith(blocks)}
     state = arch.to_stored(held, config["head_dim"])
     if config.get("tie_word_embeddings"):
-        state.pop(f"{arch.family.names['head']}.weight", None)
-    config["vocab_size"] = state[f"{arch.family.names['embedding']}.weight"].shape[0]
-    for key in arch.bias_keys:  # a method may have given the model biases
+        state.pop(f"{arch.architecture.names['head']}.weight", None)
+    config["vocab_size"] = state[f"{arch.architecture.names['embedding']}.weight"].shape[0]
+    for key in arch.architecture.bias_keys:  # a method may have given the model biases
         if getattr(model.config, key, False):  # type: ignore[union-attr]
             config[key] = True
     config["dtype"] = "float32"
@@ -172,16 +171,16 @@ def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, 
     heads = config["hidden_size"] // config["head_dim"]
     repeats = config["num_attention_heads"] // config["num_key_value_heads"]
     alike = all(entry == blocks[0] for entry in blocks)
-    if alike and not (arch.derived_heads and blocks[0]["num_attention_heads"] != heads):
+    if alike and not (arch.architecture.derived_heads and blocks[0]["num_attention_heads"] != heads):
         config.update(blocks[0])
     else:
         config["per_layer_config"] = {str(index): entry for index, entry in enumerate(blocks)}
         for key in blocks[0]:  # the widest block: what a reader that knows one size must reserve
             config[key] = max(entry[key] for entry in blocks)
-        if arch.derived_heads:
+        if arch.architecture.derived_heads:
             config |= {"num_attention_heads": heads, "num_key_value_heads": heads // repeats}
     config["num_hidden_layers"] = len(blocks)
-    for name, own in arch.family.keys.items():
+    for name, own in arch.architecture.keys.items():
         if name in config:
             config[own] = config[name]
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models.from_gguf_tokenizer import build_sentencepiece, build_tokenizer
 from minigpt_edge.models.safetensors_stream import Tensor, write_tensors
-from minigpt_edge_export.architectures import FAMILIES
+from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.decoder import read_checkpoint
-from minigpt_edge_export.gguf.layout import NAMES
 from minigpt_edge_export.gguf.pretokenizers import by_name
 from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, understanding, write_json, write_text
+from minigpt_edge_runtime.formats.gguf_names import BLOCK, PARTS
 from minigpt_edge_runtime.formats.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _ARCHITECTURES = {
     "qwen2": ("qwen2", "Qwen2ForCausalLM", False),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", False),
 }
-_PARTS = {name: part for part, name in NAMES.items()}
+_PARTS = {name: part for part, name in PARTS.items()}
 
 
 def is_gguf(path: Path) -> bool:
@@ -222,13 +222,13 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
 
 def _tensors(reader: GGUFReader, config: dict[str, Any], paired: bool, path: Path) -> list[Tensor]:
     """All weights under their Hugging Face names."""
-    names = FAMILIES[config["model_type"]].names
+    names = architecture_of(config["model_type"]).names
     heads = {"query": config["num_attention_heads"], "key": config["num_key_value_heads"]}
     found, foreign = [], []
     for tensor in reader.tensors:
         *block, name, kind = tensor.name.split(".")
         part = _PARTS.get(name, "")
-        if part not in names or block[:1] not in ([], ["blk"]) or len(block) > 2:
+        if part not in names or block[:1] not in ([], [BLOCK]) or len(block) > 2:
             foreign.append(tensor.name)
             continue
         source = f"{names[part]}.{kind}"

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.models.archs import check_known
 from minigpt_edge.models.checkpoint import standard_names
 from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors, write_tensors
-from minigpt_edge_export.architectures import BUFFERS, FAMILIES, Family
+from minigpt_edge_export.architectures import architecture_of
+from minigpt_edge_export.architectures.base import BUFFERS, Architecture
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer, name_of
 from minigpt_edge_export.weights import WEIGHTS, Weights, shards
@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise EdgeError(f"{folder / 'config.json'} is not a JSON object", "restore the file")
-    check_known(str(config.get("model_type")))
+    architecture_of(config.get("model_type"))
     if method := (config.get("quantization_config") or {}).get("quant_method"):
         raise EdgeError(f"{folder} holds weights quantized with {method}", "give the unquantized model")
     return config
@@ -107,13 +107,13 @@ def convert_directory(source: Path, target: Path) -> None:
     config = _explicit_config(source)
     config["minigpt_edge"] = {"tokenizer_pre": tokenizer_pre}
     _copy_tokenizer(source, target, config, tokenizer)
-    family = FAMILIES[config["model_type"]]
+    architecture = architecture_of(config["model_type"])
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         files = [_safe(path, Path(folder)) for path in original_weights(source)]
         tensors = [t for t in read_tensors(files) if not BUFFERS.search(t.name)]
-        tensors = _with_prefix(tensors, family)
+        tensors = _with_prefix(tensors, architecture)
         if config["tie_word_embeddings"]:
-            tensors = [tensor for tensor in tensors if tensor.name != f"{family.names['head']}.weight"]
+            tensors = [tensor for tensor in tensors if tensor.name != f"{architecture.names['head']}.weight"]
         write_tensors(target / WEIGHTS, tensors)
     write_json(target / "config.json", config)
     try:
@@ -123,12 +123,12 @@ def convert_directory(source: Path, target: Path) -> None:
         raise EdgeError(message, "download or copy the directory again") from error
 
 
-def _with_prefix(tensors: list[Tensor], family: Family) -> list[Tensor]:
+def _with_prefix(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:
     """Names as `ForCausalLM` models have them; old checkpoints of GPT-2 and OPT lack the first part."""
-    prefix = family.names["embedding"].partition(".")[0] + "."
+    prefix = architecture.names["embedding"].partition(".")[0] + "."
     if any(tensor.name.startswith(prefix) for tensor in tensors):
         return tensors
-    head = family.names["head"]
+    head = architecture.names["head"]
     return [
         tensor if tensor.name.startswith(head) else replace(tensor, name=prefix + tensor.name)
         for tensor in tensors

@@ -16,7 +16,7 @@ import torch  # noqa: TID253 - imported where models are loaded only
 from torch import nn  # noqa: TID253
 
 from minigpt_edge.models.archs.base import Arch
-from minigpt_edge_export.architectures import BUFFERS
+from minigpt_edge_export.architectures.base import BUFFERS
 from minigpt_edge_export.weights import WEIGHTS, Weights
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, write_json

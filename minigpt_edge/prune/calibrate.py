@@ -26,8 +26,9 @@ from minigpt_edge.prune.moments import Means, Moments
 from minigpt_edge.prune.plan import BlockPlan
 from minigpt_edge.prune.streams import Half, Stream, Units
 from minigpt_edge.stages import parallel
+from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD, gguf_name
 
-HEADS = ("token_embd.weight", "output.weight")  # the same matrix where they are tied
+HEADS = (EMBEDDING, HEAD)  # the same matrix where they are tied
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def measure_importance(model: nn.Module, arch: Arch, windows: Tensor) -> dict[st
         stream = Stream(arch, model, windows, two=False)
         for index, _, half, values, read in _walk(stream, model):
             readers, reader = half.gguf
-            importance |= {f"blk.{index}.{name}.weight": read / tokens for name in readers}
-            importance[f"blk.{index}.{reader}.weight"] = Means.of(values).energy
+            importance |= {gguf_name(f"blocks.{index}.{name}.weight"): read / tokens for name in readers}
+            importance[gguf_name(f"blocks.{index}.{reader}.weight")] = Means.of(values).energy
         importance |= dict.fromkeys(HEADS, _final_squares(stream, model) / tokens)
     return importance
 
@@ -203,8 +204,10 @@ def _shrink_half(
     linear.weight.data = weight.t().contiguous()
     stream.advance(values, units, weight, bias)
     readers, reader = half.gguf
-    result.importance |= {f"blk.{index}.{name}.weight": read / stream.tokens for name in readers}
-    result.importance[f"blk.{index}.{reader}.weight"] = statistics.energy[units].clone()
+    result.importance |= {
+        gguf_name(f"blocks.{index}.{name}.weight"): read / stream.tokens for name in readers
+    }
+    result.importance[gguf_name(f"blocks.{index}.{reader}.weight")] = statistics.energy[units].clone()
     return kept
 
 

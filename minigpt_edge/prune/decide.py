@@ -133,7 +133,7 @@ def _equal(
     KV groups go by the share of the blocks' parameters that goes; FFN neurons give the rest.
     """
     multiple = settings.width_multiple
-    neuron, group, _ = archs.load_arch(config["model_type"]).block_parameters(config)
+    neuron, group, _ = archs.load_arch(config).block_parameters(config)
     width, groups, blocks = (
         config[key] for key in ("intermediate_size", "num_key_value_heads", "num_hidden_layers")
     )
@@ -148,7 +148,7 @@ def _equal(
 
 def _taken(config: dict[str, Any], sizes: tuple[int, int]) -> int:
     """Parameters that blocks of equal (width, KV groups) lack."""
-    neuron, group, _ = archs.load_arch(config["model_type"]).block_parameters(config)
+    neuron, group, _ = archs.load_arch(config).block_parameters(config)
     width, kept = sizes
     lost = (config["intermediate_size"] - width) * neuron + (config["num_key_value_heads"] - kept) * group
     return int(lost) * int(config["num_hidden_layers"])

@@ -25,6 +25,7 @@ from minigpt_edge.prune.methods.registry import BLOCKS, RANK, STRUCTURED, Method
 from minigpt_edge.prune.plan import BlockPlan, Plan, write_plan
 from minigpt_edge.prune.prepare import CHECKPOINT, Ready, prepare
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +158,7 @@ def _parameters(ready: Ready, blocks: Sequence[tuple[int, int]]) -> int:
     """Parameters of the model if its blocks had these (width, KV groups)."""
     from minigpt_edge.models.checkpoint import count_parameters
 
-    neuron, group, _ = archs.load_arch(ready.config["model_type"]).block_parameters(ready.config)
+    neuron, group, _ = archs.load_arch(ready.config).block_parameters(ready.config)
     width, groups = ready.config["intermediate_size"], ready.config["num_key_value_heads"]
     lost = sum((width - w) * neuron + (groups - g) * group for w, g in blocks)
     return count_parameters(ready.model) - lost
@@ -165,7 +166,7 @@ def _parameters(ready: Ready, blocks: Sequence[tuple[int, int]]) -> int:
 
 def _check_sparsity(plan: Plan, config: dict[str, Any], settings: ShrinkSettings) -> None:
     """EdgeError if what was asked for is missed by more than the tolerance and what sizes come in."""
-    neuron, _, _ = archs.load_arch(config["model_type"]).block_parameters(config)
+    neuron, _, _ = archs.load_arch(config).block_parameters(config)
     step = settings.width_multiple * neuron / plan.parameters[0]
     if settings.widths == "equal":  # the vocabulary makes up for steps of all blocks, if it is not whole
         step *= len(plan.blocks) / 2 if len(plan.tokens) == config["vocab_size"] else 0
@@ -179,7 +180,7 @@ def _check_sparsity(plan: Plan, config: dict[str, Any], settings: ShrinkSettings
 
 def _shrink(ready: Ready, settings: ShrinkSettings, base: Path, out: Path, on_progress: Progress) -> Shrunk:
     """Do what the method and the pattern say to the blocks of a model whose vocabulary is trimmed."""
-    arch = archs.load_arch(ready.config["model_type"])
+    arch = archs.load_arch(ready.config)
     if settings.pattern == BLOCKS:
         return _drop_blocks(ready, arch, on_progress)
     if settings.pattern == RANK:
@@ -215,7 +216,7 @@ def _compensated(ready: Ready, settings: ShrinkSettings) -> tuple[Ready, Method]
         method = dataclasses.replace(method, compensation=settings.compensation)
     if method.compensation != "bias":
         return ready, method
-    arch, before = archs.load_arch(ready.config["model_type"]), count_parameters(ready.model)
+    arch, before = archs.load_arch(ready.config), count_parameters(ready.model)
     config = {**ready.config, **arch.give_output_biases(ready.model)}
     remove = ready.remove + count_parameters(ready.model) - before
     return dataclasses.replace(ready, config=config, remove=remove), method
@@ -225,7 +226,7 @@ def _decide(
     ready: Ready, settings: ShrinkSettings, method: Method, base: Path, out: Path, on_progress: Progress
 ) -> Decision:
     fits = _limit(ready, settings.limit, base, out / CHECKPOINT) if settings.limit else None
-    arch = archs.load_arch(ready.config["model_type"])
+    arch = archs.load_arch(ready.config)
     return decide(
         ready.model,
         arch,
@@ -336,7 +337,7 @@ def _whole(model: Any, arch: Any) -> tuple[BlockPlan, ...]:
 def _write_importance(importance: dict[str, torch.Tensor], tied: bool, path: Path) -> None:
     from safetensors.torch import save_file
 
-    dropped = "output.weight" if tied else "token_embd.weight"
+    dropped = HEAD if tied else EMBEDDING
     save_file({n: t.float().contiguous() for n, t in importance.items() if n != dropped}, path)
 
 

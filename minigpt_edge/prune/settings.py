@@ -99,7 +99,7 @@ def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> Shr
         return settings
     log.line(
         "targets",
-        f"llama.cpp's {layout_of(decoder).architecture} takes whole attention and one width for all blocks: "
+        f"llama.cpp's {layout_of(decoder).name} takes whole attention and one width for all blocks: "
         "planned so; ONNX alone would not need it",
     )
     return replace(settings, whole_attention=True, widths="equal")

@@ -56,7 +56,7 @@ class SizeModel:
         Raises:
             UsageError: the target is not GGUF.
         """
-        from minigpt_edge_export.decoder import read_checkpoint, style_of
+        from minigpt_edge_export.decoder import read_checkpoint
         from minigpt_edge_export.gguf.candidates import candidates
         from minigpt_edge_export.gguf.quantize import expected_bytes, expected_types
 
@@ -65,7 +65,8 @@ class SizeModel:
                 f"the size of {target.name} can't be predicted", "--max-size works with GGUF targets"
             )
         self._dense = read_checkpoint(base)
-        self._style = style_of(self._dense.model_type, config, str(base)) if config else self._dense.style
+        architecture = self._dense.architecture
+        self._style = architecture.style_of(config, str(base)) if config else self._dense.style
         self._tokenizer_dir, self._metadata = tokenizer_dir, dict(metadata)
         self._tokenizers: dict[int, int] = {}
         self.kind = min(
@@ -101,10 +102,11 @@ class SizeModel:
         return self._read(self._dense) / self.decode_bytes(vocab_size, blocks)
 
     def _read(self, decoder: Decoder) -> int:
-        from minigpt_edge_export.gguf.layout import gguf_name, tensor_shapes
+        from minigpt_edge_export.gguf.layout import tensor_shapes
+        from minigpt_edge_runtime.formats.gguf_names import EMBEDDING
 
         shapes, sizes = tensor_shapes(decoder), self._sizes(decoder)
-        looked_up = None if decoder.tied else gguf_name("embedding.weight")
+        looked_up = None if decoder.tied else EMBEDDING
         return sum(size for name, size in sizes.items() if len(shapes[name]) > 1 and name != looked_up)
 
     def _sizes(self, decoder: Decoder) -> dict[str, int]:

@@ -68,7 +68,7 @@ class Stream:
     def halves(self, block: Any) -> tuple[Half, Half]:
         """The two halves of a block that the streams enter now, in the order they are computed."""
         arch = self.arch
-        if arch.parallel(block):
+        if arch.parallel:
             dense = None if self.dense is None else self.dense.to(self.dtype, copy=True)
             self.entered = self.pruned.to(self.dtype, copy=True), dense
         return (

@@ -19,7 +19,7 @@ def training_flops(model: nn.Module, length: int) -> float:
     from minigpt_edge.models.archs import load_arch
 
     whole: Any = model
-    arch = load_arch(whole.config.model_type)
+    arch = load_arch(whole.config)
     matrices, heads_width = whole.get_output_embeddings().weight.numel(), 0
     for block in arch.blocks(model):
         heads_width += arch.attention_out(block).in_features

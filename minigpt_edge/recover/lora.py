@@ -30,7 +30,7 @@ class Adapter:
         from peft.tuners.lora import LoraLayer
         from torch import nn
 
-        blocks = load_arch(model.config.model_type).blocks(model)
+        blocks = load_arch(model.config).blocks(model)
         linears = {id(m): m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)}
         names = [name for name, module in model.named_modules() if id(module) in linears]
         torch.manual_seed(seed)

@@ -32,7 +32,7 @@ def shard(objective: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
     model = objective.model
-    for block in archs.load_arch(model.config.model_type).blocks(model):
+    for block in archs.load_arch(model.config).blocks(model):
         fully_shard(block)
     fully_shard(objective)
     objective.is_distributed_loading_by_transformers = True  # the Trainer leaves averaging to the module

@@ -97,17 +97,14 @@ def _mix(
     imatrix: Mapping[str, np.ndarray] | None,
 ) -> dict[str, str]:
     """The mix of the least divergence from the checkpoint within the limit, as patterns."""
-    from minigpt_edge_export.gguf.mixed import measure_costs, patterns, within
+    from minigpt_edge_export.gguf.mixed import Trials, measure_costs, patterns, within
     from minigpt_edge_export.verify import verify_logits
 
     reference = job.reference()
     costs = measure_costs(
-        source,
-        folder,
+        Trials(source, folder, imatrix, job.threads),
         choices,
         lambda model: verify_logits(model, reference, job.threads).kl_mean,
-        imatrix=imatrix,
-        threads=job.threads,
         on_progress=partial(job.log.step, f"{target.name}: types of single matrices"),
     )
     return patterns(within(choices, costs, limit))

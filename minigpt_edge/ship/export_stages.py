@@ -71,7 +71,7 @@ def f16_stage(job: Export) -> Stage:
         write_gguf(decoder, out / F16, metadata=job.metadata)
         job.log.step("export: parity")
         return {
-            "architecture": layout_of(decoder).architecture,
+            "architecture": layout_of(decoder).name,
             "parameters": decoder.parameters,
             **job.check(out / F16, "f16", out, tokens=True),
         }

@@ -52,18 +52,18 @@ class Export:
 
     def check(self, model: Path, kind: str, out: Path, *, tokens: bool) -> dict[str, Any]:
         """The parity gate; its figures go to `out`/parity.json, and to the work directory if it fails."""
-        from minigpt_edge_export.verify import check
+        from minigpt_edge_export.verify import Tokenization, check
 
         # builds at once share the work directory
         evidence = self.work / f"parity-failure-{out.name.removesuffix('.partial')}.json"
+        texts = Tokenization(self.checkpoint / "tokenizer.json", self.held_out()) if tokens else None
         logits, token_parity = check(
             model,
             kind=kind,
             reference=self.reference(),
             evidence=evidence,
             threads=self.threads,
-            tokenizer_json=self.checkpoint / "tokenizer.json" if tokens else None,
-            texts=self.held_out() if tokens else (),
+            tokenization=texts,
         )
         evidence.replace(out / "parity.json")
         figures = dataclasses.asdict(logits)

@@ -14,14 +14,14 @@ from tiny_families import FAMILIES, narrow, write_family
 from tiny_llama import Checkpoint, edit_config, write_reference
 
 from minigpt_edge_export.decoder import Block, read_checkpoint
-from minigpt_edge_export.gguf.layout import gguf_name
 from minigpt_edge_export.gguf.quantize import quantize
 from minigpt_edge_export.gguf.write import write_gguf
-from minigpt_edge_export.onnx.weights import Precision
 from minigpt_edge_export.onnx.write import write_onnx
+from minigpt_edge_export.targets import Precision
 from minigpt_edge_export.verify import verify_logits
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_header import read_header
+from minigpt_edge_runtime.formats.gguf_names import gguf_name
 
 ROWS = np.random.default_rng(1).integers(0, 399, (3, 48)).tolist()
 ARCHITECTURES = {"phi": "phi2", "gpt_neox": "gptneox", "opt": "gpt2"}

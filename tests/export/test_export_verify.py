@@ -14,7 +14,7 @@ from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.quantize import quantize
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.scripts import TEN_SCRIPTS
-from minigpt_edge_export.verify import check, threshold_of, verify_logits, verify_tokenizer
+from minigpt_edge_export.verify import Tokenization, check, threshold_of, verify_logits, verify_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 
 ROWS = np.random.default_rng(2).integers(0, 399, (4, 32)).tolist()
@@ -34,8 +34,7 @@ def test_parity_of_a_good_file(equal: Checkpoint, tmp_path: Path) -> None:
         path,
         kind="f16",
         reference=reference,
-        tokenizer_json=equal.path / "tokenizer.json",
-        texts=SAMPLES,
+        tokenization=Tokenization(equal.path / "tokenizer.json", SAMPLES),
         evidence=evidence,
         threads=1,
     )
@@ -62,8 +61,7 @@ def test_other_weights_fail_and_leave_evidence(equal: Checkpoint, copied: Path, 
             exported(copied, tmp_path),
             kind="f16",
             reference=reference,
-            tokenizer_json=copied / "tokenizer.json",
-            texts=TEXTS,
+            tokenization=Tokenization(copied / "tokenizer.json", TEXTS),
             evidence=evidence,
             threads=1,
         )

@@ -67,7 +67,7 @@ def make_checkpoint(folder: Path, *, unequal: bool = False, **changes: Any) -> P
         from minigpt_edge.models import archs
 
         model = load_model(whole)
-        arch = archs.load_arch("llama")
+        arch = archs.load_arch({"model_type": "llama"})
         arch.cut(arch.blocks(model)[1], groups=torch.tensor([1]), kept_neurons=torch.arange(32))
         save_model(model, whole, folder)
     return folder

@@ -10,9 +10,9 @@ import numpy as np
 from tiny_llama import Checkpoint
 
 from minigpt_edge_export.decoder import read_checkpoint
-from minigpt_edge_export.onnx.weights import Packed, Precision, quantize_matrix
+from minigpt_edge_export.onnx.weights import Packed, quantize_matrix
 from minigpt_edge_export.onnx.write import write_onnx
-from minigpt_edge_export.targets import PRECISIONS
+from minigpt_edge_export.targets import PRECISIONS, Precision
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,

@@ -104,11 +104,11 @@ def narrow(whole: Checkpoint, folder: Path, *, heads: bool) -> Checkpoint:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from minigpt_edge_export.architectures import FAMILIES as KNOWN
+    from minigpt_edge_export.architectures import architecture_of
 
     shutil.copytree(whole.path, folder)
     config = json.loads((folder / "config.json").read_text())
-    family = KNOWN[config["model_type"]]
+    family = architecture_of(config["model_type"])
     prefix = family.names["block"].format(index=1)
     weights, zeroed = load_file(folder / "model.safetensors"), dict(whole.model.state_dict())
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from minigpt_edge_export.decoder import Decoder
+from minigpt_edge_export.decoder import Decoder
+from minigpt_edge_export.gguf.layout import tensor_shapes
+from minigpt_edge_export.gguf.quantize import TYPES, expected_bytes, expected_types
 from minigpt_edge_export.targets import QUANTIZATIONS, Target
+from minigpt_edge_runtime.formats.gguf_names import BLOCK
 
 
 def candidates(target: Target, decoder: Decoder, *, imatrix: bool = True) -> list[str]:
@@ -22,8 +23,6 @@ def candidates(target: Target, decoder: Decoder, *, imatrix: bool = True) -> lis
     Args:
         imatrix: whether there will be an importance matrix.
     """
-    from minigpt_edge_export.gguf.quantize import expected_bytes, expected_types
-
     if target.exact:
         return list(target.types)
     plans: dict[str, dict[str, str]] = {}
@@ -38,14 +37,9 @@ def candidates(target: Target, decoder: Decoder, *, imatrix: bool = True) -> lis
 
 def _own_share(name: str, plan: Mapping[str, str], decoder: Decoder) -> float:
     """The share of the blocks' matrix weights that did not fall back from 256-blocks to smaller ones."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    from minigpt_edge_export.gguf.layout import tensor_shapes
-
     own = total = 0
     for tensor, shape in tensor_shapes(decoder).items():
-        if tensor.startswith("blk.") and len(shape) > 1:
-            block_size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[plan[tensor]]]
+        if tensor.startswith(f"{BLOCK}.") and len(shape) > 1:
             total += math.prod(shape)
-            own += math.prod(shape) if block_size >= QUANTIZATIONS[name].multiple else 0
+            own += math.prod(shape) if TYPES[plan[tensor]].block >= QUANTIZATIONS[name].multiple else 0
     return own / total

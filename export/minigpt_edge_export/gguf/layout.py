@@ -1,126 +1,76 @@
-"""How a decoder becomes one of llama.cpp's architectures: its tensors, and what is done to their weights.
+"""A decoder as the tensors of a GGUF file: their shapes, and what is done to their weights.
 
-`llama`, `qwen2` and `qwen3` take blocks of one size. `deci` is the LLaMA block with sizes of its own for each
-block and optional biases, `openelm` the Qwen3 block likewise. All others take whole attention and one width,
-so narrower MLPs are padded with neurons of zeros, which add exactly nothing.
-
-OPT has no architecture there. It is written as `gpt2`, whose GELU becomes OPT's ReLU in the limit
-GELU(k x) / k: the residual stream carries k times its values, so that MLPs see k x and quantized weights stay
-as they are (docs/opt-in-gguf.md).
+Which of llama.cpp's architectures it becomes, and how that one stores it, is data in the file of its own
+architecture (`GgufLayout` in `architectures.base`); tensor names are in the runtime's `formats.gguf_names`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from minigpt_edge_export.architectures import ATTENTION
+import numpy as np
+
+from minigpt_edge_export.architectures.base import ATTENTION, GgufLayout
 from minigpt_edge_export.decoder import Decoder
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.gguf_names import PARTS, ROPE_FACTORS, gguf_name
 
-if TYPE_CHECKING:
-    import numpy as np
-
-ROPE_FACTORS = "rope_freqs.weight"
-RELU_SCALE = 64.0  # k: a power of two, so that scaling changes no digit of a weight
-NAMES = {
-    "embedding": "token_embd",
-    "positions": "position_embd",
-    "norm": "output_norm",
-    "head": "output",
-    "attention_norm": "attn_norm",
-    "query": "attn_q",
-    "key": "attn_k",
-    "value": "attn_v",
-    "joined": "attn_qkv",
-    "query_norm": "attn_q_norm",
-    "key_norm": "attn_k_norm",
-    "attention_output": "attn_output",
-    "mlp_norm": "ffn_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
 _PADDED = {"gate": 0, "up": 0, "down": 1}  # part -> axis that counts neurons
-# OPT's weights that write to the residual stream or are read from it, and what they are multiplied by
-_SCALED = {
-    "embedding.weight": RELU_SCALE,
-    "positions.weight": RELU_SCALE,
-    "attention_output.weight": RELU_SCALE,
-    "attention_output.bias": RELU_SCALE,
-    "up.weight": RELU_SCALE,
-    "up.bias": RELU_SCALE,
-    "down.bias": RELU_SCALE,
-}
+# Weights that a file of a decoder with ReLU holds `relu_scale` times as large: they write to the residual
+# stream, which carries as many times its values, or make the MLP see as many times what it reads.
+_SCALED = {f"{part}.weight" for part in ("embedding", "positions", "attention_output", "up")}
+_SCALED |= {f"{part}.bias" for part in ("attention_output", "up", "down")}
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The architecture that a decoder is written as.
-
-    Attributes:
-        architecture: llama.cpp's name.
-        paired: rows of query and key are stored in the pairs that are rotated together.
-        joined: query, key and value are one tensor.
-        width: neurons that all MLPs are padded to, where the architecture takes one width.
-        biased: parts that must have a bias; one of zeros if the decoder has none.
-        own_head: the head is stored even if it is the embedding.
-        relu: OPT as gpt2.
-    """
-
-    architecture: str
-    paired: bool = False
-    joined: bool = False
-    width: int | None = None
-    biased: frozenset[str] = frozenset()
-    own_head: bool = False
-    relu: bool = False
-
-
-def layout_of(decoder: Decoder) -> Layout:
-    """The architecture for a decoder.
+def layout_of(decoder: Decoder) -> GgufLayout:
+    """The first of llama.cpp's architectures that takes a decoder.
 
     Raises:
         EdgeError: llama.cpp has none that carries its attention.
     """
-    kind, style = decoder.model_type, decoder.style
-    whole = all(block.heads * decoder.head_dim == decoder.hidden_size for block in decoder.blocks)
-    width = max(block.intermediate_size for block in decoder.blocks)
-    if kind == "llama" or (kind == "qwen2" and not (decoder.uniform and whole)):
-        return Layout("llama" if kind == "llama" and decoder.uniform else "deci", paired=True)
-    if kind == "qwen2":
-        return Layout("qwen2")
-    if kind == "qwen3" and not decoder.uniform and takes_uneven(decoder):
-        return Layout("openelm", joined=True)
-    if len({(block.heads, block.kv_heads) for block in decoder.blocks}) > 1:
+    same_heads = len(_heads(decoder)) == 1
+    takes = {"own": True, "padded": same_heads, "equal": decoder.uniform}
+    for layout in decoder.architecture.gguf:
+        if takes[layout.blocks] and _carries(layout, decoder):
+            return layout
+    kind = decoder.model_type
+    if not same_heads:
         raise EdgeError(
             f"{decoder.directory}: llama.cpp can't run a {kind} model whose blocks have different heads",
             "export it as ONNX, or prune it with --widths equal",
         )
-    if kind == "qwen3":
-        return Layout("qwen3", width=width)
-    if not whole:
-        raise EdgeError(
-            f"{decoder.directory}: llama.cpp can't run a {kind} model that lacks heads",
-            "export it as ONNX, or prune with a GGUF target given, which keeps all heads",
-        )
-    if kind == "stablelm":
-        return Layout("stablelm", width=width, own_head=True)
-    biased = frozenset((*ATTENTION, "up", "down"))
-    if kind == "phi":
-        return Layout("phi2", width=width, biased=biased | {"head"}, own_head=True)
-    if kind == "gpt_neox":
-        return Layout("gptneox", joined=True, width=width, biased=biased, own_head=True)
-    return Layout("gpt2", joined=True, width=width, biased=biased, relu=style.activation == "relu")
+    raise EdgeError(
+        f"{decoder.directory}: llama.cpp can't run a {kind} model that lacks heads",
+        "export it as ONNX, or prune with a GGUF target given, which keeps all heads",
+    )
 
 
 def takes_uneven(decoder: Decoder) -> bool:
     """Whether llama.cpp runs such a decoder with blocks that differ in width and lack KV groups."""
-    style = decoder.style
-    return decoder.model_type in ("llama", "qwen2") or (
-        decoder.model_type == "qwen3" and decoder.tied and not style.biased
-    )
+    return any(layout.blocks == "own" and _carries(layout, decoder) for layout in decoder.architecture.gguf)
+
+
+def _heads(decoder: Decoder) -> set[tuple[int, int]]:
+    return {(block.heads, block.kv_heads) for block in decoder.blocks}
+
+
+def _carries(layout: GgufLayout, decoder: Decoder) -> bool:
+    """Whether a layout has what a decoder computes, the differences between its blocks apart."""
+    whole = all(heads * decoder.head_dim == decoder.hidden_size for heads, _ in _heads(decoder))
+    plain = decoder.tied and not decoder.style.biased
+    return (whole or not layout.whole) and (plain or not layout.plain)
+
+
+def width_of(decoder: Decoder, layout: GgufLayout) -> int | None:
+    """The neurons that all MLPs are padded to, where the layout takes one width."""
+    padded = layout.blocks == "padded"
+    return max(block.intermediate_size for block in decoder.blocks) if padded else None
+
+
+def stream_scale(decoder: Decoder, layout: GgufLayout) -> float:
+    """What the residual stream's values are multiplied by in the file."""
+    return layout.relu_scale if decoder.style.activation == "relu" else 1.0
 
 
 @dataclass(frozen=True)
@@ -131,13 +81,7 @@ class Tensor:
     parts: tuple[str, ...]
 
 
-def gguf_name(name: str) -> str:
-    """llama.cpp's name of a canonical weight: "blocks.3.query.weight" -> "blk.3.attn_q.weight"."""
-    *block, part, kind = name.split(".")
-    return (f"blk.{block[1]}." if block else "") + f"{NAMES[part]}.{kind}"
-
-
-def tensors_of(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
+def tensors_of(decoder: Decoder, layout: GgufLayout) -> dict[str, Tensor]:
     """llama.cpp's name of each tensor of a file -> what it holds, in file order."""
     found: dict[str, Tensor] = {}
     if decoder.rope and decoder.rope.factors is not None:
@@ -153,11 +97,12 @@ def tensors_of(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
         shapes["head.weight"] = shapes["embedding.weight"]
         if "head" in layout.biased:
             shapes["head.bias"] = (decoder.vocab_size,)
+    width = width_of(decoder, layout)
     for name, shape in shapes.items():
         *block, part, kind = name.split(".")
-        if layout.width and part in _PADDED and len(shape) > _PADDED[part]:
+        if width and part in _PADDED and len(shape) > _PADDED[part]:
             axis = _PADDED[part]
-            shape = (*shape[:axis], layout.width, *shape[axis + 1 :])
+            shape = (*shape[:axis], width, *shape[axis + 1 :])
         if layout.joined and block and part in ATTENTION[:3]:
             joined = gguf_name(f"blocks.{block[1]}.joined.{kind}")
             before = found.pop(joined, Tensor((0, *shape[1:]), ()))
@@ -172,10 +117,8 @@ def tensor_shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in tensors_of(decoder, layout_of(decoder)).items()}
 
 
-def load_tensor(decoder: Decoder, layout: Layout, name: str, tensor: Tensor) -> np.ndarray:
+def load_tensor(decoder: Decoder, layout: GgufLayout, name: str, tensor: Tensor) -> np.ndarray:
     """A tensor's values, float32, in the order that the file stores."""
-    import numpy as np
-
     if name == ROPE_FACTORS:
         assert decoder.rope is not None
         return np.asarray(decoder.rope.factors, dtype=np.float32)
@@ -186,29 +129,24 @@ def load_tensor(decoder: Decoder, layout: Layout, name: str, tensor: Tensor) -> 
     return array
 
 
-def _load_part(decoder: Decoder, layout: Layout, name: str) -> np.ndarray:
-    import numpy as np
-
+def _load_part(decoder: Decoder, layout: GgufLayout, name: str) -> np.ndarray:
     *block, part, kind = name.split(".")
     shapes = decoder.shapes()
     if part == "head" and decoder.tied:
         name = "embedding.weight" if kind == "weight" else ""
     if name not in shapes:  # a bias that the architecture wants and the decoder has not
-        sizes = {"head": decoder.vocab_size}
-        rows = sizes.get(part) or shapes[f"blocks.{block[1]}.{part}.weight"][0]
+        rows = decoder.vocab_size if part == "head" else shapes[f"blocks.{block[1]}.{part}.weight"][0]
         return np.zeros(rows, dtype=np.float32)
     array = decoder.load(name)
     if layout.paired and block and part in ("query", "key"):
         sizes_of = decoder.blocks[int(block[1])]
         array = _paired(array, sizes_of.heads if part == "query" else sizes_of.kv_heads)
-    return array * np.float32(_scale(decoder, part, kind)) if layout.relu else array
-
-
-def _scale(decoder: Decoder, part: str, kind: str) -> float:
-    """What an OPT weight is multiplied by; a tied head is scaled too, which the last norm undoes."""
-    if part == "norm" and decoder.tied:
-        return 1 / RELU_SCALE
-    return _SCALED.get(f"{part}.{kind}", 1.0)
+    scale = stream_scale(decoder, layout)
+    if scale != 1.0 and f"{part}.{kind}" in _SCALED:
+        return array * np.float32(scale)
+    if scale != 1.0 and part == "norm" and decoder.tied:  # the head is the embedding, which is scaled
+        return array * np.float32(1 / scale)
+    return array
 
 
 def _paired(array: np.ndarray, heads: int) -> np.ndarray:
@@ -226,17 +164,16 @@ def fitted_imatrix(
         imatrix: GGUF name of a matrix as the checkpoint has it -> float32 [row length].
         shapes: name of each of the file's tensors -> shape, rows first.
     """
-    import numpy as np
-
     found = dict(imatrix)
-    for name in shapes:
-        if name.endswith(".attn_qkv.weight"):
-            block = name.removesuffix("attn_qkv.weight")
-            same = [found.pop(f"{block}{part}.weight", None) for part in ("attn_q", "attn_k", "attn_v")]
+    for name, shape in shapes.items():
+        *block, part, kind = name.split(".")
+        if part == PARTS["joined"] and kind == "weight":
+            thirds = (gguf_name(f"blocks.{block[1]}.{third}.weight") for third in ATTENTION[:3])
+            same = [found.pop(third, None) for third in thirds]
             if same[0] is not None:
                 found[name] = same[0]
-        elif name.endswith(".ffn_down.weight") and name in found and found[name].ndim == 1:
-            missing = shapes[name][1] - len(found[name])
+        elif part == PARTS["down"] and name in found and found[name].ndim == 1:
+            missing = shape[1] - len(found[name])
             if missing > 0:  # no input, so any value serves
                 found[name] = np.append(found[name], np.full(missing, found[name].mean(), np.float32))
     return found

@@ -13,14 +13,14 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from minigpt_edge_export.gguf.quantize import padded, quantize, tensor_bytes
+import numpy as np
+
+from minigpt_edge_export.gguf.quantize import TYPES, padded, quantize, tensor_bytes
 from minigpt_edge_export.targets import Target
-from minigpt_edge_runtime.formats.gguf_header import TENSOR_TYPES, GgufHeader, TensorInfo, read_header
-
-if TYPE_CHECKING:
-    import numpy as np
+from minigpt_edge_runtime.formats.gguf_header import GgufHeader, TensorInfo, read_header
+from minigpt_edge_runtime.formats.gguf_names import BLOCK
 
 # Bits a weight has at least -> type of rows that are multiples of 256, and of 32. Q4_1 and Q5_1 are further
 # from the law model's checkpoint than IQ4_NL and Q5_0; IQ2 and IQ3 take long to make.
@@ -32,7 +32,6 @@ LEVELS: dict[int, tuple[str, str]] = {
     6: ("q6_k", "q8_0"),
     8: ("q8_0", "q8_0"),
 }
-_TYPE_IDS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
 _PARTS = 3  # of the depth
 
 Types = Mapping[str, str]  # tensor name -> type
@@ -109,30 +108,39 @@ def layout(source: Path, target: Target) -> Layout:
     return Layout(tuple(groups), header.file_bytes - chosen)
 
 
+@dataclass(frozen=True)
+class Trials:
+    """What files are made from to be measured.
+
+    Attributes:
+        source: the F16 file.
+        folder: for files of each type.
+        imatrix, threads: as `quantize` takes them.
+    """
+
+    source: Path
+    folder: Path
+    imatrix: Mapping[str, np.ndarray] | None = None
+    threads: int = 0
+
+
 def measure_costs(
-    source: Path,
-    folder: Path,
+    trials: Trials,
     choices: Layout,
     measure: Callable[[Path], float],
-    *,
-    imatrix: Mapping[str, np.ndarray] | None,
-    threads: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[float]]:
     """What each rung of each group costs beside the largest types everywhere; 0 for the last one of each.
 
     Args:
-        source: the F16 file.
-        folder: for files of each type.
         measure: a GGUF file's divergence from the checkpoint, nats per token.
-        imatrix: as `quantize` takes it.
 
     Raises:
         EdgeError: as `quantize`.
     """
-    shelf = _Shelf(source, folder, choices, imatrix, threads)
+    shelf = _Shelf(trials, choices)
     total, done = sum(len(group.rungs) - 1 for group in choices.groups), 0
-    model, top = folder / "trial.gguf", choices.top
+    model, top = trials.folder / "trial.gguf", choices.top
 
     def of(types: Types) -> float:
         shelf.assemble(types, model)
@@ -179,7 +187,7 @@ def patterns(types: Types) -> dict[str, str]:
     found = {}
     for (part, kind), blocks in places.items():
         numbers = "|".join(str(block) for block in blocks)
-        prefix = "" if blocks == [None] else rf"blk\.({numbers})\."
+        prefix = "" if blocks == [None] else rf"{BLOCK}\.({numbers})\."
         found[rf"^{prefix}{part}\.weight$"] = kind
     return found
 
@@ -210,14 +218,7 @@ def _steps(choices: Layout, costs: Sequence[Sequence[float]]) -> list[Step]:
 class _Shelf:
     """A model quantized to each type once; files of any mix are put together from copies."""
 
-    def __init__(
-        self,
-        source: Path,
-        folder: Path,
-        choices: Layout,
-        imatrix: Mapping[str, np.ndarray] | None,
-        threads: int,
-    ) -> None:
+    def __init__(self, trials: Trials, choices: Layout) -> None:
         self._files: dict[str, Path] = {}
         self._headers: dict[str, GgufHeader] = {}
         top = choices.top
@@ -227,9 +228,16 @@ class _Shelf:
                 for name, kind in group.types(rung).items():
                     offered.setdefault(kind, {})[name] = kind
         for kind, types in offered.items():
-            path = self._files[kind] = folder / f"only-{kind}.gguf"
+            path = self._files[kind] = trials.folder / f"only-{kind}.gguf"
             wanted = patterns({**top, **types})
-            quantize(source, path, "q8_0", imatrix=imatrix, threads=threads, tensor_types=wanted)
+            quantize(
+                trials.source,
+                path,
+                "q8_0",
+                imatrix=trials.imatrix,
+                threads=trials.threads,
+                tensor_types=wanted,
+            )
             self._headers[kind] = read_header(path)
         self._rest = next(iter(offered))  # where norms, and all that has no choice, are taken from
 
@@ -265,5 +273,10 @@ def _infos(tensors: Sequence[TensorInfo]) -> Iterator[bytes]:
     for tensor in tensors:
         name, size = tensor.name.encode(), len(tensor.shape)
         shape = struct.pack(f"<I{size}Q", size, *tensor.shape)
-        yield struct.pack("<Q", len(name)) + name + shape + struct.pack("<IQ", _TYPE_IDS[tensor.type], offset)
+        yield (
+            struct.pack("<Q", len(name))
+            + name
+            + shape
+            + struct.pack("<IQ", TYPES[tensor.type].number, offset)
+        )
         offset += padded(tensor.nbytes)

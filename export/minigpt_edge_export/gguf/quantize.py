@@ -8,7 +8,11 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from minigpt_edge_export.decoder import Decoder
 from minigpt_edge_export.gguf.layout import fitted_imatrix, tensor_shapes
@@ -18,16 +22,24 @@ from minigpt_edge_runtime.engines import llama_log
 from minigpt_edge_runtime.engines.gguf import load_library
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import need_space, os_error, replacing
-from minigpt_edge_runtime.formats.gguf_header import TensorInfo, read_header
-
-if TYPE_CHECKING:
-    import numpy as np
+from minigpt_edge_runtime.formats.gguf_header import TENSOR_TYPES, TensorInfo, read_header
+from minigpt_edge_runtime.formats.gguf_names import BLOCK, EMBEDDING, HEAD
 
 ALIGNMENT = 32  # of tensors in our files, GGUF's default
-_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _DRY_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size =.*?(?:\((\w+)\))?$", re.MULTILINE
 )
+
+
+class TensorType(NamedTuple):
+    """One of ggml's types: its number in files, weights in a block, bytes of a block."""
+
+    number: int
+    block: int
+    size: int
+
+
+TYPES = {name: TensorType(number, *sizes) for number, (name, *sizes) in TENSOR_TYPES.items()}
 
 
 def quantize(
@@ -92,10 +104,6 @@ def imatrix_from_file(path: Path) -> dict[str, np.ndarray]:
     Raises:
         EdgeError: the file is missing or damaged, or an entry is not a vector of numbers.
     """
-    import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         entries = load_file(path)
     except SafetensorError as error:
@@ -117,8 +125,6 @@ def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True)
         quantization: one of `targets.QUANTIZATIONS`; llama.cpp is asked about the quantized ones.
         imatrix: whether there will be an importance matrix (some recipes depend on it).
     """
-    import numpy as np
-
     shapes = tensor_shapes(decoder)
     if quantization in UNQUANTIZED:
         return {name: quantization.upper() if len(shape) > 1 else "F32" for name, shape in shapes.items()}
@@ -151,9 +157,7 @@ def expected_bytes(decoder: Decoder, types: Mapping[str, str]) -> int:
 
 def tensor_bytes(shape: Sequence[int], kind: str) -> int:
     """Bytes of a tensor in a type such as "Q4_0"."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    _, block, size = TYPES[kind.upper()]
     return math.prod(shape) // block * size
 
 
@@ -183,8 +187,6 @@ class _Request:
 
     def set_imatrix(self, imatrix: Mapping[str, np.ndarray] | None) -> None:
         """Give the importance matrix; the array ends with an entry without a name."""
-        import numpy as np
-
         if imatrix is None:
             return
         entries = (self.library.llama_model_imatrix_data * (len(imatrix) + 1))()
@@ -233,37 +235,32 @@ class _Request:
 
 def _fitting(name: str, *tensors: TensorInfo) -> int:
     """The number of a tensor type that fits the tensors' rows: llama.cpp aborts where it does not."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    kind = GGMLQuantizationType.__members__.get(name.upper())
+    kind = TYPES.get(name.upper())
     if kind is None:
         raise UsageError(f"unknown tensor type {name!r}", "such as f16, q8_0, q6_K, iq4_nl")
-    block, _ = GGML_QUANT_SIZES[kind]
     for tensor in tensors:
-        if len(tensor.shape) > 1 and tensor.shape[0] % block:
+        if len(tensor.shape) > 1 and tensor.shape[0] % kind.block:
             raise EdgeError(
-                f"{tensor.name} has rows of {tensor.shape[0]}, {name} needs a multiple of {block}",
+                f"{tensor.name} has rows of {tensor.shape[0]}, {name} needs a multiple of {kind.block}",
                 "choose a type with smaller blocks, such as q8_0",
             )
-    return int(kind)
+    return kind.number
 
 
 def _checked_imatrix(
     imatrix: Mapping[str, np.ndarray], tensors: Mapping[str, TensorInfo]
 ) -> dict[str, np.ndarray]:
     """The entries under the names llama.cpp looks for; it silently ignores those it does not know."""
-    import numpy as np
-
     entries = fitted_imatrix(imatrix, {name: info.shape[::-1] for name, info in tensors.items()})
-    head = entries.pop(_HEAD, None)
-    if _HEAD in tensors:
-        entries.pop(_EMBEDDING, None)  # rows of an untied embedding are looked up: they have no input
+    head = entries.pop(HEAD, None)
+    if HEAD in tensors:
+        entries.pop(EMBEDDING, None)  # rows of an untied embedding are looked up: they have no input
         if head is not None:
-            entries[_HEAD] = head
+            entries[HEAD] = head
     elif head is not None:
-        entries.setdefault(_EMBEDDING, head)
+        entries.setdefault(EMBEDDING, head)
     matrices = {
-        name: info for name, info in tensors.items() if name.startswith("blk.") and len(info.shape) > 1
+        name: info for name, info in tensors.items() if name.startswith(f"{BLOCK}.") and len(info.shape) > 1
     }
     problems = [f"{name} is missing" for name in matrices if name not in entries]
     for name, values in entries.items():

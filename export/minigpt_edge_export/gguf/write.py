@@ -7,17 +7,25 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGUFWriter, RopeScalingType, quants
+from gguf import GGMLQuantizationType as Type
+from gguf.utility import size_label
+
+from minigpt_edge_export.architectures.base import GgufLayout
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.gguf.layout import RELU_SCALE, Layout, Tensor, layout_of, load_tensor, tensors_of
+from minigpt_edge_export.gguf.layout import (
+    Tensor,
+    layout_of,
+    load_tensor,
+    stream_scale,
+    tensors_of,
+    width_of,
+)
 from minigpt_edge_export.gguf.tokenizer import GgufTokenizer, read_tokenizer
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import need_space, replacing
-
-if TYPE_CHECKING:
-    import numpy as np
-    from gguf import GGMLQuantizationType, GGUFWriter
 
 # file type -> type of the matrices, general.file_type
 _FILE_TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32)}
@@ -90,8 +98,6 @@ def write_outline(decoder: Decoder, path: Path, *, metadata: Mapping[str, str] |
 
 def tokenizer_bytes(tokenizer: GgufTokenizer) -> int:
     """What a tokenizer adds to a header, in bytes."""
-    from gguf import GGUFWriter
-
     sizes = []
     with tempfile.TemporaryDirectory() as folder:
         for filled in (True, False):
@@ -105,15 +111,12 @@ def tokenizer_bytes(tokenizer: GgufTokenizer) -> int:
     return sizes[0] - sizes[1]
 
 
-def _header(decoder: Decoder, layout: Layout, file_type: str, metadata: Mapping[str, str]) -> GGUFWriter:
+def _header(decoder: Decoder, layout: GgufLayout, file_type: str, metadata: Mapping[str, str]) -> GGUFWriter:
     """A writer with all metadata but the tokenizer's."""
-    from gguf import GGML_QUANT_VERSION, GGUFWriter
-    from gguf.utility import size_label
-
     unknown = sorted(set(metadata) - set(_METADATA))
     if unknown:
         raise UsageError(f"unknown GGUF metadata: {', '.join(unknown)}", f"known: {', '.join(_METADATA)}")
-    writer = GGUFWriter(None, layout.architecture)
+    writer = GGUFWriter(None, layout.name)
     writer.add_type("model")
     for key, name in _METADATA.items():
         if metadata.get(key):
@@ -131,17 +134,15 @@ def _header(decoder: Decoder, layout: Layout, file_type: str, metadata: Mapping[
     return writer
 
 
-def _add_sizes(writer: GGUFWriter, decoder: Decoder, layout: Layout) -> None:
+def _add_sizes(writer: GGUFWriter, decoder: Decoder, layout: GgufLayout) -> None:
     """Sizes of the blocks, positions and norms."""
-    from gguf import RopeScalingType
-
-    blocks = decoder.blocks
+    blocks, width = decoder.blocks, width_of(decoder, layout)
     for add, own in (
-        (writer.add_feed_forward_length, [layout.width or block.intermediate_size for block in blocks]),
+        (writer.add_feed_forward_length, [width or block.intermediate_size for block in blocks]),
         (writer.add_head_count, [block.heads for block in blocks]),
         (writer.add_head_count_kv, [block.kv_heads for block in blocks]),
     ):
-        add(own[0] if decoder.uniform or layout.width else own)
+        add(own[0] if decoder.uniform or width else own)
     # Without these llama.cpp takes hidden / heads of block 0, which pruned heads make wrong.
     writer.add_key_length(decoder.head_dim)
     writer.add_value_length(decoder.head_dim)
@@ -153,19 +154,16 @@ def _add_sizes(writer: GGUFWriter, decoder: Decoder, layout: Layout) -> None:
             writer.add_rope_scaling_factor(decoder.rope.scale)
     if decoder.style.norm == "rms":
         writer.add_layer_norm_rms_eps(decoder.eps)
-    else:  # of a stream that is RELU_SCALE times as large the mean square is its square times as large
-        writer.add_layer_norm_eps(decoder.eps * (RELU_SCALE**2 if layout.relu else 1))
-    if layout.architecture == "gptneox":
+    else:  # of a stream that is k times as large the mean square is k x k times as large
+        writer.add_layer_norm_eps(decoder.eps * stream_scale(decoder, layout) ** 2)
+    if layout.parallel_key:
         writer.add_parallel_residual(decoder.style.parallel)
 
 
 def _add_tensors(
     writer: GGUFWriter, held: Mapping[str, Tensor], file_type: str
-) -> dict[str, tuple[GGMLQuantizationType, int]]:
+) -> dict[str, tuple[Type, int]]:
     """Announce all tensors; returns name -> type, bytes, in file order."""
-    import numpy as np
-    from gguf import GGMLQuantizationType as Type
-
     tensors = {}
     for name, tensor in held.items():
         kind = Type[_FILE_TYPES[file_type][0]] if len(tensor.shape) > 1 else Type.F32
@@ -181,12 +179,8 @@ def _open(writer: GGUFWriter, path: Path) -> None:
     writer.write_ti_data_to_file()
 
 
-def _stored(array: np.ndarray, name: str, kind: GGMLQuantizationType) -> np.ndarray:
+def _stored(array: np.ndarray, name: str, kind: Type) -> np.ndarray:
     """Values in the type that the file stores."""
-    import numpy as np
-    from gguf import GGMLQuantizationType as Type
-    from gguf import quants
-
     if kind == Type.F16 and np.abs(array).max() > _LARGEST_HALF:
         raise EdgeError(
             f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", "export it as bf16 or f32"

@@ -6,12 +6,9 @@ when its turn comes, from the weights as they have been corrected by then.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
 from minigpt_edge_export.onnx.weights import Packed
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _SHARES = (1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # of a block's range
 _DAMPING = 0.01  # of the mean energy of the inputs, as in the paper
@@ -27,8 +24,6 @@ def quantize_gptq(
         gram: float32 [K, K], mean outer product of the inputs.
         bits: 4 or 8.
     """
-    import numpy as np
-
     rows, columns = matrix.shape
     blocks = -(-columns // block_size)
     half = 2 ** (bits - 1)
@@ -59,8 +54,6 @@ def quantize_gptq(
 
 def _inverse_factor(gram: np.ndarray) -> np.ndarray:
     """The upper Cholesky factor of the damped Gram matrix's inverse: float32 [K, K]."""
-    import numpy as np
-
     damped = gram.astype(np.float64)
     diagonal = np.arange(len(damped))
     damped[diagonal, diagonal] += _DAMPING * (float(np.diag(gram).mean()) or 1.0)
@@ -71,8 +64,6 @@ def _grid(
     values: np.ndarray, weights: np.ndarray, half: int, symmetric: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scale and zero point of least weighted squared error, of each row of a block: float32 [N] both."""
-    import numpy as np
-
     found = []
     for share in map(np.float32, _SHARES):
         if symmetric:
@@ -95,15 +86,11 @@ def _grid(
 
 def _whole_bytes(zeros: np.ndarray, bits: int) -> np.ndarray:
     """Zero points [N, blocks] with one more where an odd number would end in half a byte."""
-    import numpy as np
-
     return np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))) if bits == 4 else zeros
 
 
 def _packed(codes: np.ndarray, bits: int) -> np.ndarray:
     """Two neighbours of the last axis to a byte where they have 4 bits, the first in the low half."""
-    import numpy as np
-
     if bits == 8:
         return np.ascontiguousarray(codes)
     return np.ascontiguousarray(codes[..., 0::2] | (codes[..., 1::2] << 4))

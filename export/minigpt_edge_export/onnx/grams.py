@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.onnx.weights import Precision
 from minigpt_edge_export.onnx.write import MODEL, write_onnx
+from minigpt_edge_export.targets import Precision
 from minigpt_edge_runtime.engines.onnx import open_session
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def memory(decoder: Decoder) -> int:
@@ -45,8 +44,6 @@ def collect_grams(
     Raises:
         EdgeError: no space is left.
     """
-    import numpy as np
-
     directory = folder / "grams"
     write_onnx(decoder, directory, Precision("fp32"))
     try:
@@ -73,8 +70,6 @@ def collect_grams(
 
 def _watch_products(path: Path) -> list[str]:
     """Make what MatMul nodes read an output of the graph; the names."""
-    import onnx
-
     model = onnx.load(path, load_external_data=False)
     wanted = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type == "MatMul"))
     for name in wanted:

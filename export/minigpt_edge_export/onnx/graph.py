@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+from onnx import TensorProto, helper
 
 OPSET, IR_VERSION = 23, 10  # the first with RMSNormalization; onnxruntime 1.23 reads it
 _PAGE, _LINE = 4096, 64  # large weights begin on a page, so that they can be mapped
@@ -42,8 +42,6 @@ class Graph:
 
     def optional_input(self, name: str, default: int) -> str:
         """Declare an input int64 [1] that may be left out."""
-        import numpy as np
-
         self.input(name, "int64", [1])
         return self.weight(name, np.array([default], dtype=np.int64))
 
@@ -59,8 +57,6 @@ class Graph:
         self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
     ) -> Sequence[str]:
         """Add a node; the names of its outputs, "" for one that is not wanted."""
-        from onnx import helper
-
         domain, _, kind = operator.rpartition(".")
         self._nodes.append(
             helper.make_node(kind, list(inputs), list(outputs), name=outputs[0], domain=domain, **attributes)
@@ -69,16 +65,11 @@ class Graph:
 
     def integers(self, value: int | list[int]) -> str:
         """A constant int64 scalar or vector."""
-        import numpy as np
-
         name = f"int64.{value}".replace(" ", "")
         return name if name in self._weights else self.weight(name, np.array(value, dtype=np.int64))
 
     def weight(self, name: str, array: np.ndarray) -> str:
         """Store an array under a name."""
-        import numpy as np
-        from onnx import TensorProto, helper
-
         array = np.asarray(array, order="C")
         tensor = TensorProto(
             name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -99,8 +90,6 @@ class Graph:
 
     def alias(self, name: str, of: str, shape: Sequence[int]) -> str:
         """The same bytes under another name and shape: two operators want them in different ones."""
-        from onnx import TensorProto
-
         tensor = TensorProto()
         tensor.CopyFrom(self._weights[of])
         tensor.name = name
@@ -110,8 +99,6 @@ class Graph:
 
     def save(self, metadata: Mapping[str, str]) -> None:
         """Write the model file."""
-        from onnx import helper
-
         graph = helper.make_graph(
             self._nodes, "decoder", self._inputs, self._outputs, list(self._weights.values())
         )
@@ -125,7 +112,4 @@ class Graph:
 
 
 def _value(name: str, kind: str, shape: Sequence[int | str]) -> Any:
-    import numpy as np
-    from onnx import helper
-
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from minigpt_edge_export.decoder import Rope
 from minigpt_edge_export.onnx.graph import Graph
 
@@ -23,8 +25,6 @@ def rotary(graph: Graph, rope: Rope, context: int) -> list[str]:
     Angles are brought within one turn in float64, since that of a late position has few digits left in
     float32; cosines of float64 are missing in onnxruntime 1.23.
     """
-    import numpy as np
-
     node = graph.node
     half = np.arange(0, rope.dims, 2, dtype=np.float64)
     inverse = rope.theta ** (-half / rope.dims) / rope.scale

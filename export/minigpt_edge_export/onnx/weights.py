@@ -1,39 +1,15 @@
-"""Matrices in the precisions of the ONNX targets: floats, or integers by onnxruntime's quantizers."""
+"""Matrices as the integers of the ONNX targets, by onnxruntime's block quantizers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+from onnxruntime.capi import _pybind_state as onnxruntime
 
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a block's range, tried with the importance matrix
 _LEAST_BLOCK = 32
 _ROWS = 2**20  # weights whose candidates are held at once
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How an ONNX target stores its weights.
-
-    Attributes:
-        name: "fp32", "fp16", "int8" or "int4"; float16 weights are widened when they are loaded, since
-            processors compute in float32.
-        bits: of a block's integers, 0 for floats.
-        block_size: weights along the inputs that share a scale.
-        symmetric: no zero points: integers stand for -8…7 (-128…127) times the scale.
-        head_bits, head_block_size: the same of the embedding and head.
-        accuracy_level: MatMulNBits' own: 4 computes in int8, 0 and 1 in float32.
-    """
-
-    name: str
-    bits: int = 0
-    block_size: int = 32
-    symmetric: bool = True
-    head_bits: int = 8
-    head_block_size: int = 32
-    accuracy_level: int = 4
 
 
 @dataclass(frozen=True)
@@ -61,8 +37,6 @@ def quantize_matrix(
             the weighted squared error (the outermost weights are clipped), and the scales of symmetric codes
             are refitted to it. The quantizer itself looks at the range alone.
     """
-    import numpy as np
-
     rows, columns = matrix.shape
     blocks = -(-columns // block_size)
     padded = np.zeros((rows, blocks * block_size), dtype=np.float32)
@@ -95,9 +69,6 @@ def smallest_block(columns: int, block_size: int, bits: int) -> int:
 
 
 def _quantize(padded: np.ndarray, columns: int, bits: int, block_size: int, symmetric: bool) -> Packed:
-    import numpy as np
-    from onnxruntime.capi import _pybind_state as onnxruntime
-
     rows, blocks = len(padded), padded.shape[1] // block_size
     codes = np.zeros((rows, blocks, block_size * bits // 8), dtype=np.uint8)
     scales = np.zeros((rows, blocks), dtype=np.float32)
@@ -111,8 +82,6 @@ def _quantize(padded: np.ndarray, columns: int, bits: int, block_size: int, symm
 
 def _clip(values: np.ndarray, weights: np.ndarray, bits: int, symmetric: bool) -> np.ndarray:
     """Blocks [n, blocks, size] clipped to the share of their range that quantizes with the least error."""
-    import numpy as np
-
     half = 2 ** (bits - 1)
     if symmetric:
         at = np.abs(values).argmax(-1, keepdims=True)
@@ -141,8 +110,6 @@ def _clip(values: np.ndarray, weights: np.ndarray, bits: int, symmetric: bool) -
 
 def _refit(values: np.ndarray, packed: Packed, weights: np.ndarray, bits: int) -> np.ndarray:
     """The scales that bring the symmetric codes closest to the blocks, weighted: float32 [N, blocks]."""
-    import numpy as np
-
     scales = np.empty_like(packed.scales)
     step = max(1, _ROWS // (values.shape[1] * values.shape[2]))
     for start in range(0, len(values), step):
@@ -155,8 +122,6 @@ def _refit(values: np.ndarray, packed: Packed, weights: np.ndarray, bits: int) -
 
 
 def _unpack(codes: np.ndarray, bits: int) -> np.ndarray:
-    import numpy as np
-
     if bits == 8:
         return codes
     return np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], -1)

@@ -11,22 +11,22 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from minigpt_edge_export.decoder import Block, Decoder
-from minigpt_edge_export.gguf.layout import gguf_name
 from minigpt_edge_export.onnx.genai import genai_config
 from minigpt_edge_export.onnx.gptq import quantize_gptq
 from minigpt_edge_export.onnx.graph import Graph
 from minigpt_edge_export.onnx.positions import lengths, rotary
-from minigpt_edge_export.onnx.weights import Packed, Precision, quantize_matrix, smallest_block
+from minigpt_edge_export.onnx.weights import Packed, quantize_matrix, smallest_block
+from minigpt_edge_export.targets import Precision
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, write_json
+from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD, gguf_name
 from minigpt_edge_runtime.formats.onnx_header import CONFIG
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, TOKENIZER_FILES
-
-if TYPE_CHECKING:
-    import numpy as np
 
 MODEL = "model.onnx"
 _LARGEST_HALF = 65504.0
@@ -239,8 +239,6 @@ class _Writer:
 
         One product makes them all; but one each, or two with its factors, where the checkpoint has factors.
         """
-        import numpy as np
-
         decoder, name = self.decoder, f"{block}.{'_'.join(parts)}"
         names = [f"{block}.{part}" for part in parts]
         importance = self.imatrix.get(gguf_name(f"{names[0]}.weight"))
@@ -269,8 +267,6 @@ class _Writer:
         self, name: str, matrix: np.ndarray, value: str, block: int, importance: np.ndarray | None = None
     ) -> str:
         """value @ matrix.T, whose integers GPTQ chooses where it knows the Gram matrix of the values."""
-        import numpy as np
-
         precision = self.precision
         if not precision.bits:
             weight = self._float(f"{name}.weight", np.ascontiguousarray(matrix.T))
@@ -350,9 +346,7 @@ class _Writer:
     def _pack_head(self, name: str, matrix: np.ndarray) -> Packed:
         """Quantize and store the embedding or the head."""
         precision = self.precision
-        importance = next(
-            (self.imatrix[n] for n in ("output.weight", "token_embd.weight") if n in self.imatrix), None
-        )
+        importance = next((self.imatrix[n] for n in (HEAD, EMBEDDING) if n in self.imatrix), None)
         if name == "embedding" and not self.decoder.tied:
             importance = None  # nothing is multiplied with it
         packed = quantize_matrix(
@@ -376,8 +370,6 @@ class _Writer:
 
     def _stored(self, name: str, array: np.ndarray) -> str:
         """A float matrix in the precision's own type."""
-        import numpy as np
-
         if self.precision.name != "fp16":
             return self.graph.weight(name, array)
         if np.abs(array).max() > _LARGEST_HALF:

@@ -1,43 +1,35 @@
-"""The architectures that are known, by `config.model_type`: one explicit map, one small file each.
+"""Models in torch, by the file of their architecture in `minigpt_edge_export.architectures`.
 
-What a module's `Arch` offers is in `base`; what its checkpoints call the parts of a block, and what can be
-exported, is in `minigpt_edge_export.families`.
+`base` computes what that file says; `joined` also splits the one matrix of query, key and value that some
+checkpoints have. An architecture of which transformers' code wants something else has a file here, called
+after its `model_type`, with a class `Arch` that derives from one of the two.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_export.architectures import architecture_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from minigpt_edge.models.archs.base import Arch
 
-_ARCHS = {
-    "llama": "llama.ARCH",
-    "qwen2": "qwen.QWEN2",
-    "qwen3": "qwen.QWEN3",
-    "phi": "phi.ARCH",
-    "gpt_neox": "gpt_neox.ARCH",
-    "gpt2": "gpt2.ARCH",
-    "opt": "opt.ARCH",
-    "stablelm": "stablelm.ARCH",
-}
-KNOWN = tuple(_ARCHS)
 
+def load_arch(config: Mapping[str, Any] | PreTrainedConfig) -> Arch:
+    """The architecture of a model by its config, imported on demand (it needs torch).
 
-def check_known(model_type: str) -> None:
-    """Raise EdgeError with the list of known architectures unless `model_type` is one of them."""
-    if model_type not in KNOWN:
-        raise EdgeError(
-            f"the architecture {model_type!r} is not known", f"known architectures: {', '.join(KNOWN)}"
-        )
-
-
-def load_arch(model_type: str) -> Arch:
-    """An architecture, imported on demand (it needs torch)."""
-    check_known(model_type)
-    module, _, name = _ARCHS[model_type].partition(".")
-    found: Arch = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    Raises:
+        EdgeError: it is not known, or the config asks for something that can't be computed.
+    """
+    settings = config if isinstance(config, Mapping) else config.to_dict()
+    name = str(settings.get("model_type"))
+    joined = architecture_of(name).joined
+    if importlib.util.find_spec(f"{__name__}.{name}") is None:
+        name = "joined" if joined else "base"
+    found: Arch = importlib.import_module(f"{__name__}.{name}").Arch(settings)
     return found

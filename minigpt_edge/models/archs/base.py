@@ -8,55 +8,56 @@ from typing import Any
 import torch  # noqa: TID253 - only load_arch imports this file
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
-from transformers import PreTrainedConfig, PreTrainedModel  # noqa: TID253
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: TID253
+from transformers.activations import ACT2FN  # noqa: TID253
 from transformers.initialization import no_init_weights  # noqa: TID253
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb  # noqa: TID253
 
 from minigpt_edge.models.attention import causal_attention
-from minigpt_edge_export.architectures import FAMILIES, style_of
+from minigpt_edge_export.architectures import architecture_of
+from minigpt_edge_export.architectures.base import ATTENTION
 from minigpt_edge_runtime.errors import EdgeError
 
 Position = tuple[Tensor, ...]  # rotary cos and sin [1, s, rotated values]; nothing where a table is added
 
 
 class Arch:
-    """An architecture: its names are those of `minigpt_edge_export.families`, its hooks are below.
+    """What the file in `minigpt_edge_export.architectures` says of a model, computed.
 
     Attributes:
+        architecture: that file's content.
+        style: what the config means.
+        names: part -> path of its module in memory, within a block or the model.
+        blocks_path: path of the blocks in the model.
         attention: path of a block's attention module.
-        rotary: path of the module that makes rotary cosines and sines.
-        derived_heads: stock transformers takes a head's size from hidden size ÷ heads, so a model that lacks
-            heads needs `per_layer_config` even if all blocks are alike.
-        bias_keys: settings of the config that give matrices biases.
-        biasless: the matrices that read units can't have one.
+        activation: the MLP's activation function.
     """
 
-    model_type: str
-    config_class: type[PreTrainedConfig]
-    model_class: type[PreTrainedModel]
-    attention = "self_attn"
-    rotary = "model.rotary_emb"
-    derived_heads = False
-    bias_keys: tuple[str, ...] = ()
-    biasless = False
-    # GGUF names of the matrices that read the same input, for the importance matrix
-    ATTENTION_READERS = ("attn_q", "attn_k", "attn_v")
-    ATTENTION_OUT = "attn_output"
-    FFN_OUT = "ffn_down"
+    # parts of a block that read the same input, and those that read what these make
+    ATTENTION_READERS, ATTENTION_OUT, FFN_OUT = ATTENTION[:3], ATTENTION[3], "down"
 
-    def __init__(self) -> None:
-        self.family = FAMILIES[self.model_type]
-        self.names = dict(self.family.names)
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.model_type = str(config["model_type"])
+        self.architecture = architecture_of(self.model_type)
+        self.style = self.architecture.style_of(config, "config.json")
+        self.names = dict(self.architecture.names)
         self.blocks_path = self.names["block"].partition(".{")[0]
+        self.attention = self.names["attention_output"].rpartition(".")[0]
+        self.activation = ACT2FN[self.architecture.get(config, "hidden_act", self.architecture.activation)]
+        biased = self.architecture.style(
+            {**config, **dict.fromkeys(self.architecture.bias_keys, True)}
+        ).biased
+        self.biasless = not {*ATTENTION, *self.style.inner, "down"} <= biased
 
     @property
     def FFN_READERS(self) -> tuple[str, ...]:
-        return ("ffn_gate", "ffn_up") if "gate" in self.names else ("ffn_up",)
+        return self.style.inner
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """An uninitialised float32 model of a config without `per_layer_config`."""
         with no_init_weights():
-            return self.model_class(self.config_class(**config))
+            made = CONFIG_MAPPING[self.model_type](**config)
+            return MODEL_FOR_CAUSAL_LM_MAPPING[type(made)](made)  # type: ignore[operator]
 
     def from_stored(self, weights: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
         """A checkpoint's weights under the names and in the form that the model in memory has them."""
@@ -71,25 +72,32 @@ class Arch:
         return list(model.get_submodule(self.blocks_path))  # type: ignore[call-overload]
 
     def part(self, block: nn.Module, name: str) -> Any:
-        """A block's module by the part's name in `families`."""
+        """A block's module by the part's name in the architecture's file."""
         return block.get_submodule(self.names[name])
 
-    def parallel(self, block: nn.Module) -> bool:
+    @property
+    def parallel(self) -> bool:
         """Whether the MLP reads what attention reads, not what attention made of it."""
-        return False
+        return self.style.parallel
 
     def embed(self, model: Any, ids: Tensor) -> Tensor:
         """Token ids [batch, s] -> hidden states [batch, s, hidden] that enter the first block."""
-        return model.get_input_embeddings()(ids)
+        embedded: Tensor = model.get_input_embeddings()(ids)
+        if not self.style.learned_positions:
+            return embedded
+        first = self.architecture.unused_positions
+        return embedded + model.get_submodule(self.names["positions"]).weight[first : first + ids.shape[1]]
 
     def final_norm(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """What the head reads: hidden states after the last norm."""
         return norm(model.get_submodule(self.names["norm"]), hidden)
 
     def positions(self, model: nn.Module, hidden: Tensor) -> Position:
-        """Rotary cos and sin [1, s, rotated values] for hidden states [batch, s, hidden]."""
-        ids = torch.arange(hidden.shape[1])[None]
-        return model.get_submodule(self.rotary)(hidden, ids)
+        """Rotary cos and sin [1, s, rotated values] for hidden states [batch, s, hidden], if any."""
+        if self.style.learned_positions:
+            return ()
+        rotary = model.get_submodule(f"{self.blocks_path.rpartition('.')[0]}.rotary_emb")
+        return rotary(hidden, torch.arange(hidden.shape[1])[None])  # type: ignore[no-any-return]
 
     def attention_input(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """The normalised input of q, k and v [batch, s, hidden]."""
@@ -103,36 +111,29 @@ class Arch:
             self.part(block, name)(normalised).view(batch, length, -1, dim)
             for name in ("query", "key", "value")
         )
-        return attend(*self.normed_heads(block, q, k), v, position)
-
-    def normed_heads(self, block: nn.Module, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Query and key [batch, s, heads, head_dim] after norms of their own, where there are some."""
-        return q, k
+        if self.style.head_norms:
+            q, k = norm(self.part(block, "query_norm"), q), norm(self.part(block, "key_norm"), k)
+        return attend(q, k, v, position)
 
     def ffn_input(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """The normalised input of the MLP [batch, s, hidden]."""
-        return norm(self.part(block, "mlp_norm"), hidden)
+        return norm(self.part(block, "mlp_norm" if self.style.mlp_norm else "attention_norm"), hidden)
 
     def neurons(self, block: Any, normalised: Tensor) -> Tensor:
         """The FFN neurons' activations [batch, s, width] from `ffn_input`."""
-        activation = self.activation(block)
-        up = self.part(block, "up")(normalised)
-        return (
-            activation(self.part(block, "gate")(normalised)) * up if "gate" in self.names else activation(up)
-        )
+        up: Tensor = self.part(block, "up")(normalised)
+        if not self.style.gated:
+            return self.activation(up)
+        return self.activation(self.part(block, "gate")(normalised)) * up
 
     def forward(self, block: Any, hidden: Tensor, position: Position) -> Tensor:
         """Hidden states [batch, s, hidden] after a block; products in the dtype of its matrices."""
         dtype = self.attention_out(block).weight.dtype
         mixed = self.mix(block, self.attention_input(block, hidden).to(dtype), position)
         attended = hidden + self.attention_out(block)(mixed)
-        read = hidden if self.parallel(block) else attended
+        read = hidden if self.parallel else attended
         active = self.neurons(block, self.ffn_input(block, read).to(dtype))
         return attended + self.ffn_out(block)(active)  # type: ignore[no-any-return]
-
-    def activation(self, block: Any) -> Any:
-        """The MLP's activation function."""
-        return block.mlp.act_fn
 
     def attention_out(self, block: nn.Module) -> nn.Linear:
         """The matrix that reads the mixed values."""
@@ -163,10 +164,9 @@ class Arch:
 
         Each matrix has equally many rows per unit, in the order of the units.
         """
-        ffn = ("gate", "up") if "gate" in self.names else ("up",)
         return (
-            [self.part(block, name) for name in ("query", "key", "value")],
-            [self.part(block, name) for name in ffn],
+            [self.part(block, name) for name in self.ATTENTION_READERS],
+            [self.part(block, name) for name in self.FFN_READERS],
         )
 
     def cut(
@@ -174,7 +174,7 @@ class Arch:
     ) -> None:
         """Slice a block's tensors in place to the kept KV groups and FFN neurons (ascending indices).
 
-        Columns of the matrices that read them go too, with their present values: refit before or after.
+        Columns of the matrices that read them are removed too, as they are now: refit before or after.
         """
         attention, ffn = self.writers(block)
         if groups is not None:
@@ -210,11 +210,10 @@ class Arch:
 
     def block_parameters(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """Parameters of (one FFN neuron, one KV group, what a block has besides) under a config."""
-        style = style_of(self.model_type, config, "config.json")
+        style = self.architecture.style_of(config, "config.json")
         hidden, dim = config["hidden_size"], config["head_dim"]
         repeats = config["num_attention_heads"] // config["num_key_value_heads"]
-        inner = ("gate", "up") if style.gated else ("up",)
-        neuron = (len(inner) + 1) * hidden + sum(part in style.biased for part in inner)
+        neuron = (len(style.inner) + 1) * hidden + sum(part in style.biased for part in style.inner)
         biases = {"query": repeats * dim, "key": dim, "value": dim}
         group = (2 * repeats + 2) * dim * hidden
         group += sum(size for part, size in biases.items() if part in style.biased)
@@ -241,10 +240,10 @@ class Arch:
         """
         if self.biasless:
             raise EdgeError(
-                f"{self.model_type} models have no biases that could stand for what goes",
+                f"{self.model_type} models have no biases that could stand for what is removed",
                 "use a method without bias compensation, or --refit",
             )
-        changes = dict.fromkeys(self.bias_keys, True)
+        changes = dict.fromkeys(self.architecture.bias_keys, True)
         for name in changes:
             setattr(model.config, name, True)
         for block in self.blocks(model):

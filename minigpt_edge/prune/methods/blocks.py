@@ -81,7 +81,7 @@ class _Forward:
     def neurons(self, index: int, x: Tensor, after: Tensor) -> Tensor:
         """A block's neurons from the stream before its attention and after it."""
         block, fast = self.blocks[index], self.fast[index]
-        read = x if self.arch.parallel(block) else after
+        read = x if self.arch.parallel else after
         return self.arch.neurons(fast, self.arch.ffn_input(block, read).to(self.dtype))
 
     def run(self, index: int, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.architectures import FAMILIES
+from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from minigpt_edge.models.archs.base import Arch
 
-# the paper's tau -> part of a block in `FAMILIES`; U_in of the paper is gate and up, U_out is down
+# The paper's tau -> part of a block; U_in of the paper is gate and up, U_out is down.
 PARTS = {
     "q": "query",
     "k": "key",
@@ -144,7 +144,7 @@ class Reducer:
     def __init__(self, model: Any, arch: Arch) -> None:
         self.model, self.arch = model, arch
         self._blocks = arch.blocks(model)
-        self._names = FAMILIES[model.config.model_type].names  # as checkpoints have them, factors too
+        self._names = architecture_of(model.config.model_type).names  # as checkpoints have them, factors too
         self._dense: dict[str, _Dense] = {}
 
     @property

@@ -26,6 +26,7 @@ from minigpt_edge.prune.methods.registry import UNSTRUCTURED
 from minigpt_edge.prune.moments import add_gram, mirror
 from minigpt_edge.prune.streams import MICRO_BATCH_TOKENS
 from minigpt_edge_runtime.errors import UsageError
+from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD, gguf_name
 
 MASK_METHODS = ("magnitude", "wanda", "sparsegpt")
 
@@ -102,7 +103,7 @@ class _Stream:
             with result.timed("forward"):
                 entering = arch.attention_input(block, x).to(self.dtype)
                 mixed = arch.mix(fast, entering, self.position)
-                read = x if arch.parallel(block) else x + arch.attention_out(fast)(mixed)
+                read = x if arch.parallel else x + arch.attention_out(fast)(mixed)
                 between = arch.ffn_input(block, read).to(self.dtype)
                 active = arch.neurons(fast, between)
             with result.timed("statistics"):
@@ -114,7 +115,7 @@ class _Stream:
         """Put the hidden states through a block, in place."""
         arch, fast = self.arch, copy.deepcopy(block).to(self.dtype)
         for x in self.parts:
-            entering = x.clone() if arch.parallel(block) else x
+            entering = x.clone() if arch.parallel else x
             x += arch.attention_out(fast)(
                 arch.mix(fast, arch.attention_input(block, x).to(self.dtype), self.position)
             )
@@ -131,7 +132,10 @@ def _matrices(arch: Arch, block: nn.Module, index: int) -> list[dict[str, nn.Lin
         ((arch.FFN_OUT,), [arch.ffn_out(block)]),
     )
     return [
-        {f"blk.{index}.{name}.weight": linear for name, linear in zip(names, linears, strict=True)}
+        {
+            gguf_name(f"blocks.{index}.{name}.weight"): linear
+            for name, linear in zip(names, linears, strict=True)
+        }
         for names, linears in shared
     ]
 
@@ -194,7 +198,7 @@ def mask_blocks(
             on_block(index + 1, len(blocks))
         if stream:
             final = arch.final_norm(model, stream.hidden).square().mean((0, 1))
-            result.importance |= {"token_embd.weight": final, "output.weight": final}
+            result.importance |= {EMBEDDING: final, HEAD: final}
     total = sum(linear.weight.numel() for block in matrices for shared in block for linear in shared.values())
     result.sparsity = sum(result.zeros.values()) / total
     sizes = {name: m.weight.numel() for block in matrices for shared in block for name, m in shared.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 from minigpt_edge_runtime.files import sha256_file, sha256_json
 from minigpt_edge_runtime.formats.gguf_header import read_header
+from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD
 from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
 
@@ -29,7 +30,7 @@ def _gguf(path: Path) -> dict[str, Any]:
     header = read_header(path)
     sizes = {tensor.name: tensor.nbytes for tensor in header.tensors}
     # a lookup reads one row of the embedding; where it is also the head all of it is read
-    looked_up = sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0
+    looked_up = sizes.get(EMBEDDING, 0) if HEAD in sizes else 0
     return {
         "file": path.name,
         "format": "gguf",

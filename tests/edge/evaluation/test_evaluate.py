@@ -31,8 +31,8 @@ from minigpt_edge.models.checkpoint import load_model
 from minigpt_edge.stages.console import Log
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.write import write_gguf
-from minigpt_edge_export.onnx.weights import Precision
 from minigpt_edge_export.onnx.write import write_onnx
+from minigpt_edge_export.targets import Precision
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.scoring.choices import encode_pair, score_pairs

@@ -77,7 +77,7 @@ def test_halves_of_blocks_compute_what_the_model_does(
     monkeypatch.setattr("minigpt_edge.evaluation.probe.compute_dtype", lambda: torch.float32)
     monkeypatch.setattr("minigpt_edge.models.precision.compute_dtype", lambda: torch.float32)
     model: Any = load_model(family(name).path)
-    arch = load_arch(model.config.model_type)
+    arch = load_arch(model.config)
     probe = Probe(model, arch, ROWS.tolist(), [1] * len(ROWS))
     use_in(model)
     whole = sum_nll(model, ROWS.tolist())
@@ -95,7 +95,7 @@ def test_what_is_cut_equals_what_is_zero(
     grouped = name.startswith("qwen")
     masked = narrow(family(name), tmp_path / "narrow", heads=grouped)
     model: Any = load_model(family(name).path)
-    arch = load_arch(model.config.model_type)
+    arch = load_arch(model.config)
     block = arch.blocks(model)[1]
     arch.cut(block, groups=torch.arange(1) if grouped else None, kept_neurons=torch.arange(64))
     torch.testing.assert_close(logits(model), logits(masked.model), rtol=1e-4, atol=1e-3)
@@ -109,7 +109,7 @@ def test_a_model_without_heads_is_read_again(
     family: Callable[[str], Checkpoint], tmp_path: Path, name: str
 ) -> None:
     model: Any = load_model(family(name).path)
-    arch = load_arch(model.config.model_type)
+    arch = load_arch(model.config)
     for block in arch.blocks(model):
         arch.cut(block, groups=torch.tensor([1]))
     save_model(model, family(name).path, tmp_path / "saved")
@@ -125,7 +125,7 @@ def test_calibration_prunes_every_architecture(
     family: Callable[[str], Checkpoint], tmp_path: Path, name: str, method: str
 ) -> None:
     model: Any = load_model(family(name).path)
-    arch = load_arch(model.config.model_type)
+    arch = load_arch(model.config)
     before = sum_nll(model, ROWS.tolist())
     if method == "flap" and name.startswith(("qwen", "stablelm")):
         with pytest.raises(EdgeError, match="no biases"):
@@ -149,7 +149,7 @@ def test_a_refit_of_everything_changes_nothing(
     """With biases and parallel halves too, the least-squares target is what the block gave before."""
     monkeypatch.setattr("minigpt_edge.prune.streams.compute_dtype", lambda: dtype)
     model: Any = load_model(family(name).path)
-    arch = load_arch(model.config.model_type)
+    arch = load_arch(model.config)
     rows = torch.from_numpy(np.random.default_rng(2).integers(0, 399, (40, 40)))
     block = arch.blocks(model)[0]
     with torch.no_grad():  # the last neuron copies the first, so that it can go without loss

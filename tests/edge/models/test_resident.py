@@ -38,7 +38,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def in_memory(model: Any) -> int:
     """Blocks whose weights are in memory."""
-    blocks = load_arch(model.config.model_type).blocks(model)
+    blocks = load_arch(model.config).blocks(model)
     return sum(not next(block.parameters()).is_meta for block in blocks)
 
 
@@ -64,7 +64,7 @@ def test_the_whole_model_computes_as_usual(family: Path, monkeypatch: pytest.Mon
 
 def test_costs_are_those_of_a_model_in_memory(family: Path, tmp_path: Path) -> None:
     plain, lazy = load_model(family), load_model(family, lazy=True, changed=tmp_path / "blocks")
-    arch = load_arch(str(plain.config.model_type))  # type: ignore[union-attr]
+    arch = load_arch(plain.config)  # type: ignore[union-attr]
     for one, other in zip(*(measure_costs(m, arch, ROWS, 32, 0) for m in (plain, lazy)), strict=True):
         assert one.ffn == other.ffn and one.attention == other.attention
         assert all(torch.equal(*pair) for pair in zip(one.metrics(), other.metrics(), strict=True))
@@ -82,7 +82,7 @@ def test_pruning_gives_the_same_model_in_shards(family: Path, tmp_path: Path, me
         out = tmp_path / f"lazy-{lazy}"
         model: Any = load_model(family, lazy=lazy, changed=out / "blocks")
         trim_embeddings(model, range(299))
-        arch = load_arch(model.config.model_type)
+        arch = load_arch(model.config)
         sizes = [(arch.ffn_out(block).in_features, arch.kv_groups(block)) for block in arch.blocks(model)]
         wanted = Wanted([width - 16 for width, _ in sizes], [max(1, groups - 1) for _, groups in sizes])
         try:
@@ -112,7 +112,7 @@ def test_units_that_are_computed_again_are_the_same(
     for kept in (2**30, 0):
         monkeypatch.setattr(streams, "KEPT_BYTES", kept)
         model: Any = load_model(family)
-        arch = load_arch(model.config.model_type)
+        arch = load_arch(model.config)
         if method == "flap" and arch.biasless:
             return
         groups = [arch.kv_groups(block) for block in arch.blocks(model)]
@@ -126,7 +126,7 @@ def test_masks_too(family: Path, tmp_path: Path) -> None:
     found = []
     for lazy in (False, True):
         model: Any = load_model(family, lazy=lazy, changed=tmp_path / "blocks")
-        arch = load_arch(model.config.model_type)
+        arch = load_arch(model.config)
         result = mask_blocks(model, arch, ROWS, "wanda", Pattern(2, 4), 0.5)
         save_model(model, family, tmp_path / f"lazy-{lazy}")
         found.append((result.zeros, logits(load_model(tmp_path / f"lazy-{lazy}"))))
@@ -136,7 +136,13 @@ def test_masks_too(family: Path, tmp_path: Path) -> None:
 def test_shards_load_with_stock_transformers(tmp_path: Path) -> None:
     source = write_family(tmp_path / "model", "qwen2", {}).path
     model: Any = load_model(source, lazy=True, changed=tmp_path / "blocks")
-    shrink_blocks(model, load_arch("qwen2"), ROWS, Wanted([64] * 2, [1] * 2), get_method("least_squares"))
+    shrink_blocks(
+        model,
+        load_arch({"model_type": "qwen2"}),
+        ROWS,
+        Wanted([64] * 2, [1] * 2),
+        get_method("least_squares"),
+    )
     save_model(model, source, tmp_path / "small")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
     torch.testing.assert_close(logits(stock), logits(load_model(tmp_path / "small")), rtol=1e-4, atol=1e-4)
@@ -146,7 +152,7 @@ def test_what_is_not_kept_is_lost(tmp_path: Path) -> None:
     source = write_family(tmp_path / "model", "qwen2", {}).path
     model: Any = load_model(source, lazy=True)
     before = logits(model)
-    block = load_arch("qwen2").blocks(model)[0]
+    block = load_arch({"model_type": "qwen2"}).blocks(model)[0]
     with resident(block):
         block.mlp.up_proj.weight.data.zero_()
     assert torch.equal(logits(model), before)

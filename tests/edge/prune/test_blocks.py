@@ -86,7 +86,9 @@ def test_each_time_the_block_that_is_missed_least_goes(folder: Path, windows: Te
         gone.append(min(trials, key=trials.__getitem__))
         expected.append(min(trials.values()))
     model, seen = load_model(folder), []
-    result = drop_blocks(model, load_arch("llama"), windows, 3, on_step=lambda *step: seen.append(step))
+    result = drop_blocks(
+        model, load_arch({"model_type": "llama"}), windows, 3, on_step=lambda *step: seen.append(step)
+    )
     assert result.removed == gone
     assert result.losses == pytest.approx(expected, abs=0.02)  # bfloat16
     assert result.loss <= result.losses[-1]
@@ -122,7 +124,7 @@ def test_beside_the_gap_is_the_least_squares_solution(folder: Path, first: bool)
         scale_outputs(dense.model.layers[0], 0.25)
     windows = written_by(dense)
     model = copy.deepcopy(dense)
-    result = drop_blocks(model, load_arch("llama"), windows, 1)
+    result = drop_blocks(model, load_arch({"model_type": "llama"}), windows, 1)
     (gone,) = result.removed
     assert (gone == 0) is first
     refitted = 1 if first else gone - 1
@@ -152,7 +154,7 @@ def test_a_refit_that_does_not_help_is_not_used(folder: Path) -> None:
     small = without(model, [3])
     windows = written_by(small)
     scale_outputs(model.model.layers[3], 5)  # to come closer to the dense model is no use here
-    result = drop_blocks(model, load_arch("llama"), windows, 1)
+    result = drop_blocks(model, load_arch({"model_type": "llama"}), windows, 1)
     assert result.removed == [3] and result.tried == [2] and result.refitted == []
     assert result.loss == result.losses[1]
     for name, tensor in small.state_dict().items():
@@ -165,7 +167,7 @@ def test_what_is_left_loads_with_transformers_and_generates(
     from transformers import AutoModelForCausalLM
 
     model: Any = load_model(folder)
-    result = drop_blocks(model, load_arch("llama"), windows, 2)
+    result = drop_blocks(model, load_arch({"model_type": "llama"}), windows, 2)
     save_model(model, folder, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 3
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -184,7 +186,7 @@ def test_what_is_left_loads_with_transformers_and_generates(
 
 
 def test_the_number_of_blocks_comes_closest_to_the_parameters(folder: Path) -> None:
-    arch, config = load_arch("llama"), read_config(folder)
+    arch, config = load_arch({"model_type": "llama"}), read_config(folder)
     block: Any = arch.blocks(load_model(folder))[0]
     size = sum(p.numel() for p in block.parameters())
     for parameters, count in ((0, 0), (0.4 * size, 0), (1.6 * size, 2), (3 * size, 3), (99 * size, 4)):
@@ -193,4 +195,4 @@ def test_the_number_of_blocks_comes_closest_to_the_parameters(folder: Path) -> N
 
 def test_one_block_has_to_stay(folder: Path, windows: Tensor) -> None:
     with pytest.raises(EdgeError, match="at least one"):
-        drop_blocks(load_model(folder), load_arch("llama"), windows, BLOCKS)
+        drop_blocks(load_model(folder), load_arch({"model_type": "llama"}), windows, BLOCKS)

@@ -31,7 +31,7 @@ from minigpt_edge.prune.methods.laser import (
 from minigpt_edge_export.weights import FACTORS
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
-ARCH = archs.load_arch("llama")
+ARCH = archs.load_arch({"model_type": "llama"})
 BLOCKS = 4
 
 

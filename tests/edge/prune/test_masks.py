@@ -210,7 +210,7 @@ def windows() -> Tensor:
 
 def masked(model_dir: Path, method: str, pattern: str, **options: Any) -> tuple[nn.Module, MaskResult]:
     model = load_model(model_dir)
-    arch = load_arch("llama")
+    arch = load_arch({"model_type": "llama"})
     result = mask_blocks(model, arch, windows(), method, parse_pattern(pattern), 0.5, **options)
     return model, result
 
@@ -320,5 +320,7 @@ def test_what_can_not_be_met_is_said_before_anything_changes(
     model = load_model(model_dir)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(UsageError, match=message):
-        mask_blocks(model, load_arch("llama"), windows(), method, parse_pattern(pattern), sparsity)
+        mask_blocks(
+            model, load_arch({"model_type": "llama"}), windows(), method, parse_pattern(pattern), sparsity
+        )
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

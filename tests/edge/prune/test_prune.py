@@ -212,7 +212,7 @@ def logits(model: torch.nn.Module, ids: Tensor) -> Tensor:
 
 
 def test_keeping_everything_changes_nothing(model_dir: Path) -> None:
-    model, arch = load_model(model_dir), load_arch("llama")
+    model, arch = load_model(model_dir), load_arch({"model_type": "llama"})
     ids = torch.randint(0, 300, (6, 64), generator=torch.Generator().manual_seed(1))
     before = logits(model, ids)
     shrink_blocks(model, arch, ids, Wanted([1024] * 2, [2] * 2), get_method("least_squares"))
@@ -220,7 +220,7 @@ def test_keeping_everything_changes_nothing(model_dir: Path) -> None:
 
 
 def test_cutting_equals_masking(model_dir: Path) -> None:
-    model, arch = load_model(model_dir), load_arch("llama")
+    model, arch = load_model(model_dir), load_arch({"model_type": "llama"})
     masked = copy.deepcopy(model)
     block, other = arch.blocks(model)[0], arch.blocks(masked)[0]
     kept = torch.arange(0, 1024, 3)
@@ -240,7 +240,7 @@ STRUCTURED_SCORES = [m.name for m in METHODS.values() if "structured" in m.patte
 def test_every_method_prunes_to_the_wanted_sizes_and_round_trips(
     model_dir: Path, tmp_path: Path, method: str
 ) -> None:
-    model, arch = load_model(model_dir), load_arch("llama")
+    model, arch = load_model(model_dir), load_arch({"model_type": "llama"})
     ids = torch.randint(0, 300, (12, 64), generator=torch.Generator().manual_seed(2))
     wanted = Wanted([512, 768], [1, 2])
     result = shrink_blocks(model, arch, ids, wanted, get_method(method))
@@ -253,7 +253,7 @@ def test_every_method_prunes_to_the_wanted_sizes_and_round_trips(
 
 
 def test_a_given_plan_is_kept_to_the_index(model_dir: Path) -> None:
-    model, arch = load_model(model_dir), load_arch("llama")
+    model, arch = load_model(model_dir), load_arch({"model_type": "llama"})
     plan = (
         BlockPlan((1,), tuple(range(0, 1024, 2))),
         BlockPlan((0, 1), tuple(range(64))),
@@ -266,7 +266,7 @@ def test_a_given_plan_is_kept_to_the_index(model_dir: Path) -> None:
 
 
 def test_the_refit_is_closer_to_the_dense_model_than_cutting_alone(model_dir: Path) -> None:
-    arch = load_arch("llama")
+    arch = load_arch({"model_type": "llama"})
     ids = torch.randint(0, 300, (32, 64), generator=torch.Generator().manual_seed(3))
     dense = logits(load_model(model_dir), ids)
     refitted, cut = load_model(model_dir), load_model(model_dir)
@@ -279,7 +279,7 @@ def test_the_refit_is_closer_to_the_dense_model_than_cutting_alone(model_dir: Pa
 def test_scores_of_all_blocks_are_those_of_the_dense_activations(model_dir: Path) -> None:
     from minigpt_edge.prune.methods.contextual import mean_l1
 
-    model, arch = load_model(model_dir), load_arch("llama")
+    model, arch = load_model(model_dir), load_arch({"model_type": "llama"})
     ids = torch.randint(0, 300, (4, 64), generator=torch.Generator().manual_seed(7))
     seen: list[Tensor] = []
     handles = [
@@ -297,7 +297,7 @@ def test_scores_of_all_blocks_are_those_of_the_dense_activations(model_dir: Path
 
 
 def test_flap_gives_the_output_matrices_a_bias(model_dir: Path, tmp_path: Path) -> None:
-    model, arch = load_model(model_dir), load_arch("llama")
+    model, arch = load_model(model_dir), load_arch({"model_type": "llama"})
     ids = torch.randint(0, 300, (8, 64), generator=torch.Generator().manual_seed(8))
     shrink_blocks(model, arch, ids, Wanted([512] * 2, [2] * 2), get_method("flap"))
     save_model(model, model_dir, tmp_path / "flap")
@@ -307,7 +307,7 @@ def test_flap_gives_the_output_matrices_a_bias(model_dir: Path, tmp_path: Path) 
 
 
 def test_costs_rise_as_blocks_narrow(model_dir: Path) -> None:
-    model, arch = load_model(model_dir), load_arch("llama")
+    model, arch = load_model(model_dir), load_arch({"model_type": "llama"})
     ids = torch.randint(0, 300, (16, 128), generator=torch.Generator().manual_seed(4))
     costs = measure_costs(model, arch, ids, 32, seed=0)
     assert len(costs) == 2

@@ -76,7 +76,7 @@ def cut(base: Path, out: Path, blocks: list[tuple[int, int]], tokens: int, *, bi
     old_to_new = trim_tokenizer(base, out, kept)
     model: Any = load_model(base)
     trim_embeddings(model, kept)
-    arch = load_arch("llama")
+    arch = load_arch({"model_type": "llama"})
     if biases:
         arch.give_output_biases(model)
     model.model.layers = model.model.layers[: len(blocks)]

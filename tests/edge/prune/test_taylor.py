@@ -65,7 +65,9 @@ def test_scores_are_the_sums_over_all_coupled_weights(model: Any, monkeypatch: p
     ids = window_ids()
     expected = [by_loops(block) for block in products(model, ids)]
     seen: list[tuple[int, int]] = []
-    found = taylor.unit_scores(model, load_arch("llama"), ids, lambda *progress: seen.append(progress))
+    found = taylor.unit_scores(
+        model, load_arch({"model_type": "llama"}), ids, lambda *progress: seen.append(progress)
+    )
     assert seen == [(1, 2), (2, 2)]
     assert [(len(groups), len(neurons)) for groups, neurons in found] == [(2, 48), (1, 32)]
     for scores, wanted in zip(found, expected, strict=True):
@@ -85,7 +87,7 @@ def test_the_gradient_is_the_change_of_the_loss(model: Any) -> None:
         model.model.layers[0].mlp.gate_proj.weight[5, 2] = 2.0
         model.model.layers[0].mlp.up_proj.weight[5] = 0
         model.model.layers[0].mlp.up_proj.weight[5, 2] = 2.0
-    score = taylor.unit_scores(model, load_arch("llama"), ids)[0][1][5]
+    score = taylor.unit_scores(model, load_arch({"model_type": "llama"}), ids)[0][1][5]
     total = 0.0
     for linear, at in (("down_proj", (3, 5)), ("gate_proj", (5, 2)), ("up_proj", (5, 2))):
         element = getattr(model.model.layers[0].mlp, linear).weight
@@ -105,7 +107,7 @@ def test_the_model_stays_as_it_was(model: Any) -> None:
     model.model.norm.weight.requires_grad_(False)
     kept = model.model.layers[0].mlp.up_proj.weight.grad = torch.ones(48, 32)
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
-    taylor.unit_scores(model, load_arch("llama"), window_ids())
+    taylor.unit_scores(model, load_arch({"model_type": "llama"}), window_ids())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1]
         assert parameter.grad is (kept if name == "model.layers.0.mlp.up_proj.weight" else None)

@@ -13,7 +13,7 @@ import pytest
 from tiny_llama import Checkpoint, write_reference
 
 from minigpt_edge_export.decoder import read_checkpoint
-from minigpt_edge_export.gguf.mixed import Group, Layout, layout, measure_costs, patterns, within
+from minigpt_edge_export.gguf.mixed import Group, Layout, Trials, layout, measure_costs, patterns, within
 from minigpt_edge_export.gguf.quantize import padded, quantize, tensor_bytes
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import parse_target
@@ -85,12 +85,9 @@ def test_costs_are_those_of_files_quantized_directly(
     write_reference(tmp_path / "reference.safetensors", checkpoint, [TOKENS])
     steps: list[tuple[int, int]] = []
     costs = measure_costs(
-        f16,
-        tmp_path,
+        Trials(f16, tmp_path, imatrix, 1),
         choices,
         lambda model: verify_logits(model, tmp_path / "reference.safetensors", 1).kl_mean,
-        imatrix=imatrix,
-        threads=1,
         on_progress=lambda done, total: steps.append((done, total)),
     )
     expected = checkpoint.logits(TOKENS).astype(np.float64)

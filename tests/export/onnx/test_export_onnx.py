@@ -18,12 +18,11 @@ from safetensors.numpy import load_file, save_file
 from tiny_llama import EQUAL, UNEQUAL, Checkpoint, write_reference
 
 from minigpt_edge_export.decoder import read_checkpoint
-from minigpt_edge_export.gguf.layout import gguf_name
-from minigpt_edge_export.onnx.weights import Precision
-from minigpt_edge_export.targets import PRECISIONS
+from minigpt_edge_export.targets import PRECISIONS, Precision
 from minigpt_edge_export.verify import LogitParity, verify_logits, verify_tokenizer
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.gguf_names import gguf_name
 from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
 ROWS = np.random.default_rng(1).integers(0, 399, (3, 48)).tolist()

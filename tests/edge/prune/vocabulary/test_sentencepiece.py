@@ -22,9 +22,9 @@ from minigpt_edge.prune.vocabulary.trim import trim_json
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
 from minigpt_edge_export.gguf.write import write_gguf
-from minigpt_edge_export.onnx.weights import Precision
 from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.scripts import TEN_SCRIPTS
+from minigpt_edge_export.targets import Precision
 from minigpt_edge_export.verify import verify_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 

@@ -1,0 +1,28 @@
+"""Qwen2: LLaMA with biases of query, key and value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.llama import DECI, NAMES
+
+
+def _style(config: Mapping[str, Any]) -> Style:
+    check_window(config)
+    return Style(biased=frozenset(ATTENTION[:3]))
+
+
+def check_window(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if attention looks at the last tokens alone."""
+    if config.get("use_sliding_window"):
+        raise ValueError("attention with a sliding window")
+
+
+ARCHITECTURE = Architecture(
+    names=NAMES,
+    style=_style,
+    gguf=(GgufLayout("qwen2", blocks="equal", whole=True), DECI),
+    keys={"eps": "rms_norm_eps"},
+)
