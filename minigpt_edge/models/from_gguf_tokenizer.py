@@ -11,6 +11,7 @@ from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.models import BPE
 
 
 def build_tokenizer(
@@ -34,7 +35,7 @@ def build_tokenizer(
     Raises:
         EdgeError: tokens repeat, or a merge makes a token that is not there.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+    from tokenizers import Tokenizer, decoders, models
 
     vocabulary = {token: index for index, token in enumerate(tokens)}
     parts = [merge.split(" ") for merge in merges]
@@ -48,14 +49,8 @@ def build_tokenizer(
         )
     except Exception as error:  # tokenizers raises plain Exception
         raise EdgeError(f"the vocabulary is damaged: {error}", "use another file") from error
-    tokenizer = Tokenizer(model)
+    tokenizer = _with_added_tokens(model, special, user_defined, bos)
     tokenizer.decoder = decoders.ByteLevel()
-    if bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, vocabulary[bos])]
-        )
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in user_defined])
     data = json.loads(tokenizer.to_str())
     data["pre_tokenizer"] = to_hugging_face(pre)
     return Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
@@ -81,7 +76,7 @@ def build_sentencepiece(
     Raises:
         EdgeError: tokens repeat, or there are not as many scores.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import decoders, models, normalizers
 
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens) or len(scores) != len(tokens):
@@ -96,23 +91,23 @@ def build_sentencepiece(
                 ranked.append((score, len(left), len(right), left, right))
     ranked.sort(key=lambda merge: merge[:3], reverse=True)
     merges = [(left, right) for *_, left, right in ranked]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
-    )
+    model = models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
+    tokenizer = _with_added_tokens(model, [*special, *([unknown] if unknown else [])], user_defined, bos)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def _with_added_tokens(model: BPE, special: list[str], user_defined: list[str], bos: str | None) -> Tokenizer:
+    """A tokenizer of a model, with its added tokens and, before every text, its BOS token."""
+    from tokenizers import AddedToken, Tokenizer, processors
+
+    tokenizer = Tokenizer(model)
     if bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, vocabulary[bos])]
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, model.token_to_id(bos))]
         )
-    named = [*special, *([unknown] if unknown else [])]
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in named])
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in user_defined])
     return tokenizer
