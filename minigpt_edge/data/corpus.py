@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.data.near_duplicates import NearDuplicates
 from minigpt_edge.data.pairs import distinct_pairs
 from minigpt_edge.data.sources import Source
 from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 MIN_CHARACTERS = 200
 LANGUAGE_SAMPLE, LANGUAGE_CHARACTERS = 50, 2000
-SIMILARITY, PERMUTATIONS, SHINGLE = 0.5, 128, 5
+SIMILARITY, PHRASE = 0.5, 5  # of texts that count as one, by their runs of so many words
 SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends of the hash fractions
 ENOUGH_TOKENS = {"validation": 24_000, "test": 28_000}  # of a split's windows: no more are added then
 
@@ -88,7 +89,7 @@ def build_corpus(
 def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str, str]], dict[str, int]]:
     """Documents worth learning from, ordered by id, and how many were dropped for which reason.
 
-    Blank space at the ends goes; a special token spelled out in a text gets a space after its first
+    Blank space at the ends is removed; a special token spelled out in a text gets a space after its first
     character, so that no tokenizer takes it for the token itself. Texts under 200 characters, repeated texts,
     and texts that share about half of their word 5-grams with one already kept (MinHash, 128 permutations)
     are dropped.
@@ -111,9 +112,9 @@ def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str,
         dropped["identical"] += identity in by_id
         by_id[identity] = text
     kept = []
-    different = _NearDuplicates()
+    different = NearDuplicates(SIMILARITY)
     for identity, text in sorted(by_id.items()):
-        if different.add(identity, text):
+        if different.add(_phrases(text)):
             kept.append({"text": text, "id": identity})
         else:
             dropped["near_duplicate"] += 1
@@ -130,28 +131,10 @@ def neutralise(text: str, specials: Sequence[str]) -> tuple[str, int]:
     return text, count
 
 
-class _NearDuplicates:
-    """Tells whether a text is like an earlier one; the seed is fixed, so only texts and order matter."""
-
-    def __init__(self) -> None:
-        from datasketch import MinHashLSH
-
-        self._seen = MinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS)
-
-    def add(self, identity: str, text: str) -> bool:
-        """Remember a text unless it is like an earlier one; whether it was remembered."""
-        from datasketch import MinHash
-
-        words = re.findall(r"\w+", text.lower())
-        shingles = {
-            " ".join(words[i : i + SHINGLE]).encode() for i in range(max(1, len(words) - SHINGLE + 1))
-        }
-        signature = MinHash(num_perm=PERMUTATIONS, seed=1)
-        signature.update_batch(list(shingles))  # a minimum: their order is nothing
-        if self._seen.query(signature):
-            return False
-        self._seen.insert(identity, signature, check_duplication=False)
-        return True
+def _phrases(text: str) -> set[str]:
+    """A text's runs of five words, or all of its words where they are fewer."""
+    words = re.findall(r"\w+", text.lower())
+    return {" ".join(words[i : i + PHRASE]) for i in range(max(1, len(words) - PHRASE + 1))}
 
 
 def languages(texts: Sequence[str]) -> dict[str, float]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
+
+from minigpt_edge.data.near_duplicates import NearDuplicates
 
 PAIRS_PER_DOCUMENT = 8
-SIMILARITY, PERMUTATIONS = 0.6, 128
+SIMILARITY = 0.6
 _SOURCE, _TARGET = "English: ", "Traditional Chinese: "
 _PAIR = re.compile(rf"^{_SOURCE}(.+)\n{_TARGET}(.+)$", re.MULTILINE)
 
@@ -46,22 +49,20 @@ def distinct_pairs(documents: Iterable[str]) -> tuple[list[str], dict[str, int]]
     Alike are sources that share 60 % of their different words, all numbers being one word: one of them could
     be trained on and the other asked about. MinHash finds whom to compare.
     """
-    from datasketch import MinHash, MinHashLSH
-
-    near = MinHashLSH(threshold=SIMILARITY - 0.1, num_perm=PERMUTATIONS)
+    near = NearDuplicates(SIMILARITY - 0.1)
     seen: list[set[str]] = []
     kept, read = [], 0
+
+    def is_alike(words: set[str], number: int) -> bool:
+        return len(words & seen[number]) >= SIMILARITY * len(words | seen[number])
+
     for document in documents:
         fresh = []
         for source, target in read_pairs([document]):
             read += 1
             words = set(re.findall(r"\w+", re.sub(r"\d+", "0", source.lower()))) or {source}
-            signature = MinHash(num_perm=PERMUTATIONS, seed=1)
-            signature.update_batch([word.encode() for word in words])
-            if any(len(words & seen[k]) >= SIMILARITY * len(words | seen[k]) for k in near.query(signature)):
-                continue
-            near.insert(len(seen), signature, check_duplication=False)
-            seen.append(words)
-            fresh.append((source, target))
+            if near.add(words, partial(is_alike, words)):
+                seen.append(words)
+                fresh.append((source, target))
         kept += [pair_document(fresh)] if fresh else []
     return kept, {"read": read, "near_duplicate": read - len(seen)}
