@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253
@@ -16,10 +16,10 @@ from minigpt_edge.models import attention
 from minigpt_edge.models.checkpoint import is_large, load_model
 from minigpt_edge.models.forward import head_of, hidden_states
 from minigpt_edge_runtime.engines.engine import Fork
-from minigpt_edge_runtime.engines.text import TextCodec
+from minigpt_edge_runtime.engines.text import CodecEngine, TextCodec
 
 
-class TorchEngine:
+class TorchEngine(CodecEngine):
     """Scores as `engine.Engine` does, with one forward pass over everything instead of a cache.
 
     Args:
@@ -38,51 +38,33 @@ class TorchEngine:
         config: Any = self.model.config
         longest = int(config.max_position_embeddings)
         self.context_length = min(longest, context_length or 2048)
-        self._cached: list[int] = []
+        self.vocab_size = int(config.vocab_size)
+        self._tokens: list[int] = []
 
     @property
-    def cached(self) -> int:
-        return len(self._cached)
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.model.config.vocab_size)
-
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        return self.text.tokenize(text, special=special)
-
-    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
-        return self.text.detokenize(tokens, special=special)
-
-    def piece(self, token: int) -> bytes:
-        return self.text.piece(token)
-
-    def is_end(self, token: int) -> bool:
-        return self.text.is_end(token)
+    def cached(self) -> int:  # type: ignore[override]
+        return len(self._tokens)
 
     def document_start(self, text: str | None = None) -> int:
         return self.text.document_start(text or self.model.minigpt_edge.get("document_start"))
 
-    def reset(self) -> None:
-        self._cached = []
-
     def keep(self, count: int) -> None:
-        if not 0 <= count <= len(self._cached):
-            raise ValueError(f"{count} tokens can't be kept of {len(self._cached)}")
-        self._cached = self._cached[:count]
+        if not 0 <= count <= len(self._tokens):
+            raise ValueError(f"{count} tokens can't be kept of {len(self._tokens)}")
+        self._tokens = self._tokens[:count]
 
     def eval(self, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens; the last one's logits, float32 [vocab]."""
         self._check(len(tokens))
-        self._cached += tokens
-        return self._logits([self._cached], [len(self._cached) - 1])[0][0]
+        self._tokens += tokens
+        return self._logits([self._tokens], [len(self._tokens) - 1])[0][0]
 
     def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """Logits of every token from an empty cache, float32 [n, vocab]."""
         self.reset()
         self._check(len(tokens))
-        self._cached = list(tokens)
-        yield self._logits([self._cached], [0])[0]
+        self._tokens = list(tokens)
+        yield self._logits([self._tokens], [0])[0]
 
     def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
         """Logits that predict texts' continuations: (fork, branch, 0, float32 [n, vocab])."""
@@ -102,16 +84,10 @@ class TorchEngine:
     def close(self) -> None:
         self.model = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _check(self, count: int) -> None:
-        if len(self._cached) + count > self.context_length:
+        if len(self._tokens) + count > self.context_length:
             raise ValueError(
-                f"{len(self._cached) + count} tokens do not fit into the context of {self.context_length}"
+                f"{len(self._tokens) + count} tokens do not fit into the context of {self.context_length}"
             )
 
     def _logits(self, texts: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:

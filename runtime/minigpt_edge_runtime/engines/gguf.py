@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_runtime.engines.batches import Row, packs, runs
-from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, END_OF_TEXT, Fork
+from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, Engine, Fork, context_of, start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, read_header
 
@@ -43,18 +43,18 @@ def load_library() -> Any:
     return llama_cpp
 
 
-class LlamaEngine:
-    """One model and one sequence in llama.cpp; implements `engine.Engine`."""
+class LlamaEngine(Engine):
+    """One model and one sequence in llama.cpp."""
 
     def __init__(self, path: Path, context_length: int | None, threads: int, logits_all: bool) -> None:
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
         self.header = _checked_header(path)
-        self._context_length = _context_length(path, self.header, context_length)
+        trained = int(self.header.of_architecture("context_length", 0)) or DEFAULT_CONTEXT
+        self.context_length = context_of(path.name, trained, context_length)
         self._lib = load_library()
-        self._logits_all = logits_all
-        self._used = 0
+        self.logits_all = logits_all
         self._pieces: dict[tuple[int, bool], bytes] = {}
         try:
             self._load(path)
@@ -76,28 +76,28 @@ class LlamaEngine:
         if lib.llama_model_has_encoder(self._model) or not lib.llama_model_has_decoder(self._model):
             raise EdgeError(f"{path} is not a text-generating decoder", "give a decoder-only language model")
         self._vocab = lib.llama_model_get_vocab(self._model)
-        self._vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
-        if not self._vocab_size:
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+        if not self.vocab_size:
             raise EdgeError(f"{path} has no vocabulary", "export the model together with its tokenizer")
 
     def _start(self, threads: int) -> None:
         import numpy as np
 
         lib = self._lib
-        batch = min(BATCH, self._context_length)
+        batch = min(BATCH, self.context_length)
         parameters = lib.llama_context_default_params()
-        parameters.n_ctx = self._context_length
+        parameters.n_ctx = self.context_length
         parameters.n_batch = parameters.n_ubatch = batch
-        parameters.n_outputs_max = batch if self._logits_all else 1
+        parameters.n_outputs_max = batch if self.logits_all else 1
         # llama.cpp aborts if a batch can't hold all sequences
-        self._sequences = min(SEQUENCES, batch) if self._logits_all else 1
+        self._sequences = min(SEQUENCES, batch) if self.logits_all else 1
         parameters.n_seq_max, parameters.kv_unified = self._sequences, True
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.no_perf = True
         self._context = lib.llama_init_from_model(self._model, parameters)
         if not self._context:
             hint = "use a smaller context, or free some memory"
-            raise _failed(f"llama.cpp can't make a context of {self._context_length:,} tokens", hint)
+            raise _failed(f"llama.cpp can't make a context of {self.context_length:,} tokens", hint)
         self._memory = lib.llama_get_memory(self._context)
         self._batch = lib.llama_batch_init(batch, 0, self._sequences)
         view = np.ctypeslib.as_array
@@ -109,25 +109,12 @@ class LlamaEngine:
             self._sequence_ids[i][0] = 0
 
     @property
-    def context_length(self) -> int:
-        return self._context_length
-
-    @property
-    def cached(self) -> int:
-        return self._used
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
     def chat_template(self) -> str | None:
         template = self._lib.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", errors="replace") if template else None
 
     @property
     def adds_start(self) -> bool:
-        """Whether the file says that a begin-of-sequence token precedes every prompt."""
         return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
@@ -148,7 +135,6 @@ class LlamaEngine:
         return text.removeprefix(b" ") if prefixed else text
 
     def piece(self, token: int) -> bytes:
-        """The bytes one token adds to a text; nothing for a special token."""
         return self._piece(token, False)
 
     def _piece(self, token: int, special: bool) -> bytes:
@@ -166,25 +152,14 @@ class LlamaEngine:
         return known
 
     def document_start(self, text: str | None = None) -> int:
-        if text is not None:
-            ids = self.tokenize(text, special=True)
-            if len(ids) != 1:
-                raise EdgeError(
-                    f"{text!r} is not a token of this model", "use texts made for this model's vocabulary"
-                )
-            return ids[0]
-        ids = self.tokenize(END_OF_TEXT, special=True)
-        if len(ids) == 1:
-            return ids[0]
-        for token in (self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab)):
-            if token >= 0:
-                return int(token)
-        raise EdgeError(
-            "this model has no token to begin a document with", "export it with a BOS or EOS token"
-        )
+        def find(written: str) -> int | None:
+            ids = self.tokenize(written, special=True)
+            return ids[0] if len(ids) == 1 else None
+
+        ends = (int(of(self._vocab)) for of in (self._lib.llama_vocab_bos, self._lib.llama_vocab_eos))
+        return start_token(find, text, [token if token >= 0 else None for token in ends])
 
     def special_text(self, name: str) -> str:
-        """The text of the "bos" or "eos" token, "" if the vocabulary has none."""
         token = getattr(self._lib, f"llama_vocab_{name}")(self._vocab)
         return self._piece(token, True).decode("utf-8", errors="replace") if token >= 0 else ""
 
@@ -206,15 +181,13 @@ class LlamaEngine:
                 self._wanted[len(piece) - 1] = 1
             self._decode(piece)
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, (self._vocab_size,))
+        return np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
     def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         import numpy as np
 
-        if not self._logits_all:
-            raise ValueError("open the engine with logits_all=True to score")
+        self._begin_scoring()
         self._check_ids(tokens)
-        self.reset()
         self._check_room(len(tokens))
         size = len(self._tokens)
         for start in range(0, len(tokens), size):
@@ -222,19 +195,17 @@ class LlamaEngine:
             self._wanted[: len(piece)] = 1
             self._decode(piece)
             yield np.ctypeslib.as_array(
-                self._lib.llama_get_logits(self._context), (len(piece), self._vocab_size)
+                self._lib.llama_get_logits(self._context), (len(piece), self.vocab_size)
             )
 
     def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
-        if not self._logits_all:
-            raise ValueError("open the engine with logits_all=True to score")
-        self.reset()
+        self._begin_scoring()
         for fork in forks:
             for text in (fork.beginning, *fork.branches):
                 self._check_ids(text)
             self._check_room(len(fork.beginning) + max(0, *(len(branch) - 1 for branch in fork.branches), 0))
         size = len(self._tokens)
-        for rows in packs(forks, self._sequences, self._context_length):
+        for rows in packs(forks, self._sequences, self.context_length):
             try:
                 for start in range(0, len(rows), size):
                     piece = rows[start : start + size]
@@ -261,43 +232,22 @@ class LlamaEngine:
         if code:
             raise _failed(f"llama.cpp stopped with code {code} in a branch", "use a longer context")
         if not any(wanted):
-            return np.empty((0, self._vocab_size), np.float32)
+            return np.empty((0, self.vocab_size), np.float32)
         return np.ctypeslib.as_array(
-            self._lib.llama_get_logits(self._context), (sum(wanted), self._vocab_size)
+            self._lib.llama_get_logits(self._context), (sum(wanted), self.vocab_size)
         )
-
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        import numpy as np
-
-        result = np.empty((len(tokens), self._vocab_size), dtype=np.float32)
-        start = 0
-        for piece in self.score(tokens):
-            result[start : start + len(piece)] = piece
-            start += len(piece)
-        return result
 
     def _decode(self, piece: Sequence[int]) -> None:
         count = len(piece)
         self._tokens[:count] = piece
-        self._positions[:count] = range(self._used, self._used + count)
+        self._positions[:count] = range(self.cached, self.cached + count)
         self._batch.n_tokens = count
         code = self._lib.llama_decode(self._context, self._batch)
         if code:
             raise _failed(
-                f"llama.cpp stopped with code {code} at token {self._used}", "use a smaller context"
+                f"llama.cpp stopped with code {code} at token {self.cached}", "use a smaller context"
             )
-        self._used += count
-
-    def _check_room(self, count: int) -> None:
-        if self._used + count > self._context_length:
-            raise EdgeError(
-                f"{self._used + count:,} tokens do not fit into the context of {self._context_length:,}",
-                "shorten the text, or open the model with a longer context",
-            )
-
-    def _check_ids(self, tokens: Sequence[int]) -> None:
-        if len(tokens) and (min(tokens) < 0 or max(tokens) >= self._vocab_size):
-            raise ValueError(f"token ids must lie in 0..{self._vocab_size - 1}")
+        self.cached += count
 
     def description(self) -> dict[str, object]:
         return {
@@ -308,16 +258,12 @@ class LlamaEngine:
         }
 
     def keep(self, count: int) -> None:
-        """Forget all but the first `count` cached tokens; all of them if the model is recurrent."""
-        if not 0 <= count <= self._used:
-            raise ValueError(f"{count} tokens can't be kept of {self._used}")
+        if not 0 <= count <= self.cached:
+            raise ValueError(f"{count} tokens can't be kept of {self.cached}")
         if not self._lib.llama_memory_seq_rm(self._memory, 0, count, -1):
             self._lib.llama_memory_clear(self._memory, False)
             count = 0
-        self._used = count
-
-    def reset(self) -> None:
-        self.keep(0)
+        self.cached = count
 
     def close(self) -> None:
         if self._batch is not None:
@@ -327,12 +273,6 @@ class LlamaEngine:
         if self._model:
             self._lib.llama_model_free(self._model)
         self._batch = self._context = self._model = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _amx_is_broken(lib: Any) -> bool:
@@ -360,18 +300,6 @@ def _checked_header(path: Path) -> GgufHeader:
     if not header.architecture:
         raise EdgeError(f"{path} does not name its architecture", "export or convert the model again")
     return header
-
-
-def _context_length(path: Path, header: GgufHeader, asked: int | None) -> int:
-    trained = int(header.of_architecture("context_length", 0)) or DEFAULT_CONTEXT
-    if asked is None:
-        return min(trained, DEFAULT_CONTEXT)
-    if not 0 < asked <= trained:
-        raise EdgeError(
-            f"a context of {asked:,} tokens is not possible, {path.name} was made for 1 to {trained:,}",
-            f"use a context of at most {trained:,}",
-        )
-    return asked
 
 
 def _failed(message: str, hint: str) -> EdgeError:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, Fork
-from minigpt_edge_runtime.engines.text import TextCodec
+from minigpt_edge_runtime.engines.engine import Fork, context_of
+from minigpt_edge_runtime.engines.text import CodecEngine, TextCodec
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.onnx_header import CONFIG, OnnxHeader, read_onnx
 
@@ -60,39 +60,38 @@ def open_session(path: Path, threads: int) -> Any:
         raise EdgeError(f"onnxruntime can't load {path}: {_one_line(reason)}", hint) from error
 
 
-class OnnxEngine:
-    """One model and one sequence in onnxruntime; implements `engine.Engine`."""
+class OnnxEngine(CodecEngine):
+    """One model and one sequence in onnxruntime."""
 
     def __init__(self, path: Path, context_length: int | None, threads: int, logits_all: bool) -> None:
         import numpy as np
 
         self.header = read_onnx(path)
         _check_graph(self.header)
-        self._context_length = _context_length(self.header, context_length)
+        self.context_length = context_of(path.parent.name, self.header.context_length, context_length)
         self.text = TextCodec(path.parent, self.header.end_ids)
-        self._vocab_size = _vocabulary(self.header, self.text)
+        self.vocab_size = _vocabulary(self.header, self.text)
         self._library = load_library()
         self._session: Any = open_session(path, threads)
-        self._logits_all = logits_all
-        self.cached = 0
+        self.logits_all = logits_all
         self._held: dict[str, Any] = {}  # a bound value does not keep its array alive
         self._binding = self._session.io_binding()
         try:
             self._bind_cache()
-            self._mask = np.ones((1, self._context_length), dtype=np.int64)
+            self._mask = np.ones((1, self.context_length), dtype=np.int64)
         except MemoryError as error:
             raise EdgeError(
-                f"there is no memory for a context of {self._context_length:,} tokens",
+                f"there is no memory for a context of {self.context_length:,} tokens",
                 "use a smaller context, or free some memory",
             ) from error
         self._start: np.ndarray | None = None
         if any(value.name == "logits_start" for value in self._session.get_overridable_initializers()):
             self._start = np.empty(1, dtype=np.int64)
             self._bind_input("logits_start", self._start)
-        rows = min(CHUNK, self._context_length)
+        rows = min(CHUNK, self.context_length)
         # without logits_start the graph gives every row, whether wanted or not
         self._rows = np.zeros(
-            (1, rows if logits_all or self._start is None else 1, self._vocab_size), np.float32
+            (1, rows if logits_all or self._start is None else 1, self.vocab_size), np.float32
         )
 
     def _bind_cache(self) -> None:
@@ -103,7 +102,7 @@ class OnnxEngine:
             if value.name.startswith("past_key_values."):
                 _, heads, _, size = value.shape
                 kind = np.float16 if value.type == "tensor(float16)" else np.float32
-                buffer = np.zeros((1, heads, self._context_length, size), dtype=kind)
+                buffer = np.zeros((1, heads, self.context_length, size), dtype=kind)
                 bound = self._bind_input(value.name, buffer)
                 present = value.name.replace("past_key_values.", "present.")
                 self._binding.bind_ortvalue_output(present, bound)
@@ -114,42 +113,11 @@ class OnnxEngine:
         self._held[name] = value
         return value
 
-    @property
-    def context_length(self) -> int:
-        return self._context_length
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
-    def chat_template(self) -> str | None:
-        return self.text.chat_template
-
-    @property
-    def adds_start(self) -> bool:
-        return self.text.adds_start
-
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        ids = self.text.tokenize(text, special=special)
-        if ids and max(ids) >= self._vocab_size:  # there are fewer tokens, but ids may have gaps
+        ids = super().tokenize(text, special=special)
+        if ids and max(ids) >= self.vocab_size:  # there are fewer tokens, but ids may have gaps
             raise EdgeError(f"the tokenizer beside {self.header.path} has ids that the model has not", _AGAIN)
         return ids
-
-    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
-        return self.text.detokenize(tokens, special=special)
-
-    def piece(self, token: int) -> bytes:
-        return self.text.piece(token)
-
-    def special_text(self, name: str) -> str:
-        return self.text.special_text(name)
-
-    def document_start(self, text: str | None = None) -> int:
-        return self.text.document_start(text)
-
-    def is_end(self, token: int) -> bool:
-        return self.text.is_end(token)
 
     def eval(self, tokens: Sequence[int]) -> np.ndarray:
         if not len(tokens):
@@ -160,17 +128,13 @@ class OnnxEngine:
         return rows[-1]
 
     def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-        if not self._logits_all:
-            raise ValueError("open the engine with logits_all=True to score")
-        self.reset()
+        self._begin_scoring()
         self._check(tokens)
         for start in range(0, len(tokens), CHUNK):
             yield self._run(tokens[start : start + CHUNK], _EVERY)
 
     def forks(self, forks: Sequence[Fork]) -> Iterator[tuple[int, int, int, np.ndarray]]:
-        if not self._logits_all:
-            raise ValueError("open the engine with logits_all=True to score")
-        self.reset()
+        self._begin_scoring()
         try:
             for index, (beginning, branches) in enumerate(forks):
                 first = self.eval(beginning)[None].copy()
@@ -185,11 +149,6 @@ class OnnxEngine:
                 self.reset()
         finally:
             self.reset()
-
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        import numpy as np
-
-        return np.concatenate([piece.copy() for piece in self.score(tokens)])
 
     def _run(self, tokens: Sequence[int], start: int) -> np.ndarray:
         """Append one chunk; its logits [rows, vocab], of all its tokens or of the last one."""
@@ -217,14 +176,8 @@ class OnnxEngine:
         return rows[0]
 
     def _check(self, tokens: Sequence[int]) -> None:
-        if len(tokens) and (min(tokens) < 0 or max(tokens) >= self._vocab_size):
-            raise ValueError(f"token ids must lie in 0..{self._vocab_size - 1}")
-        if self.cached + len(tokens) > self._context_length:
-            raise EdgeError(
-                f"{self.cached + len(tokens):,} tokens do not fit into the context of "
-                f"{self._context_length:,}",
-                "shorten the text, or open the model with a longer context",
-            )
+        self._check_ids(tokens)
+        self._check_room(len(tokens))
 
     def description(self) -> dict[str, object]:
         return {
@@ -238,18 +191,9 @@ class OnnxEngine:
             raise ValueError(f"{count} tokens can't be kept of {self.cached}")
         self.cached = count
 
-    def reset(self) -> None:
-        self.keep(0)
-
     def close(self) -> None:
         self._binding = self._session = None
         self._held = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _check_graph(header: OnnxHeader) -> None:
@@ -287,19 +231,6 @@ def _vocabulary(header: OnnxHeader, text: TextCodec) -> int:
             f"they are of different builds: {_AGAIN}",
         )
     return size
-
-
-def _context_length(header: OnnxHeader, asked: int | None) -> int:
-    trained = header.context_length
-    if asked is None:
-        return min(trained, DEFAULT_CONTEXT)
-    if not 0 < asked <= trained:
-        raise EdgeError(
-            f"a context of {asked:,} tokens is not possible, {header.path.parent.name} was made for 1 to "
-            f"{trained:,}",
-            f"use a context of at most {trained:,}",
-        )
-    return asked
 
 
 def _one_line(text: str) -> str:

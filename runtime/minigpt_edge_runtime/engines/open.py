@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from minigpt_edge_runtime.errors import EdgeError
-
-if TYPE_CHECKING:
-    pass
 from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.errors import EdgeError
 
 
 def default_threads() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_runtime.engines.engine import END_OF_TEXT
+from minigpt_edge_runtime.engines.engine import Engine, start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
@@ -137,19 +137,7 @@ class TextCodec:
 
     def document_start(self, text: str | None = None) -> int:
         """The token every document starts with: the one written as `text`, else <|endoftext|>, BOS or EOS."""
-        if text is not None:
-            index = self._tokenizer.token_to_id(text)
-            if index is None:
-                raise EdgeError(
-                    f"{text!r} is not a token of this model", "use texts made for this model's vocabulary"
-                )
-            return int(index)
-        for candidate in (self._tokenizer.token_to_id(END_OF_TEXT), self._id("bos"), self._id("eos")):
-            if candidate is not None:
-                return int(candidate)
-        raise EdgeError(
-            "this model has no token to begin a document with", "export it with a BOS or EOS token"
-        )
+        return start_token(self._tokenizer.token_to_id, text, (self._id("bos"), self._id("eos")))
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends a generation."""
@@ -158,6 +146,38 @@ class TextCodec:
     def _id(self, name: str) -> int | None:
         text = self.special_text(name)
         return self._tokenizer.token_to_id(text) if text else None
+
+
+class CodecEngine(Engine):
+    """An engine for files that carry no tokenizer: its text goes through the `TextCodec` beside them."""
+
+    text: TextCodec
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.text.chat_template
+
+    @property
+    def adds_start(self) -> bool:
+        return self.text.adds_start
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        return self.text.tokenize(text, special=special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        return self.text.detokenize(tokens, special=special)
+
+    def piece(self, token: int) -> bytes:
+        return self.text.piece(token)
+
+    def special_text(self, name: str) -> str:
+        return self.text.special_text(name)
+
+    def document_start(self, text: str | None = None) -> int:
+        return self.text.document_start(text)
+
+    def is_end(self, token: int) -> bool:
+        return self.text.is_end(token)
 
 
 def symbol_bytes() -> dict[str, bytes]:
