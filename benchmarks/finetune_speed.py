@@ -30,7 +30,7 @@ from minigpt_edge.models.chunked_loss import chunked_cross_entropy
 from minigpt_edge.recover import fast_llama
 from minigpt_edge.recover.flops import matmul_flops, training_flops
 from minigpt_edge.stages.parallel import all_cores
-from minigpt_edge_runtime.device import peak_rss_bytes
+from minigpt_edge_runtime.bench.memory import peak_rss_bytes
 
 RESULT = Path(__file__).parent / "results" / "finetune_speed.json"
 VARIANTS = ("compiled", "uncompiled", "plain")

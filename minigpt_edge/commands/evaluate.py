@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from minigpt_edge.stages.parallel import all_cores
-from minigpt_edge_runtime.click_group import NO_VERIFY
+from minigpt_edge_runtime.commands.options import NO_VERIFY
 
 _PATH = click.Path(path_type=Path)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.targets import Target
-from minigpt_edge_runtime.bench.memory_limit import parse_amount
-from minigpt_edge_runtime.bench.memory_limit import parse_size as parse_size
+from minigpt_edge_runtime.bench.memory import parse_amount
+from minigpt_edge_runtime.bench.memory import parse_size as parse_size
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:

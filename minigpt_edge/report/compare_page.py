@@ -10,6 +10,7 @@ from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.compare.comparison import Comparison
 from minigpt_edge_runtime.compare.metrics import Row, value_text
 from minigpt_edge_runtime.compare.ratio import RULES, interval_text, ratio_text, verdict_text
+from minigpt_edge_runtime.compare.reports import Data, at
 from minigpt_edge_runtime.files import understanding
 from minigpt_edge_runtime.formats.latency_report import AGAIN
 
@@ -112,55 +113,46 @@ def _bytes(value: int | None) -> str | None:
     return None if value is None else f"{value / 1e6:,.1f} MB" if value < 1e9 else f"{value / 1e9:,.1f} GB"
 
 
-def _at(part: str, name: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda report: report[part][name]
-
-
-def _sample(report: dict[str, Any]) -> str | None:
+def _sample(report: Data) -> str | None:
     if report["quality"] is None:
         return "not scored"
     sample = report["quality"]["sample_sha256"]
     return None if sample is None else f"sha256 {sample[:16]}…"
 
 
-_FACTS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "model": _at("artefact", "name"),
-    "file": _at("artefact", "file"),
+_FACTS: dict[str, Callable[[Data], Any]] = {
+    "model": at("artefact.name"),
+    "file": at("artefact.file"),
     "sha256": lambda report: f"{report['artefact']['sha256'][:16]}…",
-    "quantization": _at("artefact", "quantization"),
-    "parameters": _at("artefact", "parameters"),
+    "quantization": at("artefact.quantization"),
+    "parameters": at("artefact.parameters"),
     "file size": lambda report: _bytes(report["artefact"]["bytes"]),
     "domain": lambda report: report["artefact"]["domain"] or "–",
     "base model": lambda report: report["artefact"]["base_model"] or "–",
     "engine": lambda report: f"{report['runtime']['name']}, {report['runtime']['package']}",
-    "profile": lambda report: report["profile"],
-    "threads": _at("settings", "n_threads"),
+    "profile": at("profile"),
+    "threads": at("settings.n_threads"),
     "pinned to CPU": lambda report: report["settings"]["pinned_cpus"] or "not pinned",
-    "repetitions": _at("settings", "repetitions"),
-    "warm-up runs": _at("settings", "warmup"),
-    "prompt lengths": _at("settings", "prompt_lengths"),
-    "depths": _at("settings", "depths"),
-    "tokens generated": _at("settings", "n_gen"),
-    "context length": _at("settings", "context_length"),
+    "repetitions": at("settings.repetitions"),
+    "warm-up runs": at("settings.warmup"),
+    "prompt lengths": at("settings.prompt_lengths"),
+    "depths": at("settings.depths"),
+    "tokens generated": at("settings.n_gen"),
+    "context length": at("settings.context_length"),
     "memory limit": lambda report: _bytes(report["settings"]["memory_limit_bytes"]) or "none",
-    "CPU": _at("device", "cpu"),
+    "CPU": at("device.cpu"),
     "CPU features": lambda report: [name for name, has in report["device"]["features"].items() if has],
-    "cores": lambda report: (
-        f"{_fact(report['device']['cores'])}, {_fact(report['device']['physical_cores'])} physical, "
-        f"{_fact(report['device']['cores_usable'])} usable"
-    ),
+    "cores": at("device.cores"),
+    "physical cores": at("device.physical_cores"),
+    "usable cores": at("device.cores_usable"),
     "memory": lambda report: _bytes(report["device"]["memory_bytes"]),
-    "system": _at("device", "system"),
-    "governor": _at("device", "governor"),
-    "power source": _at("device", "power_source"),
-    "read bandwidth": lambda report: (
-        f"{report['roofline']['read_bandwidth_bytes_per_second'] / 1e9:,.1f} GB/s"
-        if report["roofline"]
-        else None
-    ),
+    "system": at("device.system"),
+    "governor": at("device.governor"),
+    "power source": at("device.power_source"),
+    "read bandwidth": lambda r: f"{r['roofline']['read_bandwidth_bytes_per_second'] / 1e9:,.1f} GB/s",
     "held-out sample": _sample,
-    "Python": _at("device", "python"),
-    "minigpt-edge-runtime": _at("runtime", "minigpt_edge_runtime"),
+    "Python": at("device.python"),
+    "minigpt-edge-runtime": at("runtime.minigpt_edge_runtime"),
     "libraries": lambda report: [f"{name} {v}" for name, v in sorted(report["runtime"]["libraries"].items())],
-    "measured": lambda report: report["created"],
+    "measured": at("created"),
 }

@@ -21,7 +21,7 @@ from typing import Any
 
 from minigpt_edge.stages import parallel
 from minigpt_edge_runtime._version import __version__
-from minigpt_edge_runtime.device import peak_rss_bytes
+from minigpt_edge_runtime.bench.memory import peak_rss_bytes
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import (
     os_error,

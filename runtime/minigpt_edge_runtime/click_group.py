@@ -12,9 +12,6 @@ import click
 from minigpt_edge_runtime.errors import EdgeError
 
 INTERRUPTED = 130
-NO_VERIFY = click.option(
-    "--no-verify", is_flag=True, help="Don't compare a bundle's files with its checksums before loading it."
-)
 
 
 class EdgeGroup(click.Group):

@@ -15,9 +15,9 @@ from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
 
-_MISUNDERSTOOD = (
+_MISUNDERSTOOD = (  # what Python and libraries raise when a file holds other values than they expect
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
-    *(AssertionError, struct.error),  # of libraries
+    *(AssertionError, struct.error),
 )
 
 
@@ -84,6 +84,16 @@ def check_writable(path: Path) -> None:
         raise EdgeError(f"the folder {path.parent} does not exist", "make it, or name another file")
     if not os.access(path.parent, os.W_OK):
         raise EdgeError(f"no permission to write in {path.parent}", "choose another folder")
+
+
+def read_text(path: Path, hint: str | None = None) -> str:
+    """Read a UTF-8 file; EdgeError if it is missing or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise os_error(error, path) from error
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{path} is not UTF-8", hint) from error
 
 
 def read_json(path: Path) -> Any:

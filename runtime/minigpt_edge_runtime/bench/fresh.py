@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge_runtime.bench.memory_limit import LOOK_EVERY, check_used, memory_used
+from minigpt_edge_runtime.bench.memory import LOOK_EVERY, check_used, memory_used
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import read_json, write_json
 
@@ -39,7 +39,7 @@ def run_fresh(
         kind: "speed", "latency", "quality", or "bandwidth" (which takes no model).
         model: the model file.
         progress: draw a bar on stderr (from this process, so that the new one measures the same either way).
-        memory_limit: bytes the new process may use, see `memory_limit`.
+        memory_limit: bytes the new process may use, see `bench.memory`.
         options: as the function that measures takes them, JSON or paths; None is its default.
 
     Raises:
@@ -146,7 +146,7 @@ def main(folder: Path) -> None:
     except EdgeError as error:
         write_json(folder / _RESULT, {"error": error.message, "hint": error.hint})
         sys.exit(error.exit_code)
-    from minigpt_edge_runtime.device import peak_rss_bytes
+    from minigpt_edge_runtime.bench.memory import peak_rss_bytes
 
     write_json(folder / _RESULT, {"result": result, "peak_rss_bytes": peak_rss_bytes()})
 

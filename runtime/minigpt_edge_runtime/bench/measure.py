@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge_runtime.bench.energy import Meter, find_meter
+from minigpt_edge_runtime.bench.memory import peak_rss_bytes, rss_bytes
 from minigpt_edge_runtime.bench.profiles import Settings, fit
 from minigpt_edge_runtime.bench.samples import entry, milliseconds, nanoseconds
 from minigpt_edge_runtime.cpus import pin
-from minigpt_edge_runtime.device import device_info, peak_rss_bytes, rss_bytes
+from minigpt_edge_runtime.device import device_info
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.open import default_threads, open_engine
 from minigpt_edge_runtime.formats.artefact import describe_model

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
@@ -25,8 +27,6 @@ def make_reference(tokens: Any, logits: Any) -> dict[str, Any]:
     Returns:
         {"format", "tokens", "top": ids [T][TOP], "log_probabilities": theirs, "nll": of tokens 1…, in nats}.
     """
-    import numpy as np
-
     tokens = np.asarray(tokens)
     log_p = log_softmax(np.asarray(logits, dtype=np.float64))
     top = np.argsort(-log_p, axis=-1, kind="stable")[:, :TOP]
@@ -50,8 +50,6 @@ def compare_with_reference(model: Path, reference: Path, threads: int | None) ->
     Raises:
         EdgeError: the reference is damaged, or of another vocabulary.
     """
-    import numpy as np
-
     content = read_json(reference)
     try:
         tokens, nll = [int(token) for token in content["tokens"]], np.array(content["nll"], dtype=np.float64)

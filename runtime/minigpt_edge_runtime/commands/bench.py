@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from minigpt_edge_runtime.bundle.open import Bundle, open_bundle
+from minigpt_edge_runtime.commands.options import FILE
 from minigpt_edge_runtime.errors import UsageError
 
 
@@ -27,7 +28,7 @@ class Lengths(click.ParamType):
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--file", help="Which of the bundle's model files (default: its first).")
+@FILE
 @click.option(
     "--profile",
     type=click.Choice(["cpu", "laptop"]),
@@ -72,7 +73,7 @@ def bench(
     """
     from minigpt_edge_runtime.bench.bench import bench_bundle
     from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
-    from minigpt_edge_runtime.bench.memory_limit import parse_size
+    from minigpt_edge_runtime.bench.memory import parse_size
     from minigpt_edge_runtime.bench.profiles import Changes
     from minigpt_edge_runtime.files import check_writable, write_json
 

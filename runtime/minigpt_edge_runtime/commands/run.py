@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minigpt_edge_runtime.click_group import NO_VERIFY
+from minigpt_edge_runtime.commands.options import CONTEXT_LENGTH, FILE, NO_VERIFY, THREADS
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
-@click.option("--file", help="Which of the bundle's model files (default: its first).")
+@FILE
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--system", help="A system message for the chat.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 @click.option("--repeat-penalty", type=click.FloatRange(0, min_open=True), default=1.1, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--stop", multiple=True, help="End before this text (may be given again).")
-@click.option(
-    "--context-length", type=click.IntRange(1), help="Tokens held at once (default: the model's, up to 2048)."
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
+@CONTEXT_LENGTH
+@THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @NO_VERIFY
 def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **options: Any) -> None:

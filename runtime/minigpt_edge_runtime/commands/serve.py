@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from minigpt_edge_runtime.click_group import NO_VERIFY
+from minigpt_edge_runtime.commands.options import CONTEXT_LENGTH, FILE, NO_VERIFY, THREADS
 from minigpt_edge_runtime.errors import UsageError
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--file", help="Which of the bundle's model files (default: its first).")
+@FILE
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
 @click.option(
@@ -41,10 +41,8 @@ from minigpt_edge_runtime.errors import UsageError
     show_default=True,
     help="Seconds a request may take, waiting included.",
 )
-@click.option(
-    "--context-length", type=click.IntRange(1), help="Tokens held at once (default: the model's, up to 2048)."
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
+@CONTEXT_LENGTH
+@THREADS
 @NO_VERIFY
 def serve(bundle: Path, file: str | None, host: str, port: int, api_key: str | None, **options: Any) -> None:
     """Answer OpenAI-compatible requests with BUNDLE (a directory or a model file) until Ctrl-C.

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from minigpt_edge_runtime.commands.options import THREADS
+
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
+@THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(bundle: Path, threads: int | None, as_json: bool) -> None:
     """Check BUNDLE's files against its manifest, then load and run its models. Exit 1 if it fails."""

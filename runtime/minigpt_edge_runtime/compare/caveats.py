@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_edge_runtime.compare.reports import Report
+from minigpt_edge_runtime.compare.reports import Data, Report, at
 
 _NOISY = 0.1  # a quiet machine stays below 3 %
 _MANY = 4  # so many reports with one value are counted, not listed
@@ -27,7 +27,7 @@ class _Check:
     """A fact that should not differ; None is unknown, and of a list only what is not shared is shown."""
 
     about: str
-    read: Callable[[dict[str, Any]], Any]
+    read: Callable[[Data], Any]
     meaning: str
 
 
@@ -36,20 +36,20 @@ def find_caveats(reports: Sequence[Report]) -> list[Caveat]:
     one_machine = _agree(reports, _machine)
     checks = [*_MODEL, _Check("device", _machine, "ratios compare the machines too")]
     threads = "ratios show how speed scales with threads" if one_machine else "ratios mix machine and threads"
-    checks += [_Check("threads", lambda report: report["settings"]["n_threads"], threads)]
+    checks += [_Check("threads", at("settings.n_threads"), threads)]
     if one_machine:
         checks.append(_FEATURES)
-    checks.append(_Check("runtime", lambda report: report["runtime"]["name"], _ENGINES))
-    if _agree(reports, lambda report: report["runtime"]["name"]):
+    checks.append(_Check("runtime", at("runtime.name"), _ENGINES))
+    if _agree(reports, at("runtime.name")):
         checks += _RUNTIME
     checks += _SURROUNDINGS
-    checks.append(_CORES if _agree(reports, lambda report: report["settings"]["n_threads"]) else _PINNING)
+    checks.append(_CORES if _agree(reports, at("settings.n_threads")) else _PINNING)
     checks += _SETTINGS
     found = [_twice(reports), _noisy(reports), *(_difference(reports, check) for check in checks)]
     return [caveat for caveat in found if caveat is not None]
 
 
-def _agree(reports: Sequence[Report], read: Callable[[dict[str, Any]], Any]) -> bool:
+def _agree(reports: Sequence[Report], read: Callable[[Data], Any]) -> bool:
     return len({read(report.data) for report in reports}) == 1
 
 
@@ -100,11 +100,15 @@ def _noisy(reports: Sequence[Report]) -> Caveat | None:
     return Caveat("noise", "; ".join(noisy), meaning)
 
 
-def _model_file(report: dict[str, Any]) -> str:
+def _lengths(name: str) -> Callable[[Data], str]:
+    return lambda report: ", ".join(f"{value:,}" for value in report["settings"][name])
+
+
+def _model_file(report: Data) -> str:
     return f"{report['artefact']['file']} (sha256 {report['artefact']['sha256'][:8]}…)"
 
 
-def _machine(report: dict[str, Any]) -> str | None:
+def _machine(report: Data) -> str | None:
     device = report["device"]
     if device["cpu"] is None:
         return None
@@ -112,111 +116,76 @@ def _machine(report: dict[str, Any]) -> str | None:
     return f"{device['cpu']} ({device['architecture']}{cores})"
 
 
-def _features(report: dict[str, Any]) -> list[str]:
+def _features(report: Data) -> list[str]:
     return sorted(name for name, has in report["device"]["features"].items() if has)
 
 
-def _engine_build(report: dict[str, Any]) -> list[str] | None:
+def _engine_build(report: Data) -> list[str] | None:
     """What llama.cpp says it was built for, like "AVX512 = 1"."""
     flags = report["runtime"].get("system_info")
     return None if flags is None else [part.strip() for part in str(flags).split("|") if part.strip()]
 
 
-def _libraries(report: dict[str, Any]) -> list[str]:
+def _libraries(report: Data) -> list[str]:
     return [f"{name} {version}" for name, version in sorted(report["runtime"]["libraries"].items())]
 
 
-def _pinned(report: dict[str, Any]) -> str:
+def _pinned(report: Data) -> str:
     return "free to move" if report["settings"]["pinned_cpus"] is None else "pinned"
 
 
-def _cores(report: dict[str, Any]) -> str:
+def _cores(report: Data) -> str:
     cpus = report["settings"]["pinned_cpus"]
     return "free to move" if cpus is None else f"on CPU {', '.join(map(str, cpus))}"
 
 
-def _memory_limit(report: dict[str, Any]) -> str:
+def _memory_limit(report: Data) -> str:
     limit = report["settings"]["memory_limit_bytes"]
     return "none" if limit is None else f"{limit / 1e6:,.0f} MB"
 
 
-def _sample(report: dict[str, Any]) -> str | None:
+def _sample(report: Data) -> str | None:
     sample = (report["quality"] or {}).get("sample_sha256")
     return None if sample is None else f"sha256 {sample[:8]}…"
 
 
-def _energy(report: dict[str, Any]) -> str | None:
-    return (report["energy"] or {}).get("source")
-
-
-def _setting(name: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda report: report["settings"][name]
-
-
-def _lengths(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda report: ", ".join(f"{value:,}" for value in report["settings"][name])
-
-
+_SAMPLE = "bits per byte and accuracy on different texts can't be compared"
+_WIDTH = "weights of another width: size, speed and quality move together, so read them together"
 _MODEL = (
     _Check("model file", _model_file, "not the same artefact: ratios compare the models too"),
-    _Check(
-        "quantization",
-        lambda report: report["artefact"]["quantization"],
-        "weights of another width: size, speed and quality move together, so read them together",
-    ),
-    _Check("held-out sample", _sample, "bits per byte and accuracy on different texts can't be compared"),
+    _Check("quantization", at("artefact.quantization"), _WIDTH),
+    _Check("held-out sample", _sample, _SAMPLE),
 )
 _ENGINES = "two engines: their kernels differ, and how they load the file, so load time and memory too"
+_VERSIONS = "kernels change between versions: a difference may be theirs"
 _RUNTIME = (
-    _Check(
-        "runtime version",
-        lambda report: report["runtime"]["package"],
-        "kernels change between versions: a difference may be theirs",
-    ),
+    _Check("runtime version", at("runtime.package"), _VERSIONS),
     _Check("engine build", _engine_build, "built for other CPU features: speed is not the model's alone"),
     _Check("libraries", _libraries, "seldom visible in these figures; the engine's own version matters more"),
 )
 _FEATURES = _Check(
     "CPU features", _features, "the same CPU shows other features (a virtual machine?): kernels differ"
 )
+_METERS = "a battery feeds the whole machine, RAPL counts the processor package"
 _SURROUNDINGS = (
-    _Check(
-        "power source",
-        lambda report: report["device"]["power_source"],
-        "on battery a processor is clocked lower",
-    ),
-    _Check(
-        "governor", lambda report: report["device"]["governor"], "it sets the clock, and how fast it rises"
-    ),
-    _Check("energy source", _energy, "a battery feeds the whole machine, RAPL counts the processor package"),
-    _Check(
-        "profile", lambda report: report["profile"], "another setup on purpose: see the settings that differ"
-    ),
+    _Check("power source", at("device.power_source"), "on battery a processor is clocked lower"),
+    _Check("governor", at("device.governor"), "it sets the clock, and how fast it rises"),
+    _Check("energy source", at("energy.source"), _METERS),
+    _Check("profile", at("profile"), "another setup on purpose: see the settings that differ"),
 )
 _PINNING = _Check("pinning", _pinned, "threads that move lose their caches: token times spread more")
 _CORES = _Check("pinning", _cores, "other cores can be slower ones, and free threads lose their caches")
+_GENERATED = "a run reaches another depth, and p99 sees more or fewer tokens"
+_REPEATED = "fewer repetitions give a wider spread, and below four no verdict"
+_CACHE = "the cache is allocated for it, so memory differs"
+_LIMITED = "near its limit a process loses cached pages of the file and slows down"
+_MEASURED = "another version measured: the way it measures may have changed"
 _SETTINGS = (
     _Check("prompt lengths", _lengths("prompt_lengths"), "only lengths in common have a row"),
     _Check("depths", _lengths("depths"), "only depths in common have a row"),
-    _Check(
-        "tokens generated",
-        _setting("n_gen"),
-        "a run reaches another depth, and p99 sees more or fewer tokens",
-    ),
-    _Check(
-        "repetitions",
-        _setting("repetitions"),
-        "fewer repetitions give a wider spread, and below four no verdict",
-    ),
-    _Check("context length", _setting("context_length"), "the cache is allocated for it, so memory differs"),
-    _Check(
-        "memory limit",
-        _memory_limit,
-        "near its limit a process loses cached pages of the file and slows down",
-    ),
-    _Check(
-        "minigpt-edge-runtime",
-        lambda report: report["runtime"]["minigpt_edge_runtime"],
-        "another version measured: the way it measures may have changed",
-    ),
+    _Check("tokens generated", at("settings.n_gen"), _GENERATED),
+    _Check("repetitions", at("settings.repetitions"), _REPEATED),
+    _Check("context length", at("settings.context_length"), _CACHE),
+    _Check("memory limit", _memory_limit, _LIMITED),
+    _Check("minigpt-edge-runtime", at("runtime.minigpt_edge_runtime"), _MEASURED),
 )

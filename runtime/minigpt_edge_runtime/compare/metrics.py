@@ -15,12 +15,10 @@ from minigpt_edge_runtime.compare.ratio import (
     sampled_ratio,
     single_ratio,
 )
-from minigpt_edge_runtime.compare.reports import Report
+from minigpt_edge_runtime.compare.reports import Data, Report, at
 
 _TIMED = 0.01  # runs of the same thing differ by so much from process to process
 _DERIVED = 0.05  # energy counters and the bandwidth figure are coarser
-
-Data = dict[str, Any]  # a latency report
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,7 @@ class _Single(Metric):
     negligible: float = _TIMED
 
     def value(self, report: Data) -> float | None:
-        part, name = self.path.split(".")
-        return None if report[part] is None else report[part][name]
+        return at(self.path)(report)
 
     def ratio(self, reference: Data, other: Data) -> Ratio:
         figures = self.value(reference) or 0.0, self.value(other) or 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from minigpt_edge_runtime.formats.latency_report import read_report
 
 _LONGEST = 24
+Data = dict[str, Any]  # a latency report
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Report:
 
     label: str
     path: str
-    data: dict[str, Any]
+    data: Data
 
     @property
     def model(self) -> str:
@@ -33,6 +34,12 @@ class Report:
         threads = self.data["settings"]["n_threads"]
         plural = "" if threads == 1 else "s"
         return f"{self.data['runtime']['name']} · {self.data['profile']}, {threads} thread{plural}"
+
+
+def at(place: str) -> Callable[[Data], Any]:
+    """Reads what is at "part.name" of a report; None where the part is null."""
+    part, _, name = place.partition(".")
+    return lambda report: None if report[part] is None else report[part][name] if name else report[part]
 
 
 def read_reports(paths: Sequence[Path]) -> list[Report]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from minigpt_edge_runtime.engines.batches import Row, packs, runs
 from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, Engine, Fork, context_of, start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, read_header
-
-if TYPE_CHECKING:
-    import numpy as np
 
 BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
 SEQUENCES = 64  # continuations that are evaluated together
@@ -81,8 +80,6 @@ class LlamaEngine(Engine):
             raise EdgeError(f"{path} has no vocabulary", "export the model together with its tokenizer")
 
     def _start(self, threads: int) -> None:
-        import numpy as np
-
         lib = self._lib
         batch = min(BATCH, self.context_length)
         parameters = lib.llama_context_default_params()
@@ -167,8 +164,6 @@ class LlamaEngine(Engine):
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
     def eval(self, tokens: Sequence[int]) -> np.ndarray:
-        import numpy as np
-
         if not len(tokens):
             raise ValueError("no tokens to evaluate")
         self._check_ids(tokens)
@@ -184,8 +179,6 @@ class LlamaEngine(Engine):
         return np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
     def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-        import numpy as np
-
         self._begin_scoring()
         self._check_ids(tokens)
         self._check_room(len(tokens))
@@ -215,8 +208,6 @@ class LlamaEngine(Engine):
 
     def _decode_rows(self, rows: Sequence[Row]) -> np.ndarray:
         """Logits [n, vocab] of the rows that predict something."""
-        import numpy as np
-
         count = len(rows)
         self._tokens[:count] = [row.token for row in rows]
         self._positions[:count] = [row.position for row in rows]

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from minigpt_edge_runtime.engines.engine import Fork, context_of
 from minigpt_edge_runtime.engines.text import CodecEngine, TextCodec
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.onnx_header import CONFIG, OnnxHeader, read_onnx
-
-if TYPE_CHECKING:
-    import numpy as np
 
 CHUNK = 512  # tokens of a prompt evaluated at once: attention scores grow with chunk x context
 _EVERY, _LAST = 0, -1  # values of logits_start
@@ -64,8 +63,6 @@ class OnnxEngine(CodecEngine):
     """One model and one sequence in onnxruntime."""
 
     def __init__(self, path: Path, context_length: int | None, threads: int, logits_all: bool) -> None:
-        import numpy as np
-
         self.header = read_onnx(path)
         _check_graph(self.header)
         self.context_length = context_of(path.parent.name, self.header.context_length, context_length)
@@ -96,8 +93,6 @@ class OnnxEngine(CodecEngine):
 
     def _bind_cache(self) -> None:
         """One buffer a block for keys and one for values, of the whole context, past and present at once."""
-        import numpy as np
-
         for value in self._session.get_inputs():
             if value.name.startswith("past_key_values."):
                 _, heads, _, size = value.shape
@@ -152,8 +147,6 @@ class OnnxEngine(CodecEngine):
 
     def _run(self, tokens: Sequence[int], start: int) -> np.ndarray:
         """Append one chunk; its logits [rows, vocab], of all its tokens or of the last one."""
-        import numpy as np
-
         total = self.cached + len(tokens)
         self._bind_input("input_ids", np.array([tokens], dtype=np.int64))
         self._bind_input("attention_mask", self._mask[:, :total])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_runtime.engines.engine import Engine, start_token
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error
+from minigpt_edge_runtime.files import read_text
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
 
 if TYPE_CHECKING:
@@ -39,18 +39,11 @@ def open_tokenizer(source: Path | Mapping[str, Any], hint: str = _AGAIN) -> Toke
     """
     from tokenizers import Tokenizer
 
-    name = source if isinstance(source, Path) else TOKENIZER
+    text = read_text(source, hint) if isinstance(source, Path) else json.dumps(source, ensure_ascii=False)
     try:
-        if isinstance(source, Path):
-            text = source.read_text(encoding="utf-8")
-        else:
-            text = json.dumps(source, ensure_ascii=False)
         tokenizer = Tokenizer.from_str(text)
-    except OSError as error:
-        raise os_error(error, Path(name)) from error
-    except UnicodeDecodeError as error:
-        raise EdgeError(f"{name} is not UTF-8", hint) from error
     except Exception as error:  # the tokenizers library raises bare Exception
+        name = source if isinstance(source, Path) else TOKENIZER
         raise EdgeError(f"{name} can't be read: it is damaged ({error})", hint) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

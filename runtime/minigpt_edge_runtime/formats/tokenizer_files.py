@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json
+from minigpt_edge_runtime.files import read_json, read_text
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -41,13 +41,8 @@ def chat_template(directory: Path, settings: Mapping[str, Any], hint: str | None
         EdgeError: the file can't be read.
     """
     path = directory / CHAT_TEMPLATE
-    try:
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise os_error(error, path) from error
-    except UnicodeDecodeError as error:
-        raise EdgeError(f"{path} is not UTF-8", hint) from error
+    if path.is_file():
+        return read_text(path, hint)
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]

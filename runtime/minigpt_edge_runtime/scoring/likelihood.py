@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from minigpt_edge_runtime.engines.engine import Engine, Fork
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _ROWS = 64  # rows of logits whose exponentials are in memory at once
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities in nats: [n, vocab], float32 or float64 as the logits; sums are float64."""
-    import numpy as np
-
     shifted = logits - logits.max(-1, keepdims=True)
     total: np.ndarray = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
     return shifted - np.log(total).astype(shifted.dtype)
@@ -24,8 +20,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     """KL(P || Q) in nats of log-probabilities: float32 [n, vocab] twice -> float64 [n]."""
-    import numpy as np
-
     return np.einsum("nv,nv->n", np.exp(log_p), log_p - log_q, dtype=np.float64)
 
 
@@ -34,23 +28,17 @@ def divergence_of_top(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
     The other tokens count as one, so this is at most the true divergence.
     """
-    import numpy as np
-
     rest_p, rest_q = (np.clip(1 - np.exp(side).sum(-1), 1e-9, 1) for side in (log_p, log_q))
     return (np.exp(log_p) * (log_p - log_q)).sum(-1) + rest_p * np.log(rest_p / rest_q)
 
 
 def picked(log_p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """The log-probability of one token per row: [n, vocab] and int [m], m at most n -> [m]."""
-    import numpy as np
-
     return log_p[np.arange(len(tokens)), tokens]
 
 
 def token_nll(engine: Engine, tokens: Sequence[int], first: int = 1) -> np.ndarray:
     """Negative log-likelihood (nats) of tokens `first`… given those before: float64 [T - first]."""
-    import numpy as np
-
     targets = np.asarray(tokens[1:], dtype=np.int64)
     result = np.empty(len(targets))
     at = 0
@@ -69,8 +57,6 @@ def branch_nll(engine: Engine, forks: Sequence[Fork]) -> Iterator[list[tuple[np.
     Yields:
         For each branch the nll in nats, float64 [len(branch)], and whether the token is the likeliest, bool.
     """
-    import numpy as np
-
     found = [
         [(np.empty(len(branch)), np.empty(len(branch), dtype=bool)) for branch in fork.branches]
         for fork in forks
@@ -87,8 +73,6 @@ def branch_nll(engine: Engine, forks: Sequence[Fork]) -> Iterator[list[tuple[np.
 
 def _nll(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of a target per row of logits [n, vocab]: nll in nats, float64 [n], and whether it is the likeliest."""
-    import numpy as np
-
     nll, likeliest = np.empty(len(targets)), np.empty(len(targets), dtype=bool)
     for row in range(0, len(targets), _ROWS):
         some, wanted = logits[row : row + _ROWS], targets[row : row + _ROWS]

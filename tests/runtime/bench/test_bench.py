@@ -17,7 +17,7 @@ from tiny_gguf import TEXT, texts_content
 
 from minigpt_edge_runtime.bench.fresh import run_fresh
 from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
-from minigpt_edge_runtime.bench.memory_limit import parse_size
+from minigpt_edge_runtime.bench.memory import parse_size
 from minigpt_edge_runtime.bench.table import noise, print_report
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.errors import EdgeError, UsageError

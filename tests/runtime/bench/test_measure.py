@@ -77,7 +77,7 @@ def test_statistics_are_llama_benchs_and_numpys() -> None:
 
 def test_peak_memory_is_not_the_parents() -> None:
     ballast = np.ones(60_000_000)  # 480 MB
-    code = "from minigpt_edge_runtime.device import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from minigpt_edge_runtime.bench.memory import peak_rss_bytes; print(peak_rss_bytes())"
     environment = {**os.environ, "PYTHONPATH": str(Path(minigpt_edge_runtime.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
