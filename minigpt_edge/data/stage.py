@@ -18,7 +18,10 @@ from minigpt_edge_runtime.files import sha256_file
 
 MOST = 0.5  # of the documents: fewer in the domain's language are worth a warning
 
-CODE = ("minigpt_edge.data", "minigpt_edge.models", "minigpt_edge.stages", "minigpt_edge_runtime")
+CODE = (
+    *("minigpt_edge.data", "minigpt_edge.models", "minigpt_edge_export"),
+    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats"),
+)
 
 
 def corpus_sources(recipe: Recipe) -> list[Source]:

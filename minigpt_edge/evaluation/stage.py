@@ -8,7 +8,10 @@ from typing import Any
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
-CODE = ("minigpt_edge.evaluation", "minigpt_edge.models", "minigpt_edge_export", "minigpt_edge_runtime")
+CODE = (
+    *("minigpt_edge.evaluation", "minigpt_edge.data", "minigpt_edge.models", "minigpt_edge_export"),
+    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats", "minigpt_edge_runtime.scoring"),
+)
 
 
 def dense_stage(context: BuildContext, text: Stage) -> Stage:

@@ -15,7 +15,7 @@ from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.parallel import process_setting
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
-CODE = ("minigpt_edge.recover", *EVALUATE_CODE)
+CODE = ("minigpt_edge.recover", "minigpt_edge.prune", *EVALUATE_CODE)
 
 
 def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.ship.reference import CODE as REFERENCE_CODE
 from minigpt_edge.ship.reference import checkpoint_hashes
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
@@ -22,13 +23,7 @@ CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
 
 
 GPTQ_BYTES = 5 * 2**30  # of memory; larger models are rounded with the importance matrix alone
-CODE = (
-    "minigpt_edge.ship",
-    "minigpt_edge.data",
-    "minigpt_edge.models",
-    "minigpt_edge_export",
-    "minigpt_edge_runtime",
-)
+CODE = (*REFERENCE_CODE, "minigpt_edge_runtime.bench", "minigpt_edge_runtime._version")
 
 
 def calibration_sequences(checkpoint: Path, corpus: Path) -> list[list[int]]:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from minigpt_edge.models.base_model import BaseModel
     from minigpt_edge.stages.console import Log
 
-CODE = ("minigpt_edge.ship", "minigpt_edge_runtime")
+CODE = (
+    *("minigpt_edge.ship", "minigpt_edge_export.targets"),
+    *(f"minigpt_edge_runtime.{name}" for name in ("_version", "bench", "engines", "formats", "scoring")),
+)
 
 
 def measure(model: Path, texts: Path, threads: int, log: Log, what: str) -> dict[str, Any]:

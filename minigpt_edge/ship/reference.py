@@ -13,6 +13,10 @@ from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKE
 if TYPE_CHECKING:
     from minigpt_edge.stages.console import Log
 
+CODE = (
+    *("minigpt_edge.ship", "minigpt_edge.data", "minigpt_edge.models", "minigpt_edge_export"),
+    *(f"minigpt_edge_runtime.{name}" for name in ("engines", "formats", "scoring")),
+)
 REFERENCE = "reference.safetensors"
 WINDOWS, TOKENS = 4, 256  # validation windows, and tokens of each
 
@@ -33,12 +37,7 @@ def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, log
                 **checkpoint_hashes(checkpoint),
                 "validation": text.manifest["outputs"]["validation.texts.json"],
             },
-            code=(
-                "minigpt_edge.ship",
-                "minigpt_edge.evaluation",
-                "minigpt_edge.models",
-                "minigpt_edge_export",
-            ),
+            code=CODE,
         ),
         make,
     )

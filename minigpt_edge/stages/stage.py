@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ MANIFEST = "manifest.json"
 LOCKS = ".locks"
 _FORM = 2  # raise it when manifests change: older stages are then made anew
 _SEAL = "manifest_sha256"  # of all else in the manifest
+MACHINERY = (  # what every stage runs
+    "minigpt_edge.stages",
+    *(f"minigpt_edge_runtime.{name}" for name in ("cpus", "device", "errors", "files")),
+)
 _LIBRARIES = ("torch", "transformers", "llama-cpp-python", "gguf", "tokenizers", "numpy")
 
 
@@ -86,23 +91,29 @@ class Stage:
 
 
 def code_files(names: Sequence[str]) -> dict[str, Path]:
-    """The source files of packages, with all that lies in them, and of modules; found without importing them.
+    """The source files of modules, of packages with all that lies in them, and of what every stage runs.
+
+    They are found without importing them, and named by their place in the top package. What holds a package
+    runs when that is imported, so its `__init__.py` is among them.
 
     Raises:
         ModuleNotFoundError: there is no package or module of a name.
     """
     files: dict[str, Path] = {}
-    for name in names:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(name)
-        origin = Path(spec.origin)
-        if spec.submodule_search_locations is None:
-            files[name] = origin
-        else:
-            folder = origin.parent
-            files |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}
+    for name in (*names, *MACHINERY):
+        found = [_source(part) for part in accumulate(name.split("."), "{}.{}".format)]
+        root = found[0].parents[found[0].name == "__init__.py"]
+        if found[-1].name == "__init__.py":
+            found += found[-1].parent.rglob("*.py")
+        files |= {path.relative_to(root).as_posix(): path for path in found}
     return files
+
+
+def _source(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(name)
+    return Path(spec.origin)
 
 
 def code_hash(names: Sequence[str]) -> str:
