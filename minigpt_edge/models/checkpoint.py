@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models import archs
+from minigpt_edge.models.safetensors_stream import Tensor, write_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS
+from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.weights import FACTORS, WEIGHTS, Weights, shards
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, understanding, write_json
@@ -38,12 +40,11 @@ _SIZES = (
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint whose architecture is known, with LLaMA's names for its sizes added."""
-    config = read_json(directory / "config.json")
-    return standard_names(config)
+    return standard_names(read_json(directory / "config.json"))
 
 
 def standard_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with hidden_size, num_hidden_layers, … added where the family has others."""
+    """A config with hidden_size, num_hidden_layers, … added where the architecture has others."""
     architecture = architecture_of(config.get("model_type"))
     named = {name: architecture.get(config, name) for name in _SIZES}
     named["head_dim"] = config.get("head_dim") or named["hidden_size"] // named["num_attention_heads"]
@@ -51,6 +52,29 @@ def standard_names(config: dict[str, Any]) -> dict[str, Any]:
     named["num_key_value_heads"] = config.get("num_key_value_heads") or named["num_attention_heads"]
     named["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", architecture.tied))
     return {**config, **{name: value for name, value in named.items() if value is not None}}
+
+
+def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The token ids of BOS, EOS and padding that a config states, as generation_config.json has them."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def write_converted(
+    directory: Path, config: Mapping[str, Any], tensors: Iterable[Tensor], source: Path
+) -> None:
+    """Write the config and the weights of a model that was converted; EdgeError if they do not fit.
+
+    Args:
+        source: the file or directory that the model was in, for the message.
+    """
+    write_tensors(directory / WEIGHTS, tensors)
+    write_json(directory / "config.json", config)
+    try:
+        read_checkpoint(directory)
+    except EdgeError as error:
+        message = error.message.replace(str(directory), str(source))
+        raise EdgeError(message, "download or copy it again, or give the model in another form") from error
 
 
 def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = None) -> nn.Module:
@@ -68,7 +92,6 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
     from minigpt_edge.models import resident
 
     config = read_config(directory)
-    extra = config.get("minigpt_edge")
     weights = Weights(shards(directory))
     with understanding(directory / "config.json"):
         arch = archs.load_arch(config)
@@ -95,7 +118,7 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
             f"the weights in {directory} do not fit its config.json: missing {missing}, "
             f"unexpected {unexpected}"
         )
-    model.minigpt_edge = extra or {}
+    model.minigpt_edge = config.get("minigpt_edge") or {}
     evaluated: nn.Module = model.eval()
     return evaluated
 
@@ -122,15 +145,14 @@ def is_large(directory: Path) -> bool:
     return 4 * dense_parameters(directory) > LARGE_BYTES
 
 
-def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Path | None = None) -> None:
+def save_model(model: nn.Module, source: Path, directory: Path) -> None:
     """Write a model as a checkpoint directory: config and sizes, float32 weights, tokenizer files.
 
     Args:
         model: its blocks may have unequal sizes; `per_layer_config` is written only then. If they are on
             disk, the directory gets shards.
-        source: the checkpoint it came from; its config is the base of the new one.
-        directory: where to write; existing files of the same names are replaced.
-        tokenizer: where the tokenizer files are, if not in `source`.
+        source: the checkpoint it came from, with the config that the new one begins with, and the tokenizer.
+        directory: where to write, which may be `source`; existing files of the same names are replaced.
     """
     from safetensors.torch import save_file
 
@@ -139,10 +161,9 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
     config = read_config(source)
     arch = archs.load_arch(config)
     _write_sizes(config, arch, [arch.sizes(block) for block in arch.blocks(model)])
-    lazy = resident.is_on_disk(model, arch)
-    blocks = f"{arch.blocks_path}." if lazy else "no prefix"
-    held = {n: t.detach() for n, t in model.state_dict().items() if not n.startswith(blocks)}
-    state = arch.to_stored(held, config["head_dim"])
+    lazy, blocks = resident.is_on_disk(model, arch), f"{arch.blocks_path}."
+    tensors = {n: t.detach() for n, t in model.state_dict().items() if not (lazy and n.startswith(blocks))}
+    state = arch.to_stored(tensors, config["head_dim"])
     if config.get("tie_word_embeddings"):
         state.pop(f"{arch.architecture.names['head']}.weight", None)
     config["vocab_size"] = state[f"{arch.architecture.names['embedding']}.weight"].shape[0]
@@ -160,13 +181,12 @@ def save_model(model: nn.Module, source: Path, directory: Path, *, tokenizer: Pa
         save_file(state, directory / WEIGHTS, {"format": "pt"})
     write_json(directory / "config.json", config)
     for name in CHECKPOINT_TOKENIZER_FILES:
-        origin = (tokenizer or source) / name
-        if origin.exists() and origin.resolve() != (directory / name).resolve():
-            shutil.copyfile(origin, directory / name)
+        if (source / name).exists() and source.resolve() != directory.resolve():
+            shutil.copyfile(source / name, directory / name)
 
 
 def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, int]]) -> None:
-    """Put the blocks' sizes into a config, under the family's own names too."""
+    """Put the blocks' sizes into a config, under the architecture's own names too."""
     config.pop("per_layer_config", None)
     heads = config["hidden_size"] // config["head_dim"]
     repeats = config["num_attention_heads"] // config["num_key_value_heads"]
@@ -228,5 +248,4 @@ def count_parameters(model: nn.Module) -> int:
 
 def dense_parameters(directory: Path) -> int:
     """Parameters of a checkpoint read from its safetensors headers (tied embeddings stored once)."""
-    weights = Weights(shards(directory))
-    return sum(math.prod(shape) for shape in weights.shapes.values())
+    return sum(math.prod(shape) for shape in Weights(shards(directory)).shapes.values())

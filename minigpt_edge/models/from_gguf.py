@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.models.checkpoint import special_ids, write_converted
 from minigpt_edge.models.from_gguf_tokenizer import build_sentencepiece, build_tokenizer
-from minigpt_edge.models.safetensors_stream import Tensor, write_tensors
+from minigpt_edge.models.safetensors_stream import Tensor
 from minigpt_edge_export.architectures import architecture_of
-from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.pretokenizers import by_name
-from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, understanding, write_json, write_text
+from minigpt_edge_runtime.files import understanding, write_json, write_text
+from minigpt_edge_runtime.formats.gguf_header import read_header
 from minigpt_edge_runtime.formats.gguf_names import BLOCK, PARTS
-from minigpt_edge_runtime.formats.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFReader
 
 _CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
-# architecture -> model_type, transformers' class, whether rows of query and key are paired for rotation
-_ARCHITECTURES = {
-    "llama": ("llama", "LlamaForCausalLM", True),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM", False),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM", False),
-}
+# Architecture, which is also the model_type -> transformers' class.
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _PARTS = {name: part for part, name in PARTS.items()}
 
 
@@ -48,59 +48,23 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
         EdgeError: the file is truncated or no GGUF, its architecture or tokenizer is not known, or it lacks
             tensors or holds others than its architecture has.
     """
-    fields, reader = _open(path)
-    architecture = str(fields.get("general.architecture"))
-    if architecture not in _ARCHITECTURES:
-        raise EdgeError(
-            f"{path}: GGUF files of the architecture {architecture!r} can't be read",
-            f"known: {', '.join(_ARCHITECTURES)}; or give the model's Hugging Face directory",
-        )
-    with understanding(path, "download or convert the file again"):
-        config = _config(fields, architecture, path)
-        write_tokenizer(fields, config, target)
-        tensors = _tensors(reader, config, _ARCHITECTURES[architecture][2], path)
-        config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
-        write_tensors(target / WEIGHTS, tensors)
-        write_json(target / "config.json", config)
-    try:
-        read_checkpoint(target)
-    except EdgeError as error:
-        raise EdgeError(
-            error.message.replace(str(target), str(path)), "give the model as a Hugging Face directory"
-        ) from error
-    return {"name": fields.get("general.name"), "licence": fields.get("general.license")}
-
-
-def _open(path: Path) -> tuple[dict[str, Any], GGUFReader]:
-    """The metadata and the reader, once it is certain that the file is whole."""
     from gguf import GGUFReader
 
-    try:
-        with open(path, "rb") as f:
-            start = f.read(8)
-    except OSError as error:
-        raise os_error(error, path) from error
-    if start[:4] != b"GGUF":
+    architecture = read_header(path).architecture  # sees that the file is whole
+    if architecture not in _CLASSES:
         raise EdgeError(
-            f"{path} is not a GGUF file", "give a GGUF file, a checkpoint directory or a short name"
+            f"{path}: GGUF files of the architecture {architecture!r} can't be read",
+            f"known: {', '.join(_CLASSES)}; or give the model's Hugging Face directory",
         )
-    version = struct.unpack("<I", start[4:])[0] if len(start) == 8 else None
-    if version is not None and version not in (2, 3):
-        raise EdgeError(f"{path} has GGUF version {version}; versions 2 and 3 are known", "convert it again")
-    try:
+    with understanding(path, "download or convert the file again"):
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-        whole = all(int(t.data_offset) + int(t.n_bytes) <= path.stat().st_size for t in reader.tensors)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError) as error:
-        raise _truncated(path) from error
-    if not whole or not reader.tensors:
-        raise _truncated(path)
-    return fields, reader
-
-
-def _truncated(path: Path) -> EdgeError:
-    size = path.stat().st_size
-    return EdgeError(f"{path} is truncated or damaged ({size:,} bytes)", "download or copy the file again")
+        config = _config(fields, architecture, path)
+        write_tokenizer(fields, config, target)
+        tensors = _tensors(reader, config, path)
+        config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
+        write_converted(target, config, tensors, path)
+    return {"name": fields.get("general.name"), "licence": fields.get("general.license")}
 
 
 def _short(value: float) -> float:
@@ -112,7 +76,6 @@ def _short(value: float) -> float:
 
 def _config(fields: dict[str, Any], architecture: str, path: Path) -> dict[str, Any]:
     """`config.json` from the architecture's metadata."""
-    model_type, class_name, _ = _ARCHITECTURES[architecture]
 
     def get(key: str, default: Any = None) -> Any:
         value = fields.get(f"{architecture}.{key}", default)
@@ -138,10 +101,9 @@ def _config(fields: dict[str, Any], architecture: str, path: Path) -> dict[str, 
             f"{path} uses experts, RoPE scaling or partial RoPE, which are not read from GGUF",
             "give the model as a Hugging Face directory",
         )
-    pre = fields.get("tokenizer.ggml.pre")
     return {
-        "architectures": [class_name],
-        "model_type": model_type,
+        "architectures": [_CLASSES[architecture]],
+        "model_type": architecture,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
@@ -153,7 +115,7 @@ def _config(fields: dict[str, Any], architecture: str, path: Path) -> dict[str, 
         "initializer_range": 0.02,
         "intermediate_size": width,
         "max_position_embeddings": get("context_length"),
-        "minigpt_edge": {"tokenizer_pre": pre},
+        "minigpt_edge": {"tokenizer_pre": fields.get("tokenizer.ggml.pre")},
         "mlp_bias": False,
         "num_attention_heads": heads,
         "num_hidden_layers": get("block_count"),
@@ -212,18 +174,17 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
             **{name: text for name, text in names.items() if text is not None},
         },
     )
-    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(
-        target / "generation_config.json", {name: index for name, index in ids.items() if index is not None}
-    )
+    write_json(target / GENERATION_CONFIG, special_ids(config))
     if template := fields.get("tokenizer.chat_template"):
         write_text(target / CHAT_TEMPLATE, template)
 
 
-def _tensors(reader: GGUFReader, config: dict[str, Any], paired: bool, path: Path) -> list[Tensor]:
+def _tensors(reader: GGUFReader, config: dict[str, Any], path: Path) -> list[Tensor]:
     """All weights under their Hugging Face names."""
-    names = architecture_of(config["model_type"]).names
-    heads = {"query": config["num_attention_heads"], "key": config["num_key_value_heads"]}
+    architecture = architecture_of(config["model_type"])
+    names, heads = architecture.names, dict[str, int]()
+    if architecture.gguf[0].paired:
+        heads = {"query": config["num_attention_heads"], "key": config["num_key_value_heads"]}
     found, foreign = [], []
     for tensor in reader.tensors:
         *block, name, kind = tensor.name.split(".")
@@ -235,7 +196,7 @@ def _tensors(reader: GGUFReader, config: dict[str, Any], paired: bool, path: Pat
         if block:
             source = names["block"].format(index=block[1]) + source
         shape = tuple(int(size) for size in reversed(tensor.shape))
-        found.append(Tensor(source, shape, _dequantized(tensor, heads.get(part) if paired else None)))
+        found.append(Tensor(source, shape, _dequantized(tensor, heads.get(part))))
     if foreign:
         raise EdgeError(
             f"{path} is not a plain {config['model_type']} model: it holds {foreign[0]} ({len(foreign)} "

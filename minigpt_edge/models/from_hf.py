@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.models.checkpoint import standard_names
-from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors, write_tensors
+from minigpt_edge.models.checkpoint import special_ids, standard_names, write_converted
+from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS, Architecture
-from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer, name_of
 from minigpt_edge_export.weights import WEIGHTS, Weights, shards
 from minigpt_edge_runtime.engines.text import open_tokenizer
@@ -114,13 +113,7 @@ def convert_directory(source: Path, target: Path) -> None:
         tensors = _with_prefix(tensors, architecture)
         if config["tie_word_embeddings"]:
             tensors = [tensor for tensor in tensors if tensor.name != f"{architecture.names['head']}.weight"]
-        write_tensors(target / WEIGHTS, tensors)
-    write_json(target / "config.json", config)
-    try:
-        read_checkpoint(target)
-    except EdgeError as error:
-        message = error.message.replace(str(target), str(source))
-        raise EdgeError(message, "download or copy the directory again") from error
+        write_converted(target, config, tensors, source)
 
 
 def _with_prefix(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:
@@ -194,8 +187,5 @@ def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content:
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("auto_map", None)
     write_json(target / TOKENIZER_CONFIG, settings)
-    ids = {f"{role}_token_id": config.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    generation = {name: index for name, index in ids.items() if index is not None}
-    if (source / GENERATION_CONFIG).is_file():
-        generation |= read_json(source / GENERATION_CONFIG)
-    write_json(target / GENERATION_CONFIG, generation)
+    given = read_json(source / GENERATION_CONFIG) if (source / GENERATION_CONFIG).is_file() else {}
+    write_json(target / GENERATION_CONFIG, special_ids(config) | given)

@@ -146,12 +146,12 @@ def test_the_converted_model_is_reused_and_made_again_when_damaged(gguf_file: Pa
 def test_a_failed_conversion_leaves_nothing(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge.models import from_gguf
+    from minigpt_edge.models import checkpoint
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(from_gguf, "write_tensors", fail)
+    monkeypatch.setattr(checkpoint, "write_tensors", fail)
     with pytest.raises(OSError):
         resolve_model(str(gguf_file))
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if not path.name.endswith(".lock")]

@@ -82,7 +82,8 @@ def cut(base: Path, out: Path, blocks: list[tuple[int, int]], tokens: int, *, bi
     model.model.layers = model.model.layers[: len(blocks)]
     for block, (width, groups) in zip(arch.blocks(model), blocks, strict=True):
         arch.cut(block, groups=torch.arange(groups), kept_neurons=torch.arange(width))
-    save_model(model, base, out, tokenizer=out)
+    shutil.copyfile(base / "config.json", out / "config.json")
+    save_model(model, out, out)
     config = json.loads((out / "config.json").read_text()) | {"num_hidden_layers": len(blocks)}
     (out / "config.json").write_text(json.dumps(remap_config(config, {}, old_to_new)[0]))
     return out
