@@ -116,8 +116,8 @@ def understanding(path: Path | str, hint: str = "copy or make it again") -> Iter
     try:
         yield
     except _MISUNDERSTOOD as error:
-        said = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
         raise EdgeError(f"{path} is damaged ({reason})", hint) from error
 
 

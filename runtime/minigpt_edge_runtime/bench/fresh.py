@@ -62,9 +62,9 @@ def run_fresh(
                 process.kill()
                 process.wait()
             log.seek(0)
-            said = log.read().decode("utf-8", errors="replace").strip().splitlines()
+            lines = log.read().decode("utf-8", errors="replace").strip().splitlines()
         about = f"measuring the {kind}" + (f" of {model}" if model is not None else "")
-        answer = _answer(folder, about, process.returncode, said)
+        answer = _answer(folder, about, process.returncode, lines)
     if memory_limit is not None:
         check_used(answer["peak_rss_bytes"] or 0, memory_limit, "measuring")
     return dict(answer["result"])
@@ -102,7 +102,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def _answer(folder: Path, about: str, code: int, said: list[str]) -> dict[str, Any]:
+def _answer(folder: Path, about: str, code: int, lines: list[str]) -> dict[str, Any]:
     """What the new process left, raised if it is an error."""
     if (folder / _RESULT).exists():
         answer = dict(read_json(folder / _RESULT))
@@ -111,7 +111,7 @@ def _answer(folder: Path, about: str, code: int, said: list[str]) -> dict[str, A
         return answer
     if code < 0:
         raise EdgeError(f"{about} was ended by signal {-code}", CRASH_HINT)
-    raise EdgeError(f"{about} failed: {said[-1] if said else 'no message'}")
+    raise EdgeError(f"{about} failed: {lines[-1] if lines else 'no message'}")
 
 
 @contextmanager

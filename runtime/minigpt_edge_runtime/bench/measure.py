@@ -35,7 +35,7 @@ def measure_latency(path: Path | str, settings: Settings, progress: Progress | N
     Prompts are seeded pseudo-random token ids, as llama-bench uses. The time of a prompt ends with the greedy
     pick of its first token, that of a decoded token with its own; tokenizing is not in it. Loading is
     checking the file, reading the weights and making the context; the first load also imports the library,
-    and may read from the disk, so it is told apart ("first_ns") and not counted.
+    and may read from the disk, so it is reported apart ("first_ns") and not counted.
 
     Returns:
         "settings", "load", "prefill", "decode", "memory", "energy" and "runtime" of a latency report; decode
@@ -108,14 +108,12 @@ def measure_quality(
     texts: Path | str | dict[str, Any],
     *,
     threads: int | None = None,
-    context_length: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score held-out windows, each on its own from the document-start token, and answer questions.
 
     Args:
         texts: a texts.json, a bundle's held-out.json, or the content of one, see `held_out.read_held_out`.
-        context_length: tokens of the context; by default what the longest text needs.
 
     Returns:
         nll (nats), bits_per_byte with its standard error over windows, perplexity_per_base_token,
@@ -130,7 +128,7 @@ def measure_quality(
     model = describe_model(path)
     held_out = read_held_out(Path(texts) if isinstance(texts, str) else texts)
     began = time.perf_counter()
-    scored = score_held_out(path, held_out, threads, context_length, progress)
+    scored = score_held_out(path, held_out, threads, progress)
     return {
         "format": FORMAT,
         "kind": "quality",

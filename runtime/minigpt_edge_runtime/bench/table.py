@@ -86,7 +86,7 @@ def _speed_rows(report: Mapping[str, Any]) -> Iterator[Row]:
         yield (f"prefill {test['n_prompt']:,}", *_rate(test), _joules(test))
     for test in report["decode"]:
         share = test["roofline_share"]
-        notes = ["" if share is None else f"{share:.0%} of memory speed", _joules(test)]
+        notes = ["" if share is None else f"{share:.0%} of memory bandwidth", _joules(test)]
         yield (_at("decode", test), *_rate(test), ", ".join(filter(None, notes)))
     for test in report["decode"]:
         yield (_at("between tokens", test), _ms(test["itl_ms"]["p50"]), "", _tail(test["itl_ms"]))
@@ -98,7 +98,7 @@ def _other_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     after = "" if loaded is None else f"{loaded / 1e6:,.0f} MB after loading"
     peak = memory["peak_rss_bytes"]
     yield ("peak memory", "unknown" if peak is None else f"{peak / 1e6:,.0f} MB", "", after)
-    yield ("memory speed", f"{bandwidth / 1e9:,.1f} GB/s", "", f"read by {_threads(report)}")
+    yield ("memory bandwidth", f"{bandwidth / 1e9:,.1f} GB/s", "", f"read by {_threads(report)}")
     if report["energy"]:
         source = report["energy"]["source"]
         decode, prefill = (report["energy"][f"{what}_joules_per_token"] for what in ("decode", "prefill"))

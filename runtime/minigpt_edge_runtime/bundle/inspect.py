@@ -15,6 +15,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, understanding
 from minigpt_edge_runtime.formats.latency_report import SCHEMA, read_report
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
+from minigpt_edge_runtime.formats.types import by_type
 
 KNOWN = (
     "a .gguf or .onnx file, a bundle, a checkpoint directory, a plan.json, a report.json or a report of bench"
@@ -219,30 +220,31 @@ def _checkpoint(path: Path) -> Description:
 
 def _safetensors(paths: Sequence[Path]) -> Description:
     """Parameters and bytes by the headers of safetensors files; EdgeError if one is damaged or truncated."""
-    types: dict[str, dict[str, int]] = {}
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                size = path.stat().st_size
-                header = json.loads(file.read(length)) if length < size else None
-            tensors = [v for k, v in header.items() if k != "__metadata__"]  # type: ignore[union-attr]
-            end = max((t["data_offsets"][1] for t in tensors), default=0)
-        except OSError as error:
-            raise os_error(error, path) from error
-        except (struct.error, ValueError, AttributeError, TypeError, KeyError) as error:
-            raise EdgeError(f"{path} is not a safetensors file, or is truncated", "make it again") from error
-        if 8 + length + end > size:
-            raise EdgeError(
-                f"{path} is truncated: it has {size:,} bytes of {8 + length + end:,}", "make it again"
-            )
-        for tensor in tensors:
-            record = types.setdefault(tensor["dtype"], {"tensors": 0, "parameters": 0, "bytes": 0})
-            record["tensors"] += 1
-            record["parameters"] += math.prod(tensor["shape"])
-            record["bytes"] += tensor["data_offsets"][1] - tensor["data_offsets"][0]
+    types = by_type(
+        (tensor["dtype"], math.prod(tensor["shape"]), tensor["data_offsets"][1] - tensor["data_offsets"][0])
+        for path in paths
+        for tensor in _stored(path)
+    )
     totals = {name: sum(record[name] for record in types.values()) for name in ("parameters", "bytes")}
     return {"facts": totals, "tensor_types": types}
+
+
+def _stored(path: Path) -> list[dict[str, Any]]:
+    """The tensors' records in a safetensors file's header."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            size = path.stat().st_size
+            header = json.loads(file.read(length)) if length < size else None
+        tensors = [v for k, v in header.items() if k != "__metadata__"]  # type: ignore[union-attr]
+        end = 8 + length + max((t["data_offsets"][1] for t in tensors), default=0)
+    except OSError as error:
+        raise os_error(error, path) from error
+    except (struct.error, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise EdgeError(f"{path} is not a safetensors file, or is truncated", "make it again") from error
+    if end > size:
+        raise EdgeError(f"{path} is truncated: it has {size:,} bytes of {end:,}", "make it again")
+    return tensors
 
 
 def _json_file(path: Path) -> Description:
@@ -261,8 +263,8 @@ def _json_file(path: Path) -> Description:
 
 
 def _plan(path: Path, plan: Mapping[str, Any]) -> Description:
-    """A plan as `minigpt_edge.plan` writes it: what is kept, as index ranges like "0-2,7"."""
-    try:
+    """A plan as `minigpt_edge.prune.plan` writes it: what is kept, as index ranges like "0-2,7"."""
+    with understanding(path, "give a plan.json that a build has written"):
         blocks = [
             {"block": i, "ffn_width": _count(block["neurons"]), "kv_groups": _count(block["kv_groups"])}
             for i, block in enumerate(plan["blocks"])
@@ -276,10 +278,6 @@ def _plan(path: Path, plan: Mapping[str, Any]) -> Description:
             "blocks": len(blocks),
             "made_for": plan["model"],
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EdgeError(
-            f"{path} is not a plan ({error!r})", "give a plan.json that a build has written"
-        ) from error
     return {"kind": "plan", "path": str(path), "facts": facts, "blocks": blocks}
 
 

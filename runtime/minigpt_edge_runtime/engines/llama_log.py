@@ -33,9 +33,9 @@ def quiet() -> None:
     _callback = keep
 
 
-def last_lines(count: int = 5) -> list[str]:
-    """The last lines llama.cpp logged, oldest first."""
-    return list(_lines)[-count:]
+def last_lines() -> list[str]:
+    """The last five lines that llama.cpp logged, oldest first."""
+    return list(_lines)[-5:]
 
 
 @contextmanager

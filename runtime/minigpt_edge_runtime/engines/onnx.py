@@ -47,7 +47,7 @@ def open_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what is fatal is raised too
     try:
-        # what it calls falling back is a second try on the same CPU, told on stdout
+        # what it calls falling back is a second try on the same CPU, announced on stdout
         return library.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
@@ -71,7 +71,7 @@ class OnnxEngine(CodecEngine):
         self._library = load_library()
         self._session: Any = open_session(path, threads)
         self.logits_all = logits_all
-        self._held: dict[str, Any] = {}  # a bound value does not keep its array alive
+        self._bound: dict[str, Any] = {}  # a bound value does not keep its array alive
         self._binding = self._session.io_binding()
         try:
             self._bind_cache()
@@ -105,7 +105,7 @@ class OnnxEngine(CodecEngine):
     def _bind_input(self, name: str, array: np.ndarray) -> Any:
         value = self._library.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
         self._binding.bind_ortvalue_input(name, value)
-        self._held[name] = value
+        self._bound[name] = value
         return value
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
@@ -155,8 +155,8 @@ class OnnxEngine(CodecEngine):
             self._start[0] = start
             count = 1 if start == _LAST else count
         rows = self._rows[:, :count]
-        self._held["logits"] = self._library.OrtValue.ortvalue_from_numpy(rows)
-        self._binding.bind_ortvalue_output("logits", self._held["logits"])
+        self._bound["logits"] = self._library.OrtValue.ortvalue_from_numpy(rows)
+        self._binding.bind_ortvalue_output("logits", self._bound["logits"])
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -186,7 +186,7 @@ class OnnxEngine(CodecEngine):
 
     def close(self) -> None:
         self._binding = self._session = None
-        self._held = {}
+        self._bound = {}
 
 
 def _check_graph(header: OnnxHeader) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error
+from minigpt_edge_runtime.formats.types import by_type
 
 # ggml type id: name, elements in a block, bytes of a block
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -95,12 +95,8 @@ class GgufHeader:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def types(self) -> dict[str, dict[str, int]]:
-        """Tensor type -> {"tensors", "parameters", "bytes"}."""
-        totals: dict[str, Counter[str]] = {}
-        for tensor in self.tensors:
-            total = totals.setdefault(tensor.type, Counter())
-            total.update(tensors=1, parameters=tensor.elements, bytes=tensor.nbytes)
-        return {name: dict(total) for name, total in sorted(totals.items())}
+        """Tensor type -> {"tensors", "parameters", "bytes"}, sorted."""
+        return by_type((t.type, t.elements, t.nbytes) for t in sorted(self.tensors, key=lambda t: t.type))
 
     def vocabulary(self) -> int:
         """Number of tokens, 0 if the file has no vocabulary."""

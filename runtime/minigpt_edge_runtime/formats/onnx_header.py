@@ -17,6 +17,7 @@ from typing import Any
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER_FILES
+from minigpt_edge_runtime.formats.types import by_type
 
 CONFIG = "genai_config.json"  # onnxruntime-genai's name
 _AGAIN = "copy or build the bundle again"
@@ -100,13 +101,8 @@ class OnnxHeader:
 
     def types(self) -> dict[str, dict[str, int]]:
         """Stored type -> tensors, parameters (stored elements) and bytes; shared bytes count once."""
-        types: dict[str, dict[str, int]] = {}
-        for tensor in {t.place or (t.name, 0): t for t in self.tensors}.values():
-            record = types.setdefault(tensor.type, {"tensors": 0, "parameters": 0, "bytes": 0})
-            record["tensors"] += 1
-            record["parameters"] += math.prod(tensor.shape)
-            record["bytes"] += tensor.nbytes
-        return types
+        stored = {t.place or (t.name, 0): t for t in self.tensors}.values()
+        return by_type((tensor.type, math.prod(tensor.shape), tensor.nbytes) for tensor in stored)
 
 
 def read_onnx(path: Path) -> OnnxHeader:

@@ -15,7 +15,7 @@ class TextStream:
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
+        self._pending = ""
         self.stopped = False
 
     def push(self, data: bytes, *, last: bool = False) -> str:
@@ -25,17 +25,17 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(data, last)
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        self._pending += self._decoder.decode(data, last)
+        found = [at for at in (self._pending.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self.stopped = True
-            return self._held[: min(found)]
+            return self._pending[: min(found)]
         keep = 0 if last else max((self._overlap(stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
+        cut = len(self._pending) - keep
+        shown, self._pending = self._pending[:cut], self._pending[cut:]
         return shown
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that begins `stop`."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+        """Length of the longest end of the pending text that begins `stop`."""
+        longest = min(len(stop) - 1, len(self._pending))
+        return next((n for n in range(longest, 0, -1) if self._pending.endswith(stop[:n])), 0)

@@ -74,7 +74,6 @@ def score_held_out(
     path: Path,
     held_out: HeldOut,
     threads: int,
-    context_length: int | None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score each window on its own, and each question.
@@ -92,14 +91,9 @@ def score_held_out(
         texts = [_exact_tokens(engine, number, window) for number, window in enumerate(windows)]
         encoded = [encode_question(engine, question) for question in questions]
     longest = 1 + max(len(tokens) for tokens in texts + [text for one in encoded for text in one.texts])
-    if context_length is not None and longest > context_length:
-        raise EdgeError(
-            f"the longest held-out text has {longest:,} tokens, the context holds {context_length:,}",
-            "use a longer context or shorter texts",
-        )
     scored, answers = [], []
     steps = len(windows) + len(questions)
-    with open_engine(path, context_length or longest, threads, logits_all=True) as engine:
+    with open_engine(path, longest, threads, logits_all=True) as engine:
         for window, tokens in zip(windows, texts, strict=True):
             scored.append(_scored(engine, start, tokens, window))
             if progress is not None:

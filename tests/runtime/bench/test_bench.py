@@ -82,7 +82,13 @@ def test_a_bundles_report(bundle: Path, tmp_path: Path) -> None:
     assert quality["windows"] == len(quality["per_window"]) == 3
     assert len(quality["multiple_choice"]["answers"]) == 2
     assert summary["bits_per_byte"] == quality["bits_per_byte"]
-    for shown in ("1 thread", "first token after 8", "decode at 16", "of memory speed", "multiple choice"):
+    for shown in (
+        "1 thread",
+        "first token after 8",
+        "decode at 16",
+        "of memory bandwidth",
+        "multiple choice",
+    ):
         assert shown in result.stdout
 
 

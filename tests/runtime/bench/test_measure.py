@@ -123,8 +123,6 @@ def test_equal_windows_have_no_error_and_one_window_has_none(model: Path) -> Non
 
 def test_windows_that_cannot_be_scored_are_refused(model: Path, tmp_path: Path) -> None:
     content = texts_content()
-    with pytest.raises(EdgeError, match="the context holds 20"):
-        measure_quality(model, content, threads=1, context_length=20)
     long = {"text": TEXT * 40, "bytes": len((TEXT * 40).encode()), "base_tokens": 99}
     with pytest.raises(EdgeError, match="not possible"):
         measure_quality(model, {**content, "windows": [long]}, threads=1)
