@@ -62,11 +62,7 @@ def measure_latency(path: Path | str, settings: Settings, progress: Progress | N
         "load": {**nanoseconds(loads), "first_ns": first},
         "prefill": prefill,
         "decode": decode,
-        "memory": {
-            "rss_before_load_bytes": before,
-            "rss_after_load_bytes": loaded,
-            "peak_rss_bytes": peak,
-        },
+        "memory": {"rss_before_load_bytes": before, "rss_after_load_bytes": loaded, "peak_rss_bytes": peak},
         "energy": timed_runs.meter
         and {
             "source": timed_runs.meter.source,

@@ -71,10 +71,7 @@ def read_held_out(source: Path | Mapping[str, Any]) -> HeldOut:
 
 
 def score_held_out(
-    path: Path,
-    held_out: HeldOut,
-    threads: int,
-    progress: Callable[[str, int, int], None] | None = None,
+    path: Path, held_out: HeldOut, threads: int, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, Any]:
     """Score each window on its own, and each question.
 
@@ -126,12 +123,7 @@ def _scored(engine: Engine, start: int, tokens: Sequence[int], window: Window) -
     nll = float(token_nll(engine, [start, *tokens]).sum())
     if not math.isfinite(nll):
         raise EdgeError("the model computes values that are not numbers", "export the model again")
-    return {
-        "nll": nll,
-        "tokens": len(tokens),
-        "bytes": window.bytes,
-        "base_tokens": window.base_tokens,
-    }
+    return {"nll": nll, "tokens": len(tokens), "bytes": window.bytes, "base_tokens": window.base_tokens}
 
 
 def summarize(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
