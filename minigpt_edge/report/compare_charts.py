@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A report's colour on the page is its variable, light and dark; what matplotlib draws with stands for it.
+# A report's colours on the light and the dark page; matplotlib draws with one that stands for both.
 SERIES = (
     ("#2b3442", "#dfe4ec"),
     ("#0072b2", "#56b4e9"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from minigpt_edge.report.compare_charts import SERIES, make_charts, sign
@@ -29,6 +29,7 @@ def render_page(comparison: Comparison) -> str:
     environment.filters["value"] = value_text
     environment.filters |= {"ratio": ratio_text, "interval": interval_text, "verdict": verdict_text}
     names = [report.label for report in comparison.reports]
+    rows = {row.metric.limit: row for row in comparison.rows}
     with understanding("one of the reports", AGAIN):
         return environment.get_template("compare.html").render(
             title=f"{names[1]} against {names[0]}"
@@ -36,8 +37,9 @@ def render_page(comparison: Comparison) -> str:
             else f"{len(names)} reports, against {names[0]}",
             signs=[(number % len(SERIES), sign(number)) for number in range(len(names))],
             reports=comparison.reports,
-            tiles=_tiles(comparison) if len(names) == 2 else [],
-            best=_best(comparison) if len(names) > 2 else "",
+            tiles=[rows[key] for key in _TILES if key in rows] if len(names) == 2 else [],
+            words=_WORDS,
+            best=_best(rows, names) if len(names) > 2 else "",
             caveats=comparison.caveats,
             charts=make_charts(comparison),
             rows=comparison.rows,
@@ -50,12 +52,6 @@ def render_page(comparison: Comparison) -> str:
         )
 
 
-def _tiles(comparison: Comparison) -> list[dict[str, str]]:
-    """The ratios that matter most, and the figures behind them."""
-    rows = {row.metric.limit: row for row in comparison.rows}
-    return [_tile(rows[key]) for key in _TILES if key in rows]
-
-
 _TILES = ("decode", "ttft", "prefill", "memory", "size", "bits_per_byte")
 _WORDS = {
     "better": "better",
@@ -64,22 +60,6 @@ _WORDS = {
     "same": "the same",
     "unknown": "can't tell",
 }
-
-
-def _tile(row: Row) -> dict[str, str]:
-    ratio, metric = row.ratios[0], row.metric
-    judged = " · ".join(filter(None, (interval_text(ratio), _WORDS[ratio.verdict])))
-    before, after = (value_text(figure, metric.unit) for figure in row.values)
-    return {
-        "name": metric.name,
-        "ratio": ratio_text(ratio),
-        "verdict": ratio.verdict,
-        "judged": ratio.note or "" if ratio.value is None else judged,
-        "figures": f"{before.removesuffix(f' {metric.unit}')} → {after}",
-        "condition": metric.condition,
-    }
-
-
 _BEST: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
     ("decode", "fastest at decoding", max),
     ("ttft", "first to answer", min),
@@ -87,15 +67,14 @@ _BEST: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
 )
 
 
-def _best(comparison: Comparison) -> str:
+def _best(rows: Mapping[str | None, Row], names: Sequence[str]) -> str:
     """Who of many is best at what, in a sentence."""
-    rows = {row.metric.limit: row for row in comparison.rows}
     best = []
     for key, superlative, choose in _BEST:
         known = [value for value in rows[key].values if value is not None] if key in rows else []
         if len(known) > 1:
             row, value = rows[key], choose(known)
-            name = comparison.reports[row.values.index(value)].label
+            name = names[row.values.index(value)]
             best.append(f"{superlative} is {name} ({value_text(value, row.metric.unit)})")
     sentence = "; ".join(best)
     return f"{sentence[:1].upper()}{sentence[1:]}." if best else ""

@@ -104,7 +104,7 @@ def _cpu_files(root: Path, name: str) -> list[Path]:
 def _core(root: Path, cpu: int) -> tuple[str, str] | None:
     topology = _cpu_folder(root) / f"cpu{cpu}/topology"
     package, core = read_line(topology / "physical_package_id"), read_line(topology / "core_id")
-    # threads of one core list the same siblings; core_id alone repeats across dies
+    # Threads of one core list the same siblings; core_id alone repeats across dies.
     siblings = read_line(topology / "thread_siblings_list") or core
     return (package, siblings) if package and siblings else None
 

@@ -30,7 +30,8 @@ def measure_bandwidth(threads: int) -> dict[str, Any]:
     size = max(min(LARGEST, (memory_bytes() or LARGEST) // 8), MEBIBYTE)
     share = size // threads // 4
 
-    def fill(_: int) -> np.ndarray:  # by the thread that reads it, so that its pages are near
+    def fill(_: int) -> np.ndarray:
+        """Made by the thread that reads it, so that its pages are near."""
         return np.ones(share, dtype=np.int32)
 
     samples = []

@@ -26,7 +26,7 @@ def find_meter(root: Path = SYSTEM) -> Meter | None:
     zones = []
     for folder in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
         name = read_line(folder / "name") or ""
-        # a package holds its cores; dram is beside it, psys around everything
+        # A package includes its cores; dram is counted beside it, and psys includes everything.
         if name.startswith("package") or name == "dram":
             zones.append(folder)
     if zones and all(read_int(zone / "energy_uj") is not None for zone in zones):

@@ -53,7 +53,7 @@ def run_fresh(
         folder = Path(name)
         write_json(folder / _REQUEST, {"kind": kind, "options": plain})
         with (folder / "stderr.txt").open("w+b") as log, _bar(kind, progress) as draw:
-            # -P: a stray numpy.py in the working directory must not be imported
+            # With -P a stray numpy.py in the working directory is not imported.
             command = [sys.executable, "-P", "-m", "minigpt_edge_runtime.bench.fresh", name]
             process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log)
             try:

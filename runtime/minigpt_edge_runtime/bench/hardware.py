@@ -10,7 +10,7 @@ from typing import Any
 from minigpt_edge_runtime.cpus import SYSTEM, governor, max_clock_mhz, physical_cores, read_line, sysctl
 from minigpt_edge_runtime.device import device_info
 
-# feature -> how Linux (/proc/cpuinfo) spells it, then how macOS (sysctl) does
+# How Linux (/proc/cpuinfo) spells each feature, then how macOS (sysctl) does.
 FEATURES = {
     "avx2": ("avx2", "hw.optional.avx2_0"),
     "fma": ("fma", "hw.optional.fma"),

@@ -55,7 +55,7 @@ def peak_rss_bytes() -> int | None:
     import resource
 
     if sys.platform.startswith("linux"):
-        # ru_maxrss survives exec: a process started by a large one would report its parent's peak
+        # VmHWM begins with this program; ru_maxrss survives exec and may be the peak of the parent process.
         known = linux_memory("self").get("VmHWM")
         if known is not None:
             return known

@@ -16,7 +16,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, sha256_file
 
 _AGAIN = "copy or download the file again"
-# what zipfile raises for a damaged file
+# These are what zipfile raises for a damaged file.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
 
 
@@ -37,9 +37,8 @@ def unpack(path: Path) -> Path:
                 need_space(folder, sum(entry.file_size for entry in archive.infolist()), f"unpacking {path}")
                 _extract(archive, folder)
     except (*_DAMAGED, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # an offset before the file's beginning
+        # EINVAL comes from an offset before the file's beginning, which a damaged file may hold.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise os_error(error, path) from error
         raise EdgeError(f"{path} is not a whole zip file ({error})", _AGAIN) from error
     return folder / root

@@ -48,7 +48,7 @@ def sampled_ratio(
     if reference <= 0 or min(reference_samples, default=0) <= 0 or not other_samples:
         return Ratio(None, note="nothing was measured")
     value, n, m = other / reference, len(reference_samples), len(other_samples)
-    # for every n and m up to 15 this rank covers 95 to 99 %, counted out
+    # For every n and m up to 15 this rank covers 95 to 99 %, as counting all orders shows.
     rank = math.floor(n * m / 2 - _Z95 * math.sqrt(n * m * (n + m + 1) / 12))
     ratios = sorted(b / a for a in reference_samples for b in other_samples)
     if rank < 1:

@@ -86,7 +86,7 @@ class LlamaEngine(Engine):
         parameters.n_ctx = self.context_length
         parameters.n_batch = parameters.n_ubatch = batch
         parameters.n_outputs_max = batch if self.logits_all else 1
-        # llama.cpp aborts if a batch can't hold all sequences
+        # A batch must have room for all sequences, or llama.cpp aborts.
         self._sequences = min(SEQUENCES, batch) if self.logits_all else 1
         parameters.n_seq_max, parameters.kv_unified = self._sequences, True
         parameters.n_threads = parameters.n_threads_batch = threads

@@ -47,7 +47,7 @@ def open_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what is fatal is raised too
     try:
-        # what it calls falling back is a second try on the same CPU, announced on stdout
+        # What it calls falling back is a second try on the same CPU, announced on stdout.
         return library.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
@@ -86,7 +86,7 @@ class OnnxEngine(CodecEngine):
             self._start = np.empty(1, dtype=np.int64)
             self._bind_input("logits_start", self._start)
         rows = min(CHUNK, self.context_length)
-        # without logits_start the graph gives every row, whether wanted or not
+        # Without logits_start the graph gives every row, whether wanted or not.
         self._rows = np.zeros(
             (1, rows if logits_all or self._start is None else 1, self.vocab_size), np.float32
         )

@@ -16,7 +16,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_templat
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Special tokens that end a generation, whatever the configuration says: llama.cpp's choice, so that both
+# These special tokens end a generation, whatever the configuration says: llama.cpp's choice, so that both
 # engines end where the other does.
 _ENDS = frozenset(
     (
@@ -75,7 +75,7 @@ class TextCodec:
         if (end := self._id("eos")) is not None:
             self._ends.add(end)
         self._pieces: dict[tuple[int, bool], bytes] = {}
-        # a SentencePiece tokenizer writes a space before the text, which its way back takes off
+        # A SentencePiece tokenizer writes a space before the text, which its decoder takes off.
         first = self.tokenize("a")[:1]
         self._prefix = b" " if first and self.piece(first[0]).startswith(b" ") else b""
 
@@ -117,7 +117,7 @@ class TextCodec:
         if text is None:
             return b""  # a row beyond the vocabulary, as padded embeddings have
         if self._byte_level:
-            # a symbol that stands for no byte comes from a token that was added by hand
+            # A symbol that stands for no byte comes from a token that was added by hand.
             return b"".join(self._bytes.get(symbol) or symbol.encode() for symbol in text)
         if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             return bytes([int(text[3:5], 16)])

@@ -29,7 +29,7 @@ def describe_model(path: Path) -> dict[str, Any]:
 def _gguf(path: Path) -> dict[str, Any]:
     header = read_header(path)
     sizes = {tensor.name: tensor.nbytes for tensor in header.tensors}
-    # a lookup reads one row of the embedding; where it is also the head all of it is read
+    # A lookup reads one row of the embedding; where it is also the head, all of it is read.
     looked_up = sizes.get(EMBEDDING, 0) if HEAD in sizes else 0
     return {
         "file": path.name,

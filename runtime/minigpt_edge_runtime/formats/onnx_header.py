@@ -21,7 +21,7 @@ from minigpt_edge_runtime.formats.types import by_type
 
 CONFIG = "genai_config.json"  # onnxruntime-genai's name
 _AGAIN = "copy or build the bundle again"
-# onnx.TensorProto.DataType: name, bits of an element
+# The name and the bits of an element of each onnx.TensorProto.DataType.
 _TYPES: dict[int, tuple[str, int]] = {
     1: ("F32", 32), 2: ("U8", 8), 3: ("I8", 8), 4: ("U16", 16), 5: ("I16", 16), 6: ("I32", 32),
     7: ("I64", 64), 9: ("BOOL", 8), 10: ("F16", 16), 11: ("F64", 64), 12: ("U32", 32), 13: ("U64", 64),

@@ -92,7 +92,7 @@ def _size(operator: str, left: Any, right: Any) -> float:
 
 
 def _check(context: Context) -> None:
-    # what a template sets goes to context.vars, what it was given is in context.parent
+    # What a template sets is in context.vars, what it was given is in context.parent.
     if time.monotonic() > context.parent[_DEADLINE]:
         raise SecurityError(f"it takes more than {SECONDS:g} seconds")
 
