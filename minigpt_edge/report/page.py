@@ -1,12 +1,12 @@
-"""The report of a build: report.json, a self-contained report.html, and tables for the terminal."""
+"""The report of a build: report.json, report.html (a page that needs nothing else) and the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.report.tables import Table, compared, get, headline, megabytes, number, percent, tables
+from minigpt_edge.report.build_report import BuildReport
+from minigpt_edge.report.tables import Table, headline, megabytes, number, percent, tables
 from minigpt_edge_runtime.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -15,21 +15,17 @@ if TYPE_CHECKING:
 _ON_TERMINAL = ("models", "speed", "pruned", "way")
 
 
-def write_report(report: Mapping[str, Any], directory: Path) -> None:
-    """Write report.json (as given) and report.html into `directory`, each whole or not at all.
-
-    Args:
-        report: format 1; "name" and "models" are required, every other part is left out where it is missing.
-        directory: made if it doesn't exist.
+def write_report(report: BuildReport, directory: Path) -> None:
+    """Write report.json and report.html into `directory`, each whole or not at all; it is made if need be.
 
     Raises:
         EdgeError: the directory can't be written.
     """
-    write_json(directory / "report.json", report)
+    write_json(directory / "report.json", report.to_json())
     write_text(directory / "report.html", render_html(report))
 
 
-def render_html(report: Mapping[str, Any]) -> str:
+def render_html(report: BuildReport) -> str:
     """The report as one HTML page without external resources; the same text for the same report."""
     from jinja2 import Environment, PackageLoader
 
@@ -52,38 +48,38 @@ def render_html(report: Mapping[str, Any]) -> str:
 
 _CAPTIONS = {
     "models": "File size against quality on held-out text; bars are one standard error.",
-    "way": "Quality on validation text during fine-tuning; the dashed line is the dense model as it was.",
+    "way": "Quality on validation text during recovery; the dashed line is the dense model before pruning.",
     "pruned": "What each block kept (dark) of what the dense model has (light).",
 }
 
 
-def tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def tiles(report: BuildReport) -> list[tuple[str, str, str]]:
     """The few figures that matter most: (value, what it is, compared with what)."""
-    shipped, dense, twin = compared(report)
+    shipped, dense, twin = report.compared()
     made = []
-    if shipped.get("bytes"):
-        share = f"{percent(shipped['bytes'] / dense['bytes'], 0)} of dense F16" if dense.get("bytes") else ""
-        made.append((megabytes(shipped["bytes"]), "file size", share))
-    bits, before = (get(model, "quality", "bits_per_byte") for model in (shipped, dense))
+    if shipped.bytes:
+        share = f"{percent(shipped.bytes / dense.bytes, 0)} of dense F16" if dense.bytes else ""
+        made.append((megabytes(shipped.bytes), "file size", share))
+    bits, before = shipped.quality.bits_per_byte, dense.quality.bits_per_byte
     if bits is not None:
         made.append((number(bits, 3), "bits per byte", f"{bits / before:.3f} × dense F16" if before else ""))
-    speed = get(shipped, "speed", "decode_tokens_per_second")
-    if speed is not None:
-        slower = get(twin, "speed", "decode_tokens_per_second")
-        against = f"{speed / slower:.2f} × dense {shipped['quantization']}" if slower else ""
-        made.append((number(speed, 0), "decode tokens/s", against))
-    if (achieved := get(report, "sparsity", "achieved")) is not None:
-        counts = [get(report, "sparsity", f"parameters_{when}") for when in ("before", "after")]
+    rate, slower = shipped.speed.decode_tokens_per_second, twin.speed.decode_tokens_per_second
+    if rate is not None:
+        against = f"{rate / slower:.2f} × dense {shipped.quantization}" if slower else ""
+        made.append((number(rate), "decode tokens/s", against))
+    sparsity = report.sparsity
+    if sparsity.achieved is not None:
+        counts = (sparsity.parameters_before, sparsity.parameters_after)
         against = " → ".join(f"{count / 1e6:.1f} M" for count in counts if count)
-        made.append((percent(achieved), "parameters removed", against))
+        made.append((percent(sparsity.achieved), "parameters removed", against))
     return made
 
 
-def print_table(report: Mapping[str, Any], console: Console) -> None:
+def print_table(report: BuildReport, console: Console) -> None:
     """Print the headline and the main tables to a rich console."""
     from rich.text import Text
 
-    console.print(Text(report["name"], style="bold"), Text(headline(report)), sep="\n")
+    console.print(Text(report.name, style="bold"), Text(headline(report)), sep="\n")
     for table in tables(report):
         if table.key in _ON_TERMINAL:
             print_one(table, console)

@@ -1,13 +1,16 @@
-"""A report's pictures as SVG text: the same bytes for the same figures, coloured by the page's CSS."""
+"""A report's pictures as SVG text: the same bytes for the same figures, coloured by the page's CSS.
+
+`draw_svg` draws any picture in the same style; `standalone` makes it a file of its own.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt_edge.report.tables import get
+from minigpt_edge.report.build_report import BuildReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,16 +54,15 @@ _STYLE = {
 }
 
 
-def size_quality_svg(report: Mapping[str, Any]) -> str | None:
+def size_quality_svg(report: BuildReport) -> str | None:
     """File size against bits per byte, a point and its standard error per file; None without figures."""
     points = [
-        (model["bytes"] / 1e6, quality["bits_per_byte"], quality.get("stderr") or 0.0, model)
-        for model in report["models"]
-        if model.get("bytes") and (quality := model.get("quality") or {}).get("bits_per_byte") is not None
+        (model.bytes / 1e6, model.quality.bits_per_byte, model.quality.stderr or 0.0, model)
+        for model in report.models
+        if model.bytes and model.quality.bits_per_byte is not None
     ]
     if not points:
         return None
-
     right = max(size for size, *_ in points) * 1.12
     low = min(bits - error for _, bits, error, _ in points)
     high = max(bits + error for _, bits, error, _ in points)
@@ -69,24 +71,18 @@ def size_quality_svg(report: Mapping[str, Any]) -> str | None:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        texts = [f"{model['label']}\n{size:.1f} MB · {bits:.3f}" for size, bits, _, model in points]
+        texts = [f"{model.label}\n{size:.1f} MB · {bits:.3f}" for size, bits, _, model in points]
+        scale = _FRAME[1] / (high - low)
         spots = [
-            (
-                size / right * _FRAME[0],
-                (bits - low) / (high - low) * _FRAME[1],
-                error / (high - low) * _FRAME[1],
-            )
-            for size, bits, error, _ in points
+            (size / right * _FRAME[0], (bits - low) * scale, error * scale) for size, bits, error, _ in points
         ]
-        for (size, bits, error, model), text, (dx, dy, side) in zip(
-            points, texts, _label_places(spots, texts), strict=True
-        ):
-            shipped = model.get("role") == "shipped"
+        places = _label_places(spots, texts)
+        for (size, bits, error, model), text, place in zip(points, texts, places, strict=True):
+            shipped = model.role == "shipped"
             colour = ACCENT if shipped else DENSE
             mark: Any = {"fmt": "o", "markersize": 9} if shipped else {"fmt": "s", "markersize": 7}
             axes.errorbar(size, bits, yerr=error or None, color=colour, elinewidth=1.2, capsize=3, **mark)
-            place: Any = {"xytext": (dx, dy), "textcoords": "offset points", "ha": side, "va": "center"}
-            axes.annotate(text, (size, bits), color=colour, linespacing=1.3, **place)
+            _note(axes, text, (size, bits), place, color=colour, va="center", linespacing=1.3)
         axes.set_xlim(0, right)
         axes.set_ylim(low, high)
         axes.set_xlabel("file size in MB")
@@ -94,6 +90,12 @@ def size_quality_svg(report: Mapping[str, Any]) -> str | None:
         axes.set_title("smaller and better is down and to the left", color=QUIET)
 
     return draw_svg(draw, (7.6, 3.9), "size-quality")
+
+
+def _note(axes: Axes, text: str, point: tuple[float, float], place: _Place, **style: Any) -> None:
+    """Write a text beside a point, offset in typographic points."""
+    away, side = place[:2], place[2]
+    axes.annotate(text, point, xytext=away, textcoords="offset points", ha=side, **style)
 
 
 def _label_places(spots: Sequence[tuple[float, float, float]], texts: Sequence[str]) -> list[_Place]:
@@ -134,50 +136,27 @@ def _meet(a: _Box, b: _Box) -> bool:
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
-def recovery_svg(report: Mapping[str, Any]) -> str | None:
+def recovery_svg(report: BuildReport) -> str | None:
     """Validation bits per byte over recovery tokens, with the dense model as a line; None without history."""
-    history = get(report, "recovery", "history") or []
-    curve = [
-        (step["tokens"], step["bits_per_byte"]) for step in history if step.get("bits_per_byte") is not None
-    ]
-    pruned = get(report, "quality_torch", "pruned", "bits_per_byte")
+    history = report.recovery.history
+    curve = [(step.tokens, step.bits_per_byte) for step in history if step.bits_per_byte is not None]
+    pruned, dense = report.quality_torch.pruned.bits_per_byte, report.quality_torch.dense.bits_per_byte
     if pruned is not None and (not curve or curve[0][0] > 0):
         curve.insert(0, (0, pruned))
     if len(curve) < 2:
         return None
-    dense = get(report, "quality_torch", "dense", "bits_per_byte")
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        tokens, bits = [x / 1000 for x, _ in curve], [y for _, y in curve]
-        axes.plot(tokens, bits, color=ACCENT, marker="o", markersize=4, linewidth=1.8)
-        axes.annotate(
-            f"after pruning {bits[0]:.3f}",
-            (tokens[0], bits[0]),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            color=ACCENT,
-        )
-        axes.annotate(
-            f"{bits[-1]:.3f}",
-            (tokens[-1], bits[-1]),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="right",
-            color=ACCENT,
-        )
+        points = [(tokens / 1000, bits) for tokens, bits in curve]
+        axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=4, linewidth=1.8)
+        first = f"after pruning {points[0][1]:.3f}"
+        _note(axes, first, points[0], (9, 0, "left"), color=ACCENT, va="center")
+        _note(axes, f"{points[-1][1]:.3f}", points[-1], (0, 8, "right"), color=ACCENT)
         if dense is not None:
             axes.axhline(dense, color=DENSE, linewidth=1.4, linestyle=(0, (5, 3)))
-            axes.annotate(
-                f"dense model {dense:.3f}",
-                (1, dense),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 5),
-                textcoords="offset points",
-                ha="right",
-                color=DENSE,
-            )
+            beside: Any = {"color": DENSE, "xycoords": ("axes fraction", "data")}
+            _note(axes, f"dense model {dense:.3f}", (1, dense), (0, 5, "right"), **beside)
         axes.set_xlabel("thousand training tokens")
         axes.set_ylabel("bits per byte, validation")
         axes.margins(x=0.03, y=0.12)
@@ -185,14 +164,10 @@ def recovery_svg(report: Mapping[str, Any]) -> str | None:
     return draw_svg(draw, (7.6, 3.3), "recovery")
 
 
-def widths_svg(report: Mapping[str, Any]) -> str | None:
+def widths_svg(report: BuildReport) -> str | None:
     """FFN neurons and KV groups kept in every block, over the dense model's; None without a plan's widths."""
-    rows = [
-        (name, before, after)
-        for key, name in (("ffn_width", "FFN neurons"), ("kv_groups", "KV groups"))
-        for before, after in [get(report, "sparsity", key) or (None, None)]
-        if before and after
-    ]
+    named = {"FFN neurons": report.sparsity.ffn_width, "KV groups": report.sparsity.kv_groups}
+    rows = [(name, *widths) for name, widths in named.items() if widths and widths[0] and widths[1]]
     if not rows:
         return None
 
