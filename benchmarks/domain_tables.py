@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minigpt_edge.report.tables import MISSING, Table, duration, megabytes, number, percent
-from minigpt_edge.ship.card import markdown
+from minigpt_edge.report.tables import MISSING, Table, duration, markdown, megabytes, number, percent
 
 Rows = list[dict[str, Any]]
 

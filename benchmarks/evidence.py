@@ -13,8 +13,7 @@ from typing import Any
 
 from evidence_plots import OURS, front_picture, one_shot_picture
 
-from minigpt_edge.report.tables import MISSING, Table, duration, megabytes, number, percent
-from minigpt_edge.ship.card import markdown
+from minigpt_edge.report.tables import MISSING, Table, duration, markdown, megabytes, number, percent
 
 Rows = list[dict[str, Any]]
 RIVALS = {"dense": "dense", "fine-tuned": "dense, fine-tuned"}

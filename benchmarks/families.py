@@ -154,21 +154,21 @@ def built(name: str, bench: methods.Bench, model: Path, bundles: Path) -> list[d
         force=True,
     )
     report = pipeline.build(recipe, bench.log).report
-    shipped = [entry for entry in report["models"] if entry["role"] == "shipped"]
     return [
         {
             "family": name,
             "target": target,
-            "type": entry["quantization"],
-            "architecture": entry["architecture"],
-            "bytes": entry["bytes"],
-            "bits_per_byte": entry["quality"]["bits_per_byte"],
-            "checkpoint_bits_per_byte_validation": report["quality_torch"]["recovered"]["bits_per_byte"],
+            "type": entry.quantization,
+            "architecture": entry.architecture,
+            "bytes": entry.bytes,
+            "bits_per_byte": entry.quality.bits_per_byte,
+            "checkpoint_bits_per_byte_validation": report.quality_torch.recovered.bits_per_byte,
             "parity": {
-                key: report["parity"][target][key] for key in ("kl_mean", "argmax_agreement", "bits_ratio")
+                key: getattr(report.parity[target], key)
+                for key in ("kl_mean", "argmax_agreement", "bits_ratio")
             },
         }
-        for target, entry in zip(TARGETS, shipped, strict=True)
+        for target, entry in zip(TARGETS, report.by_role("shipped"), strict=True)
     ]
 
 

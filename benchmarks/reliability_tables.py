@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.report.tables import MISSING, Table, duration, number
-from minigpt_edge.ship.card import markdown
+from minigpt_edge.report.tables import MISSING, Table, duration, markdown, number
 
 BEGIN, END = "<!-- figures: benchmarks/tables.py -->\n", "<!-- /figures -->\n"
 

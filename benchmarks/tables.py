@@ -7,31 +7,28 @@ python benchmarks/tables.py [--check]     with --check nothing is written: exit 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import domain_tables
 import evidence
 import reliability_tables
 
+from minigpt_edge.report.build_report import BuildReport, read_report
 from minigpt_edge.report.plots import size_quality_svg, standalone
-from minigpt_edge.report.tables import duration, headline, tables
-from minigpt_edge.ship.card import markdown
+from minigpt_edge.report.tables import duration, headline, markdown, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: benchmarks/tables.py -->\n", "<!-- /results -->\n"
 SHOWN = ("models", "speed", "pruned", "way")
 
 
-def section(report: Mapping[str, Any]) -> str:
+def section(report: BuildReport) -> str:
     """The README's section of results as Markdown."""
     parts = [headline(report)]
     parts += [f"**{table.title}**\n\n{markdown(table)}" for table in tables(report) if table.key in SHOWN]
-    spent = sum(stage.get("seconds") or 0 for stage in report.get("stages") or [])
-    machine = report.get("environment") or {}
+    spent = sum(stage.seconds or 0 for stage in report.stages)
+    machine = report.environment
     where = ", ".join(
         f"{name.replace('_', ' ')} {machine[name]}"
         for name in ("cpu", "cores", "threads")
@@ -51,7 +48,7 @@ def outputs(root: Path) -> dict[Path, str]:
     source = root / "benchmarks" / "results" / "build.json"
     if not source.exists():
         raise SystemExit(f"error: {source} does not exist\nhint: copy a build's report.json there")
-    report = json.loads(source.read_text(encoding="utf-8"))
+    report = read_report(source)
     readme = (root / "README.md").read_text(encoding="utf-8")
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -10,18 +10,19 @@ from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
 from minigpt_edge.prune.methods.registry import STRUCTURED
-from minigpt_edge.prune.prepare import CHECKPOINT
 from minigpt_edge.prune.settings import check_recipe, shrink_settings
 from minigpt_edge.prune.sizing import parse_count, parse_size
 from minigpt_edge.prune.stage import plan_only, prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import recover_stage
+from minigpt_edge.report.build_report import BuildReport
+from minigpt_edge.ship.finished import ModelStages
 from minigpt_edge.ship.ship import Shipment, ship
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.packages import cache_dir
-from minigpt_edge.stages.stage import Stage, locked
+from minigpt_edge.stages.stage import locked
 from minigpt_edge_export.targets import Target, parse_target
 from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.errors import UsageError
@@ -34,7 +35,7 @@ class Built:
 
     directory: Path
     checkpoint: Path
-    report: dict[str, Any]
+    report: BuildReport
     unchanged: bool
 
 
@@ -93,23 +94,10 @@ def build(recipe: Recipe, log: Log, command: str = "") -> Built:
         log.events.to_run_directory(context.work)
         shipment = Shipment(out=place, name=place.name, force=recipe.force)
         shipment.check_output()
-        text, dense, pruned, recovered = _stages(context)
+        models = _stages(context)
         parallel.leave()
-        checkpoint = recovered.path if recovered else pruned.path / CHECKPOINT
-        report, unchanged = ship(
-            shipment,
-            work=context.work,
-            recipe=recipe,
-            base=base,
-            targets=targets,
-            text=text,
-            dense=dense,
-            pruned=pruned,
-            recovered=recovered,
-            log=log,
-            command=command,
-        )
-        return Built(out, checkpoint, report, unchanged)
+        report, unchanged = ship(context, shipment, targets, models, command)
+        return Built(out, models.checkpoint, report, unchanged)
 
 
 def follow(recipe: Recipe, log: Log) -> None:
@@ -143,9 +131,9 @@ def _context(recipe: Recipe, log: Log) -> BuildContext:
     return BuildContext(recipe.work or cache_dir() / "work", recipe, base, log)
 
 
-def _stages(context: BuildContext) -> tuple[Stage, Stage, Stage, Stage | None]:
+def _stages(context: BuildContext) -> ModelStages:
     """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one."""
     text = corpus_stage(context)
     dense = dense_stage(context, text)
     pruned = prune_stage(context, text)
-    return text, dense, pruned, recover_stage(context, text, dense, pruned)
+    return ModelStages(text, dense, pruned, recover_stage(context, text, dense, pruned))

@@ -169,7 +169,7 @@ def build(
     if built is None:
         return
     if as_json:
-        click.echo(json.dumps(built.report, ensure_ascii=False))
+        click.echo(json.dumps(built.report.to_json(), ensure_ascii=False))
     else:
         print_table(built.report, Console())
     done = "is up to date, nothing to do" if built.unchanged else "is ready"

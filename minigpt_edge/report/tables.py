@@ -154,7 +154,7 @@ def _differences(report: BuildReport) -> str:
         for model in report.by_role("shipped")
     }
     return " ".join(
-        f"{label} − {dense.label}, window by window: {pair[0]:+.3f} ± {pair[1]:.3f}."
+        f"{label} − {dense.label}, window by window: {pair[0]:+.3f} ± {pair[1]:.3f} bits per byte."
         for label, pair in found.items()
         if pair
     )

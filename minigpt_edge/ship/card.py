@@ -13,8 +13,21 @@ from minigpt_edge_runtime.files import write_text
 
 # The licences that the hub knows by name; any other is "other" there.
 _HUB_LICENCES = frozenset(
-    "apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 gpl-2.0 gpl-3.0 llama2 llama3 gemma "
-    "openrail".split()
+    {
+        "apache-2.0",
+        "mit",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "cc0-1.0",
+        "cc-by-4.0",
+        "cc-by-sa-4.0",
+        "gpl-2.0",
+        "gpl-3.0",
+        "llama2",
+        "llama3",
+        "gemma",
+        "openrail",
+    }
 )
 _ADVICE = {"law": "legal advice", "medical": "medical advice", "economics": "financial advice"}
 _IN_CARD = ("models", "speed", "pruned")
@@ -44,8 +57,8 @@ minigpt-edge-runtime verify .
 
 - It was made for {subject}. Expect it to be worse than the base model on other subjects, in other \
 languages and in general knowledge, which were not measured{elsewhere}.
-- It continues text. It was not trained on instructions: its answers to questions may be worse than \
-the base model's.
+- It continues text. Pruning and fine-tuning used no instructions: its answers to questions may be \
+worse than the base model's.
 - It writes what is likely, not what is true. It is no {advice}.
 - {licence}
 {texts}

@@ -73,7 +73,7 @@ def test_a_build_returns_its_bundle_and_report(place: Path, built: Any) -> None:
     assert built.directory == place / "out" and not built.unchanged
     assert (built.checkpoint / "config.json").is_file()
     report = json.loads((built.directory / "report.json").read_text())
-    assert json.loads(json.dumps(built.report)) == report
+    assert built.report.to_json() == report
     assert report["command"].startswith("minigpt_edge.build(domain='clauses', target='gguf-q8', model=")
     again = minigpt_edge.build("clauses", model=str(place / "model"), out=place / "out", **QUICK)
     assert again.unchanged and again.directory == built.directory

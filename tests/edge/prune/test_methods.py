@@ -173,8 +173,9 @@ def test_a_dry_run_counts_the_biases_that_come(place: Path) -> None:
 
 def test_what_was_asked_for_is_reported(place: Path) -> None:
     from minigpt_edge.recipe import PAPER_SPARSITY
+    from minigpt_edge.report.build_report import BuildReport
     from minigpt_edge.report.tables import tables
-    from minigpt_edge.ship.ship import _sparsity_facts
+    from minigpt_edge.ship.make_report import sparsity_facts
 
     shrunk = {
         "sparsity": 0.4, "parameters": {"dense": 10, "kept": 6}, "vocabulary": [10, 6],
@@ -188,9 +189,9 @@ def test_what_was_asked_for_is_reported(place: Path) -> None:
         ({"method": "laser"}, None, ""),
         ({"plan": Path("plan.json"), "min_count": 5}, None, ""),
     ):
-        facts = _sparsity_facts(recipe(place, **options), shrunk)
-        (table,) = tables({"models": [], "sparsity": facts})
-        assert facts["asked"] == asked and words in table.note and bool(words) == bool(table.note)
+        facts = sparsity_facts(recipe(place, **options), shrunk)
+        (table,) = tables(BuildReport(name="x", models=(), sparsity=facts))
+        assert facts.asked == asked and words in table.note and bool(words) == bool(table.note)
 
 
 def test_max_params_and_min_speedup_are_met(place: Path) -> None:

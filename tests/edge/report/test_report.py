@@ -6,20 +6,24 @@ import copy
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_helpers import full_report, model
+from report_helpers import full_report, model, report_of
 from rich.console import Console
+from source import ROOT
 
+from minigpt_edge.report.build_report import Window, read_report
 from minigpt_edge.report.page import print_table, render_html, write_report
 from minigpt_edge.report.plots import recovery_svg, size_quality_svg, standalone, widths_svg
 from minigpt_edge.report.tables import headline, paired_difference, tables
 from minigpt_edge_runtime.errors import EdgeError
 
+DATA = ROOT / "tests" / "edge" / "data"
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -57,7 +61,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_says_what_the_report_holds() -> None:
-    page = Page(render_html(full_report()))
+    page = Page(render_html(report_of(full_report())))
     rows = {row[0]: row[1:] for row in page.rows}
     assert "47.8 MB in place of 270.9 MB (18 %)" in page.text
     assert "267.6" in rows["shipped Q4_0"] or any("267.6" in row for row in page.rows)
@@ -71,7 +75,7 @@ def test_the_page_says_what_the_report_holds() -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    html = render_html(full_report())
+    html = render_html(report_of(full_report()))
     for tag, attributes in Page(html).seen:
         assert tag not in ("script", "link", "iframe", "img")
         for name in ("src", "href", "xlink:href", "action"):
@@ -81,7 +85,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 
 def test_pictures_are_well_formed_and_their_ids_do_not_clash() -> None:
-    html = render_html(full_report())
+    html = render_html(report_of(full_report()))
     pictures = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     ids = [
         element.get("id")
@@ -95,7 +99,7 @@ def test_pictures_are_well_formed_and_their_ids_do_not_clash() -> None:
 
 
 def test_every_colour_follows_the_scheme() -> None:
-    svg = size_quality_svg(full_report())
+    svg = size_quality_svg(report_of(full_report()))
     assert svg is not None
     assert re.findall(r"#[0-9a-fA-F]{6}\b", svg) == []
     alone = standalone(svg)
@@ -105,8 +109,8 @@ def test_every_colour_follows_the_scheme() -> None:
 
 
 def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
-    write_report(full_report(), tmp_path / "a")
-    write_report(full_report(), tmp_path / "b")
+    write_report(report_of(full_report()), tmp_path / "a")
+    write_report(report_of(full_report()), tmp_path / "b")
     for name in ("report.json", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == full_report()
@@ -117,8 +121,34 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path)
     (tmp_path / "report.json").mkdir()
     (tmp_path / "report.json" / "inside").write_text("a folder in the way")
     with pytest.raises(EdgeError) as caught:
-        write_report(full_report(), tmp_path)
+        write_report(report_of(full_report()), tmp_path)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("source", ["bundle-0.1.0.zip", "build.json"])
+def test_a_report_on_disk_is_read_and_written_as_it_is(source: str, tmp_path: Path) -> None:
+    path = ROOT / "benchmarks" / "results" / source
+    if source.endswith(".zip"):
+        path = tmp_path / "report.json"
+        path.write_bytes(zipfile.ZipFile(DATA / source).read("golden/report.json"))
+    report = read_report(path)
+    assert report.to_json() == json.loads(path.read_text())
+    page = Page(render_html(report))
+    assert report.name in page.text and "None" not in page.text
+    write_report(report, tmp_path / "again")
+    if source.endswith(".zip"):  # nothing of it is of an older version: the order of the keys is the same too
+        assert (tmp_path / "again" / "report.json").read_bytes() == path.read_bytes()
+
+
+def test_unknown_keys_are_kept_and_wrong_ones_refused(tmp_path: Path) -> None:
+    data = full_report()
+    data["models"][0]["colour"] = data["news"] = "red"
+    assert report_of(data).to_json() == data
+    del data["models"][1]["role"]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(EdgeError, match=r"not the report of a build \(models.1.role: field required\)"):
+        read_report(path)
 
 
 def missing_parts() -> list[dict[str, Any]]:
@@ -139,16 +169,16 @@ def missing_parts() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("report", missing_parts(), ids=range(len(missing_parts())))
 def test_parts_may_be_missing(report: dict[str, Any]) -> None:
-    page = Page(render_html(report))
+    page = Page(render_html(report_of(report)))
     assert report["name"] in page.text
     assert "None" not in page.text and "nan" not in page.text
-    print_table(report, Console(file=StringIO(), width=100))
+    print_table(report_of(report), Console(file=StringIO(), width=100))
 
 
 def test_text_from_outside_is_escaped() -> None:
     report = full_report()
     report["name"] = report["domain"] = report["models"][2]["label"] = "<script>alert(1)</script>&"
-    html = render_html(report)
+    html = render_html(report_of(report))
     assert "<script" not in html
     assert report["name"] in Page(html).text
 
@@ -157,7 +187,7 @@ def test_the_terminal_shows_the_figures_and_no_markup() -> None:
     report = full_report()
     report["models"][2]["label"] = "shipped [bold]Q4_0[/bold]"
     out = StringIO()
-    print_table(report, Console(file=out, width=140))
+    print_table(report_of(report), Console(file=out, width=140))
     shown = out.getvalue()
     assert "[bold]Q4_0[/bold]" in shown
     for figure in ("47.8 MB", "0.632 ± 0.030", "267.6", "42.1 %"):
@@ -166,15 +196,15 @@ def test_the_terminal_shows_the_figures_and_no_markup() -> None:
 
 def test_the_headline_compares_with_the_dense_model_at_the_same_quantization() -> None:
     report = full_report()
-    assert "268 tokens per second, 2.00 × the dense model at Q4_0" in headline(report)
+    assert "268 tokens per second, 2.00 × the dense model at Q4_0" in headline(report_of(report))
     report["models"][1]["quantization"] = "Q8_0"
-    assert "× the dense model" not in headline(report)
+    assert "× the dense model" not in headline(report_of(report))
 
 
 def test_several_shipped_files_are_all_drawn() -> None:
     report = full_report()
     report["models"].append(model("shipped Q8_0", "shipped", 80_000_000, 0.63, 190.0))
-    svg = size_quality_svg(report)
+    svg = size_quality_svg(report_of(report))
     assert svg is not None
     for label in ("dense F16", "dense Q4_0", "shipped Q4_0", "shipped Q8_0"):
         assert label in svg
@@ -184,21 +214,21 @@ def test_pictures_follow_the_figures() -> None:
     report = full_report()
     changed = copy.deepcopy(report)
     changed["sparsity"]["ffn_width"][1][0] = 32
-    assert widths_svg(changed) != widths_svg(report)
+    assert widths_svg(report_of(changed)) != widths_svg(report_of(report))
     changed["quality_torch"]["dense"]["bits_per_byte"] = 0.5
-    assert recovery_svg(changed) != recovery_svg(report)
-    assert size_quality_svg(changed) == size_quality_svg(report)
+    assert recovery_svg(report_of(changed)) != recovery_svg(report_of(report))
+    assert size_quality_svg(report_of(changed)) == size_quality_svg(report_of(report))
 
 
 def test_the_note_gives_the_paired_difference() -> None:
-    note = tables(full_report())[0].note
+    note = tables(report_of(full_report()))[0].note
     assert "shipped Q4_0 − dense F16, window by window: -0.197" in note
 
 
 def test_paired_difference_is_surer_than_the_two_errors() -> None:
     hard = [0.5, 1.0, 1.5, 2.0]
-    ours = [{"nll": 1000 * h * 0.9, "bytes": 1000} for h in hard]
-    theirs = [{"nll": 1000 * h, "bytes": 1000} for h in hard]
+    ours = [Window(nll=1000 * h * 0.9, bytes=1000) for h in hard]
+    theirs = [Window(nll=1000 * h, bytes=1000) for h in hard]
     found = paired_difference(ours, theirs)
     assert found is not None
     difference, error = found
@@ -207,4 +237,4 @@ def test_paired_difference_is_surer_than_the_two_errors() -> None:
         0.032275 / 0.693147, rel=1e-3
     )  # sample deviation of 0.05…0.2, over the root of four
     assert paired_difference(ours, theirs[:3]) is None
-    assert paired_difference(ours, None) is None
+    assert paired_difference(ours, []) is None

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report_helpers import full_report
+from report_helpers import full_report, report_of
 
-from minigpt_edge.ship.card import chatml_system, model_card, modelfile, write_card, write_modelfile
+from minigpt_edge.ship.card import model_card, write_card
+from minigpt_edge.ship.modelfile import chatml_system, modelfile
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -32,7 +33,7 @@ def front_matter(card: str) -> dict[str, object]:
 
 
 def test_the_card_has_figures_licences_and_limits(tmp_path: Path) -> None:
-    write_card(full_report(), tmp_path, prompt="This licence")
+    write_card(report_of(full_report()), tmp_path, prompt="This licence")
     card = (tmp_path / "README.md").read_text()
     front = front_matter(card)
     assert front["license"] == "apache-2.0"
@@ -44,21 +45,19 @@ def test_the_card_has_figures_licences_and_limits(tmp_path: Path) -> None:
     assert "{" not in card.split("---\n", 2)[2]
 
 
-def test_hub_ids_go_into_the_front_matter() -> None:
+def test_a_hub_id_goes_into_the_front_matter() -> None:
     report = full_report()
-    report["base_model"] |= {"hub_id": "someone/model", "licence": "Own-Licence"}
-    report["corpus"]["dataset"] = "someone/texts"
-    front = front_matter(model_card(report))
+    report["base_model"] |= {"name": "someone/model", "licence": "Own-Licence"}
+    front = front_matter(model_card(report_of(report)))
     assert front["base_model"] == "someone/model"
-    assert front["datasets"] == ["someone/texts"]
     assert (front["license"], front["license_name"]) == ("other", "Own-Licence")
 
 
 def test_the_card_claims_only_what_was_done() -> None:
     report = full_report()
     del report["recovery"]
-    assert "fine-tuned on that text" not in model_card(report)
-    assert "fine-tuned on that text" in model_card(full_report())
+    assert "fine-tuned on that text" not in model_card(report_of(report))
+    assert "fine-tuned on that text" in model_card(report_of(full_report()))
 
 
 def test_chatml_is_known_by_what_it_renders() -> None:
@@ -71,7 +70,7 @@ def test_chatml_is_known_by_what_it_renders() -> None:
 
 def test_a_prompt_with_quotes_stays_one_argument() -> None:
     prompt = "Rock 'n' \"roll\" $HOME `date`"
-    card = model_card(full_report(), prompt)
+    card = model_card(report_of(full_report()), prompt)
     lines = [line for line in card.splitlines() if "$HOME" in line]
     shell = [line for line in lines if not line.startswith("print(")]
     assert len(shell) == 3 and all(shlex.split(line)[-1] == prompt for line in shell)
@@ -105,18 +104,15 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
         (None, ['TEMPLATE """{{ .Prompt }}"""'], ["SYSTEM", "<|im_end|>"]),
     ],
 )
-def test_modelfile(template: str | None, has: list[str], lacks: list[str], tmp_path: Path) -> None:
-    write_modelfile(
-        tmp_path, model_file="model.gguf", chat_template=template, stop=["<|endoftext|>"], context_length=2048
-    )
-    text = (tmp_path / "Modelfile").read_text()
+def test_modelfile(template: str | None, has: list[str], lacks: list[str]) -> None:
+    text = modelfile("model.gguf", template, stop=["<|endoftext|>"])
     assert text.startswith("FROM ./model.gguf\n")
-    for part in [*has, 'PARAMETER stop "<|endoftext|>"', "PARAMETER num_ctx 2048"]:
+    for part in [*has, 'PARAMETER stop "<|endoftext|>"']:
         assert part in text
     for part in lacks:
         assert part not in text
 
 
 def test_modelfile_names_each_stop_once() -> None:
-    text = modelfile(model_file="m.gguf", chat_template=CHATML, stop=["<|im_end|>", "", "<|im_end|>"])
+    text = modelfile("m.gguf", CHATML, stop=["<|im_end|>", "", "<|im_end|>"])
     assert text.count("PARAMETER stop") == 1
