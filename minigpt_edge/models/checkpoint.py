@@ -100,12 +100,12 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
         model: Any = _empty(config, arch)
     names = [name for name in weights.shapes if not BUFFERS.search(name)]
     if lazy:
-        resident.leave_on_disk(model, arch, config["head_dim"], weights, changed)
+        resident.offload_blocks(model, arch, config["head_dim"], weights, changed)
         names = [name for name in names if not name.startswith(f"{arch.blocks_path}.")]
     try:
-        held = {name: torch.from_numpy(weights.load(name)) for name in names}
-        found = arch.from_stored(held, config["head_dim"])
-        missing, unexpected = model.load_state_dict(found, strict=False, assign=True)
+        stored = {name: torch.from_numpy(weights.load(name)) for name in names}
+        state = arch.from_stored(stored, config["head_dim"])
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise EdgeError(f"the weights in {directory} do not fit its config.json ({error})") from error
     if config["tie_word_embeddings"]:
@@ -161,7 +161,7 @@ def save_model(model: nn.Module, source: Path, directory: Path) -> None:
     config = read_config(source)
     arch = archs.load_arch(config)
     _write_sizes(config, arch, [arch.sizes(block) for block in arch.blocks(model)])
-    lazy, blocks = resident.is_on_disk(model, arch), f"{arch.blocks_path}."
+    lazy, blocks = resident.is_offloaded(model, arch), f"{arch.blocks_path}."
     tensors = {n: t.detach() for n, t in model.state_dict().items() if not (lazy and n.startswith(blocks))}
     state = arch.to_stored(tensors, config["head_dim"])
     if config.get("tie_word_embeddings"):
@@ -175,7 +175,7 @@ def save_model(model: nn.Module, source: Path, directory: Path) -> None:
     (directory / FACTORS).unlink(missing_ok=True)  # of the weights that were there before
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     if lazy:
-        resident.publish(model, arch, state, directory)
+        resident.write_shards(model, arch, state, directory)
     else:
         (directory / resident.INDEX).unlink(missing_ok=True)
         save_file(state, directory / WEIGHTS, {"format": "pt"})

@@ -140,8 +140,8 @@ def _safe(path: Path, folder: Path) -> Path:
     from safetensors.torch import save_file
 
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {name: tensor.contiguous().clone() for name, tensor in held.items()}
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {name: tensor.contiguous().clone() for name, tensor in loaded.items()}
         save_file(weights, folder / f"{path.name}.safetensors")
     except Exception as error:  # torch, zipfile and pickle raise many kinds
         raise EdgeError(

@@ -1,7 +1,7 @@
 """Blocks whose weights are on disk until they are used, so that memory holds one block and not the model.
 
-A model that was loaded so computes as any other in forward passes: hooks fetch each block and drop it again.
-What works on a block's tensors does that inside `resident`, and `keep`s what it changed.
+A model that was loaded so computes as any other in forward passes: hooks read each block and drop it again.
+Code that works on a block's tensors does so inside `resident`, and calls `write_back` if it changed them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class OnDisk:
         except RuntimeError as error:
             raise EdgeError(f"the weights {self.prefix}* do not fit the config.json ({error})") from error
 
-    def keep(self, block: nn.Module) -> None:
+    def write(self, block: nn.Module) -> None:
         """Write the block as it is now; from now on these are its weights."""
         from safetensors.torch import save_file
 
@@ -73,7 +73,7 @@ class OnDisk:
         self.weights = Weights([self.path])
 
 
-def leave_on_disk(model: Any, arch: Arch, head_dim: int, weights: Weights, changed: Path | None) -> None:
+def offload_blocks(model: Any, arch: Arch, head_dim: int, weights: Weights, changed: Path | None) -> None:
     """Let the blocks of a model, whose tensors are on the meta device, read their weights when needed."""
     for index, block in enumerate(arch.blocks(model)):
         block.on_disk = OnDisk(arch, head_dim, index, weights, changed)
@@ -81,14 +81,14 @@ def leave_on_disk(model: Any, arch: Arch, head_dim: int, weights: Weights, chang
         block.register_forward_hook(lambda block, _, __: block.to("meta") and None)
 
 
-def is_on_disk(model: Any, arch: Arch) -> bool:
+def is_offloaded(model: Any, arch: Arch) -> bool:
     """Whether the model's blocks are read when they are needed."""
     return hasattr(arch.blocks(model)[0], "on_disk")
 
 
 @contextmanager
 def resident(block: Any) -> Iterator[Any]:
-    """The block with its weights in memory inside the context; what changes there is lost without `keep`."""
+    """The block with its weights in memory inside the context; changes are lost without `write_back`."""
     source: OnDisk | None = getattr(block, "on_disk", None)
     if source is None:
         yield block
@@ -100,14 +100,14 @@ def resident(block: Any) -> Iterator[Any]:
         block.to("meta")
 
 
-def keep(block: Any) -> None:
-    """What became of a resident block is its content from now on."""
+def write_back(block: Any) -> None:
+    """Make what a resident block is now its content from now on."""
     if source := getattr(block, "on_disk", None):
-        source.keep(block)
+        source.write(block)
 
 
-def put_by(block: Any, tensors: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
-    """Tensors that are wanted again with this block: in memory where its weights are, on disk otherwise."""
+def offload(block: Any, tensors: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """Put tensors where the block's weights are, in memory or on disk; what is returned gives them again."""
     from safetensors.torch import load_file, save_file
 
     source: OnDisk | None = getattr(block, "on_disk", None)
@@ -118,14 +118,14 @@ def put_by(block: Any, tensors: list[torch.Tensor]) -> Callable[[], list[torch.T
     need_space(path.parent, sum(tensor.nbytes for tensor in tensors), "what a block was measured by")
     save_file({str(index): tensor.contiguous() for index, tensor in enumerate(tensors)}, path)
 
-    def fetch() -> list[torch.Tensor]:
-        found = load_file(path)
-        return [found[str(index)] for index in range(count)]
+    def read() -> list[torch.Tensor]:
+        stored = load_file(path)
+        return [stored[str(index)] for index in range(count)]
 
-    return fetch
+    return read
 
 
-def publish(model: Any, arch: Arch, rest: dict[str, torch.Tensor], directory: Path) -> None:
+def write_shards(model: Any, arch: Arch, rest: dict[str, torch.Tensor], directory: Path) -> None:
     """Write a model whose blocks are on disk as shards, the first of them being all but the blocks.
 
     Args:
@@ -140,13 +140,12 @@ def publish(model: Any, arch: Arch, rest: dict[str, torch.Tensor], directory: Pa
         source: OnDisk = block.on_disk
         if source.path is None or not source.path.exists():  # as it was read
             with resident(block):
-                source.keep(block)
+                source.write(block)
         source.path.replace(directory / SHARD.format(index + 2, total))  # type: ignore[union-attr]
         source.weights = Weights([directory / SHARD.format(index + 2, total)])
     for number in range(1, total + 1):
         name = SHARD.format(number, total)
-        held = Weights([directory / name])
-        places |= dict.fromkeys(held.shapes, name)
+        places |= dict.fromkeys(Weights([directory / name]).shapes, name)
         size += (directory / name).stat().st_size
     write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
     if changed := blocks[0].on_disk.changed:

@@ -17,7 +17,7 @@ from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.models.archs.base import Arch
 from minigpt_edge.models.precision import compute_dtype
-from minigpt_edge.models.resident import put_by
+from minigpt_edge.models.resident import offload
 from minigpt_edge.prune.backward import backward
 from minigpt_edge.prune.methods.least_squares import Refitted
 from minigpt_edge.prune.moments import add_gram, mirror
@@ -115,7 +115,7 @@ def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: 
     groups = [GROUP_RISK * c for c in _group_path(gram, attention.linear.weight.t(), fisher, group)]
     gram, ffn_fisher = ffn.means(tokens)
     widths, path = _removal_path(gram, ffn.linear.weight.t(), ffn_fisher, multiple)
-    return Costs(widths, path, groups, put_by(block, [fisher, ffn_fisher]))
+    return Costs(widths, path, groups, offload(block, [fisher, ffn_fisher]))
 
 
 def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> list[float]:

@@ -17,8 +17,7 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.models.archs.base import Arch
-from minigpt_edge.models.resident import keep as keep_block
-from minigpt_edge.models.resident import resident
+from minigpt_edge.models.resident import resident, write_back
 from minigpt_edge.prune.methods.flap import bias as mean_bias
 from minigpt_edge.prune.methods.least_squares import best_ridge, output_error, refit
 from minigpt_edge.prune.methods.registry import Method, UnitStatistics
@@ -89,7 +88,7 @@ def shrink_blocks(
                 for part, half in enumerate(stream.halves(block)):
                     choice = Choice(method, metric[part], 2 * index + part, seed)
                     kept.append(_shrink_half(stream, half, block, choice, keep[part], result))
-                keep_block(block)
+                write_back(block)
             result.blocks.append(BlockPlan(*(tuple(units.tolist()) for units in kept)))
             on_block(index + 1, len(blocks))
         result.importance |= dict.fromkeys(HEADS, _final_squares(stream, model) / windows.numel())

@@ -19,7 +19,7 @@ from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.models.archs.base import Arch
 from minigpt_edge.models.precision import compute_dtype
-from minigpt_edge.models.resident import keep, resident
+from minigpt_edge.models.resident import resident, write_back
 from minigpt_edge.prune.methods import magnitude, sparsegpt, wanda
 from minigpt_edge.prune.methods.pattern import Pattern
 from minigpt_edge.prune.methods.registry import UNSTRUCTURED
@@ -194,7 +194,7 @@ def mask_blocks(
         for index, block in enumerate(blocks):
             with resident(block):
                 _mask_block(arch, stream, block, index, (method, pattern, sparsity), result)
-                keep(block)
+                write_back(block)
             on_block(index + 1, len(blocks))
         if stream:
             final = arch.final_norm(model, stream.hidden).square().mean((0, 1))
