@@ -35,8 +35,8 @@ def build(
             `max_size="40MB"`, `method`, `no_recover=True`, `threads` or `offline`.
 
     Returns:
-        The bundle's directory, the checkpoint of the small model, the report (a `BuildReport`; `to_json()` gives
-        the content of report.json) and whether all of it was there already.
+        The bundle's directory, the checkpoint of the small model, the report (`to_json()` gives the content
+        of report.json) and whether all of it was there already.
 
     Raises:
         TypeError: there is no such option.
