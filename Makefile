@@ -37,30 +37,30 @@ fmt: $(READY) ## put style and formatting right where that can be done automatic
 check: lint type test ## everything a change has to pass
 
 bench: $(READY) ## take the speed figures again (a quiet machine, about an hour)
-	$(BIN)/python benchmarks/calibration_speed.py
-	$(BIN)/python benchmarks/finetune_speed.py
-	$(BIN)/python benchmarks/scores.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/speed/calibration_speed.py
+	$(BIN)/python benchmarks/speed/finetune_speed.py
+	$(BIN)/python benchmarks/speed/scores.py
+	$(BIN)/python benchmarks/tables/tables.py
 
 bench-methods: $(READY) ## the tables of docs/evidence.md: methods, sizes, peers, questions (hours; resumes)
-	$(BIN)/python benchmarks/front.py
-	$(BIN)/python benchmarks/methods.py
-	$(BIN)/python benchmarks/equal_time.py
-	$(BIN)/python benchmarks/questions.py
+	$(BIN)/python benchmarks/experiments/front.py
+	$(BIN)/python benchmarks/experiments/methods.py
+	$(BIN)/python benchmarks/experiments/equal_time.py
+	$(BIN)/python benchmarks/experiments/questions.py
 	$(BIN)/python benchmarks/peers/pruning.py
-	$(BIN)/python benchmarks/laser.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/experiments/laser.py
+	$(BIN)/python benchmarks/tables/tables.py
 
 bench-families: $(READY) ## every architecture, trained small, through the whole build (about an hour)
-	$(BIN)/python benchmarks/families.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/experiments/families.py
+	$(BIN)/python benchmarks/tables/tables.py
 
 bench-domains: $(READY) ## docs/results.md: five domains, text and questions (hours; resumes)
-	$(BIN)/python benchmarks/domains.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/experiments/domains.py
+	$(BIN)/python benchmarks/tables/tables.py
 
 bench-sizes: $(READY) ## time and memory of 0.1 to 7 billion parameters (hours, 60 GB of disk)
-	$(BIN)/python benchmarks/sizes.py
+	$(BIN)/python benchmarks/experiments/sizes.py
 
 fuzz: $(READY) ## read ten thousand damaged files (about 6 minutes)
 	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
@@ -68,9 +68,9 @@ fuzz: $(READY) ## read ten thousand damaged files (about 6 minutes)
 reliability: $(READY) ## the figures of docs/reliability.md: kills, full disks, damaged files, memory, load on BUNDLE (under an hour)
 	$(BIN)/python tests/reliability/kills.py --kills 50 --out benchmarks/results/reliability.json
 	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/serve_load.py $(BUNDLE)
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/speed/memory.py
+	$(BIN)/python benchmarks/speed/serve_load.py $(BUNDLE)
+	$(BIN)/python benchmarks/tables/tables.py
 
 sbom: $(READY) ## sbom.json: every package in .venv with its version and licence (CycloneDX)
 	$(BIN)/python -m venv $(VENV)/sbom

@@ -21,15 +21,13 @@ import environments
 import summary
 from candidates import NONUNIFORM, UNIFORM, Candidate, export, given, model_bytes, own, peers
 
+from benchmarks.lib.results import RESULTS, provenance
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_export.targets import PRECISIONS
 from minigpt_edge_runtime.files import sha256_file, sha256_json, write_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from provenance import provenance
-
 HERE = Path(__file__).resolve().parent
-RESULT = HERE.parent / "results" / "onnx.json"
+RESULT = RESULTS / "onnx.json"
 INT4 = [name for name in PRECISIONS if name.startswith("int4")]
 INCLUDES = {
     "prefill": "a prompt of seeded random token ids from an empty cache, and the greedy pick",

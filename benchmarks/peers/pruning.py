@@ -5,8 +5,8 @@
 Torch-Pruning, optipfair and llm-compressor (masks) run in environments of their own, each in several of its
 documented variants, on the same calibration windows, to the share of all parameters that ours removes. The
 best variant of each tool that makes models smaller, by validation, is then fine-tuned on the same tokens.
-Finished steps are stages in the cache, shared with benchmarks/methods.py. A tool that fails is in the result
-with its message. Writes benchmarks/results/pruning_peers.json.
+Finished steps are stages in the cache, shared with benchmarks/experiments/methods.py. A tool that fails is in
+the result with its message. Writes benchmarks/results/pruning_peers.json.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import argparse
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import environments
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import methods
+from benchmarks.lib.bench import PUBLISHED_TOKENS, Bench, opened, write
+from benchmarks.lib.results import RESULTS
 
 HERE = Path(__file__).resolve().parent
-RESULT = methods.RESULTS / "pruning_peers.json"
+RESULT = RESULTS / "pruning_peers.json"
 PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch-pruning": (
         "prune_torch_pruning.py",
@@ -44,21 +43,20 @@ MASKS = ("llmcompressor",)
 MODEL = "model"
 
 
-def windows(bench: methods.Bench) -> Any:
+def windows(bench: Bench) -> Any:
     """The calibration windows of methods that only score, int64 [64, 512], in the base model's tokens."""
     from minigpt_edge.data import corpus
     from minigpt_edge.prune.prepare import calibration_windows
     from minigpt_edge.prune.settings import shrink_settings
 
     settings = shrink_settings(bench.recipe)
-    tokens = dataclasses.replace(settings, calibration_tokens=methods.PUBLISHED_TOKENS)
+    tokens = dataclasses.replace(settings, calibration_tokens=PUBLISHED_TOKENS)
     documents = corpus.read_split(bench.text.path, "train")
     return calibration_windows(documents, bench.base.path, bench.base.document_start, tokens)
 
 
-def run(bench: methods.Bench, peer: str, variant: str, fraction: float) -> Any:
+def run(bench: Bench, peer: str, variant: str, fraction: float) -> Any:
     """The stage of one variant of one tool; EdgeError with the tool's last words if it fails."""
-    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.errors import EdgeError
     from minigpt_edge_runtime.files import sha256_file
 
@@ -78,19 +76,16 @@ def run(bench: methods.Bench, peer: str, variant: str, fraction: float) -> Any:
         (out / "windows.npy").unlink()
         return {**json.loads((out / MODEL / "peer.json").read_text()), **_counted(out / MODEL)}
 
-    return run_stage(
-        bench.work,
-        StageSpec(
-            f"peer-{peer}",
-            settings={"variant": variant, "fraction": fraction, "pins": environments.PINS[peer]},
-            inputs={
-                "model": bench.base.fingerprint,
-                "corpus": bench.text.digest,
-                **{name: sha256_file(HERE / name) for name in (script, "prune_common.py")},
-            },
-            code=("minigpt_edge.prune",),
-        ),
+    return bench.stage(
+        f"peer-{peer}",
         make,
+        settings={"variant": variant, "fraction": fraction, "pins": environments.PINS[peer]},
+        inputs={
+            "model": bench.base.fingerprint,
+            "corpus": bench.text.digest,
+            **{name: sha256_file(HERE / name) for name in (script, "prune_common.py")},
+        },
+        code=("minigpt_edge.prune",),
     )
 
 
@@ -104,7 +99,7 @@ def _counted(model: Path) -> dict[str, Any]:
     return {"parameters": count_parameters(loaded), "zeros": zeros}
 
 
-def row(bench: methods.Bench, peer: str, variant: str, fraction: float) -> dict[str, Any]:
+def row(bench: Bench, peer: str, variant: str, fraction: float) -> dict[str, Any]:
     """What one variant left and how good it is before fine-tuning."""
     from minigpt_edge.evaluation.perplexity import evaluate
     from minigpt_edge_runtime.errors import EdgeError
@@ -125,7 +120,7 @@ def row(bench: methods.Bench, peer: str, variant: str, fraction: float) -> dict[
     }
 
 
-def recovered(bench: methods.Bench, peer: str, variant: str, fraction: float) -> dict[str, Any]:
+def recovered(bench: Bench, peer: str, variant: str, fraction: float) -> dict[str, Any]:
     """A peer's model fine-tuned on the tokens that ours gets, without a teacher: the tool has none."""
     pruned = run(bench, peer, variant, fraction)
     stage = bench.train(pruned.path / MODEL, pruned.digest, bench.recipe.recover_tokens)
@@ -143,7 +138,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    bench = methods.opened(given.threads)
+    bench = opened(given.threads)
     with bench.log:
         ours = bench.prune(sparsity=PAPER_SPARSITY)
         fraction = ours.metrics["sparsity"]
@@ -160,7 +155,7 @@ def main() -> None:
         one_shot = {"sparsity": fraction, "test": bench.test(ours.path / CHECKPOINT, ours.digest)}
         versions = {peer: environments.PINS[peer] for peer in given.only}
         found = {"ours": one_shot, "rows": rows, "recovered": after, "versions": versions}
-        methods.write(RESULT, bench, found)
+        write(RESULT, bench, found)
 
 
 if __name__ == "__main__":

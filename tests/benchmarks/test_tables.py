@@ -1,10 +1,8 @@
-"""benchmarks/tables.py: the README's figures and its picture come from the results, or it is noticed."""
+"""benchmarks/tables: the README's figures and its picture come from the results, or it is noticed."""
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,14 +10,12 @@ from typing import Any
 import pytest
 from report_helpers import full_report
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from benchmarks.tables import reliability_tables, tables
 
 
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("tables")
+@pytest.fixture
+def script() -> ModuleType:
+    return tables
 
 
 @pytest.fixture
@@ -144,7 +140,7 @@ def test_evidence_draws_every_method(script: ModuleType, root: Path) -> None:
 def test_reliability_says_what_was_broken(script: ModuleType, root: Path) -> None:
     page = root / "docs" / "reliability.md"
     page.parent.mkdir()
-    marks = importlib.import_module("reliability_tables")
+    marks = reliability_tables
     page.write_text(f"Promises\n{marks.BEGIN}old\n{marks.END}After\n")
     row = {"signal": "SIGKILL", "ok": True}
     result = {
@@ -164,7 +160,7 @@ def test_reliability_says_what_was_broken(script: ModuleType, root: Path) -> Non
 def test_reliability_shows_estimates_beside_peaks(script: ModuleType, root: Path) -> None:
     page = root / "docs" / "reliability.md"
     page.parent.mkdir()
-    marks = importlib.import_module("reliability_tables")
+    marks = reliability_tables
     page.write_text(marks.BEGIN + marks.END)
     sizes = {"limit_bytes": None, "estimated_bytes": 3 << 30, "peak_bytes": 5 << 29, "seconds": 125.0}
     rows = [{"stage": "recover", "lora": True, **sizes}, {"stage": "prune", "lora": False, **sizes}]

@@ -11,18 +11,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.lib.bench import opened
 from minigpt_edge.cli import cli
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt2", "gpt_neox", "stablelm")
 
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
         patch.setenv("MINIGPT_EDGE_CACHE", str(tmp_path_factory.mktemp("trained")))
-        script = importlib.import_module("families")
+        script = importlib.import_module("benchmarks.experiments.families")
         patch.setattr(script, "TRAINED", 250_000)
         patch.setattr(script, "RECOVERED", 32_768)
         yield script
@@ -30,7 +29,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def bench(families: ModuleType) -> Any:
-    return importlib.import_module("methods").opened(2)
+    return opened(2)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = [f"tests/{name}" for name in ("fuzz", "edge", "runtime", "tiny")]
-sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "benchmarks", *TESTS)]
+sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", *TESTS)]
 
 SECONDS = 60.0
 MEMORY = 4 << 30  # bytes of address space beside what the libraries take
@@ -186,8 +186,9 @@ def fuzz(subjects: list[str], total: int, seed: int, first: int = 0) -> dict[str
 
 def main() -> None:
     """The command line; exit status 1 if a case was bad."""
-    from provenance import provenance
     from subjects import SUBJECTS
+
+    from benchmarks.lib.results import provenance
 
     parser = argparse.ArgumentParser(description="Read thousands of damaged files.")
     parser.add_argument("--cases", type=int, default=10_000)

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "tests", "tests/tiny", "benchmarks")]
+sys.path[:0] = [str(ROOT / name) for name in (".", "export", "runtime", "tests", "tests/tiny")]
 
-from provenance import provenance  # noqa: E402
 from tiny_build import SMALL, write_corpus, write_model  # noqa: E402
+
+from benchmarks.lib.results import provenance  # noqa: E402
 
 # Every Python process reads this when it starts; the first one counts, and dies where it is told to, or (0)
 # fills the file system.

@@ -1,7 +1,9 @@
 """Write the README's figures and docs/result.svg from benchmarks/results/build.json, a build's report, and
 docs/evidence.md with its pictures from the other results.
 
-python benchmarks/tables.py [--check]     with --check nothing is written: exit 1 if something is out of date
+    python benchmarks/tables/tables.py [--check]
+
+With --check nothing is written, and the exit status is 1 if something is out of date.
 """
 
 from __future__ import annotations
@@ -10,16 +12,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import domain_tables
-import evidence
-import reliability_tables
-
+from benchmarks.tables import domain_tables, evidence, reliability_tables
 from minigpt_edge.report.build_report import BuildReport, read_report
 from minigpt_edge.report.plots import size_quality_svg, standalone
 from minigpt_edge.report.tables import duration, headline, markdown, tables
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results: benchmarks/tables.py -->\n", "<!-- /results -->\n"
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- results: benchmarks/tables/tables.py -->\n", "<!-- /results -->\n"
 SHOWN = ("models", "speed", "pruned", "way")
 
 

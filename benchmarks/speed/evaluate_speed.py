@@ -1,6 +1,6 @@
 """How long `evaluate` takes for 1,000 four-choice questions on a shipped file.
 
-    python benchmarks/evaluate_speed.py MODEL [--questions N] [--threads N]
+    python benchmarks/speed/evaluate_speed.py MODEL [--questions N] [--threads N]
 
 HellaSwag, and completions of the bundle's own domain. Writes benchmarks/results/evaluate_speed.json.
 """
@@ -8,13 +8,12 @@ HellaSwag, and completions of the bundle's own domain. Writes benchmarks/results
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
-from provenance import provenance
+from benchmarks.lib.results import RESULTS, write_result
 
-RESULT = Path(__file__).parent / "results" / "evaluate_speed.json"
+RESULT = RESULTS / "evaluate_speed.json"
 TASKS = ("hellaswag", "completion")
 
 
@@ -39,8 +38,8 @@ def main() -> None:
             seconds = time.perf_counter() - begun
             rows.append({"task": task, "questions": found["sum"]["questions"], "seconds": round(seconds, 1)})
     file = {"name": subject.path.name, "bytes": subject.path.stat().st_size}
-    result = {"file": file, "threads": given.threads, "rows": rows, **provenance()}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    result = {"file": file, "threads": given.threads, "rows": rows}
+    write_result(RESULT, result)
 
 
 if __name__ == "__main__":

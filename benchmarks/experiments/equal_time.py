@@ -1,6 +1,6 @@
 """The dense model fine-tuned for as long as pruning and recovery take, beside what they give.
 
-    python benchmarks/equal_time.py [--threads N]
+    python benchmarks/experiments/equal_time.py [--threads N]
 
 A short training tells how many tokens the dense model reads in that time. On a machine that does nothing
 else: times decide the result. Steps are stages, shared with `minigpt-edge build`. Writes
@@ -13,12 +13,13 @@ import argparse
 import json
 from typing import Any
 
-import methods
+from benchmarks.lib.bench import Bench, opened, write
+from benchmarks.lib.results import RESULTS
 
 TRIAL = 61_440  # tokens; the training step is compiled from 60,000 on
 
 
-def run(bench: methods.Bench) -> dict[str, Any]:
+def run(bench: Bench) -> dict[str, Any]:
     """Seconds and quality of both."""
     from minigpt_edge.recipe import PAPER_SPARSITY
 
@@ -55,10 +56,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="The dense model fine-tuned for as long.")
     parser.add_argument("--threads", type=int, default=all_cores())
-    bench = methods.opened(parser.parse_args().threads)
+    bench = opened(parser.parse_args().threads)
     with bench.log:
         found = run(bench)
-    methods.write(methods.RESULTS / "equal_time.json", bench, found)
+    write(RESULTS / "equal_time.json", bench, found)
     print(json.dumps(found, indent=2))
 
 

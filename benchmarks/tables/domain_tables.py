@@ -1,4 +1,4 @@
-"""docs/results.md from benchmarks/results/domains.json; used by benchmarks/tables.py.
+"""docs/results.md from benchmarks/results/domains.json; used by benchmarks/tables/tables.py.
 
 The tables have the form of Mini-GPTs' tables 1 to 4 (arXiv 2312.12682), measured on held-out documents.
 """
@@ -46,7 +46,7 @@ def _with_sizes(domains: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[st
 def _head(domains: Mapping[str, Any]) -> str:
     first = next(iter(domains.values()))
     return (
-        "# Domains\n\nWritten by `benchmarks/tables.py` from `benchmarks/results/domains.json` "
+        "# Domains\n\nWritten by `benchmarks/tables/tables.py` from `benchmarks/results/domains.json` "
         f"(`make bench-domains`). {first['model']}, {first['threads']} threads.\n\n"
         "Quality is that of the GGUF file in llama.cpp, on documents that neither calibration nor "
         "fine-tuning saw, and nothing was chosen by them, but for the tables about fine-tuning, which say "
@@ -74,8 +74,8 @@ def _harness(path: Path) -> str:
     columns = ("question set, file", "ours", "lm-evaluation-harness", "points apart", "questions")
     note = (
         "The first questions of each set, by the harness's own definitions with our adapter "
-        "(`benchmarks/lm_eval_agreement.py`). Likelihoods come from the same code on both sides; the tests "
-        f"compare those with transformers'. {_origin(found)}"
+        "(`benchmarks/experiments/lm_eval_agreement.py`). Likelihoods come from the same code on both sides; "
+        f"the tests compare those with transformers'. {_origin(found)}"
     )
     return _table("Beside lm-evaluation-harness", columns, rows, note)
 
@@ -87,7 +87,7 @@ def _time(path: Path) -> str:
     found = json.loads(path.read_text(encoding="utf-8"))
     rows = [[row["task"], number(row["questions"]), duration(row["seconds"])] for row in found["rows"]]
     file = f"{found['file']['name']}, {megabytes(found['file']['bytes'])}, {found['threads']} threads"
-    note = f"One run each of {file} (`benchmarks/evaluate_speed.py`). {_origin(found)}"
+    note = f"One run each of {file} (`benchmarks/speed/evaluate_speed.py`). {_origin(found)}"
     return _table("Time of four-choice questions", ("questions", "n", "time"), rows, note)
 
 

@@ -1,6 +1,6 @@
 """A small trained model of every architecture through the whole build: parity and quality of every format.
 
-    python benchmarks/families.py [--only NAME ...] [--threads N]
+    python benchmarks/experiments/families.py [--only NAME ...] [--threads N]
 
 No registry has trained models of most families, so one of each is trained here, with the family's own
 tokenizer (from the vocabularies that llama.cpp ships for its tests), cut to what the law texts use. Trained
@@ -15,18 +15,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import methods
+import minigpt_edge
+from benchmarks.lib.bench import RECOVER_CODE, Bench, corpus_stage, opened, write
+from benchmarks.lib.results import RESULTS
+from benchmarks.lib.vocabularies import VOCABULARIES, write_vocabulary
 
-from minigpt_edge.data.stage import corpus_stage
-from minigpt_edge.recover.stage import CODE as RECOVER_CODE
-from minigpt_edge.stages.context import BuildContext
-
-RESULT = methods.RESULTS / "families.json"
-VOCABULARIES = (
-    "llama-cpp-python==0.3.36",
-    "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
-    "vendor/llama.cpp/models/ggml-vocab-*.gguf",
-)
+RESULT = RESULTS / "families.json"
 TARGETS = ("gguf-f16", "gguf-q8", "gguf-q4", "onnx-fp32", "onnx-int8", "onnx-int4")
 TRAINED, RECOVERED = 1_000_000, 131_072  # tokens
 SPARSITY = 0.25  # OPT and others keep whole attention in GGUF, and so small a model has not 42 % besides
@@ -82,34 +76,18 @@ def untrained(name: str, folder: Path, documents: list[str]) -> Path:
     return folder / "random"
 
 
-def write_vocabulary(source: Path, target: Path) -> dict[str, str]:
-    """The tokenizer of a GGUF file without weights as Hugging Face files; the texts of BOS and EOS."""
-    from gguf import GGUFReader
-
-    from minigpt_edge.models.from_gguf import write_tokenizer
-
-    fields: dict[str, Any] = {name: f.contents() for name, f in GGUFReader(source).fields.items()}
-    fields.setdefault("tokenizer.ggml.pre", "gpt-2")  # the file of GPT-NeoX is older than the field
-    ids = {role: fields[f"tokenizer.ggml.{role}_token_id"] for role in ("bos", "eos")}
-    config = {f"{role}_token_id": index for role, index in ids.items()}
-    config |= {"pad_token_id": None, "max_position_embeddings": 2048, "minigpt_edge": {}}
-    write_tokenizer(fields, config, target)
-    return {role: fields["tokenizer.ggml.tokens"][index] for role, index in ids.items()}
-
-
-def trained(name: str, bench: methods.Bench) -> Any:
+def trained(name: str, bench: Bench) -> Any:
     """The stage that holds the family's model, trained on the law texts."""
     from minigpt_edge.data import corpus
     from minigpt_edge.models import base_model
     from minigpt_edge.recover.recover import recover
-    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.errors import EdgeError
 
     def make(out: Path) -> dict[str, Any]:
         if not (out / "random" / "config.json").exists():
             untrained(name, out, corpus.read_split(bench.text.path, "train"))
         base = base_model.resolve_model(str(out / "random"))
-        text = corpus_stage(BuildContext(bench.work, bench.recipe, base, bench.log))
+        text = corpus_stage(bench.context(base))
         result = recover(
             base.path,
             out / "model",
@@ -124,36 +102,29 @@ def trained(name: str, bench: methods.Bench) -> Any:
             raise EdgeError(f"the {name} model has not learned anything", None)
         return {"after": result["after"], "tokens": result["tokens"], "seconds": result["seconds"]}
 
-    return run_stage(
-        bench.work,
-        StageSpec(
-            f"family-{name}",
-            settings={"family": FAMILIES[name], "tokens": TRAINED, "lr": LR, "min_count": MIN_COUNT},
-            inputs={"corpus": bench.text.digest},
-            code=RECOVER_CODE,
-            resumable=True,
-        ),
+    return bench.stage(
+        f"family-{name}",
         make,
+        settings={"family": FAMILIES[name], "tokens": TRAINED, "lr": LR, "min_count": MIN_COUNT},
+        inputs={"corpus": bench.text.digest},
+        code=RECOVER_CODE,
+        resumable=True,
     )
 
 
-def built(name: str, bench: methods.Bench, model: Path, bundles: Path) -> list[dict[str, Any]]:
+def built(name: str, bench: Bench, model: Path, bundles: Path) -> list[dict[str, Any]]:
     """A row for every file of the family's bundle."""
-    from minigpt_edge import pipeline
-    from minigpt_edge.recipe import Recipe
-
-    recipe = Recipe(
-        domain="law",
+    report = minigpt_edge.build(
+        "law",
+        TARGETS,
         model=str(model),
-        targets=TARGETS,
         sparsity=SPARSITY,
         recover_tokens=RECOVERED,
         threads=bench.recipe.threads,
         out=bundles / name,
         work=bench.work,
         force=True,
-    )
-    report = pipeline.build(recipe, bench.log).report
+    ).report
     return [
         {
             "family": name,
@@ -182,7 +153,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {"trained": {}, "rows": []}
-    bench = methods.opened(given.threads)
+    bench = opened(given.threads)
     bundles = cache_dir() / "benchmarks" / "families"
     bundles.mkdir(parents=True, exist_ok=True)
     for name in given.only:
@@ -191,7 +162,7 @@ def main() -> None:
         rows = built(name, bench, stage.path / "model", bundles)
         found["trained"][name] = {"dense": stage.metrics["after"], "tokens": stage.metrics["tokens"]}
         found["rows"] = [row for row in found["rows"] if row["family"] != name] + rows
-        methods.write(RESULT, bench, {"trained": found["trained"], "rows": found["rows"]})
+        write(RESULT, bench, {"trained": found["trained"], "rows": found["rows"]})
 
 
 if __name__ == "__main__":

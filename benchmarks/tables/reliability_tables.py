@@ -1,6 +1,6 @@
 """The figures of docs/reliability.md from reliability.json, memory.json, fuzz.json and serve_load.json.
 
-Used by benchmarks/tables.py; what is between the two marks of the page is written here.
+Used by benchmarks/tables/tables.py; what is between the two marks of the page is written here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from minigpt_edge.report.tables import MISSING, Table, duration, markdown, number
 
-BEGIN, END = "<!-- figures: benchmarks/tables.py -->\n", "<!-- /figures -->\n"
+BEGIN, END = "<!-- figures: benchmarks/tables/tables.py -->\n", "<!-- /figures -->\n"
 
 
 def outputs(results: Path, docs: Path) -> dict[Path, str]:

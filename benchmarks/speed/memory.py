@@ -1,6 +1,6 @@
 """What pruning and recovery took in memory beside what was estimated, without a limit and with one.
 
-    python benchmarks/memory.py [--model NAME] [--calibration-tokens N] [--recover-tokens N]
+    python benchmarks/speed/memory.py [--model NAME] [--calibration-tokens N] [--recover-tokens N]
 
 The default model on the law domain, every build in a process of its own: as it is, with adapters, and with
 the least `--max-memory` that the estimates allow. Fine-tuning is short, which takes no less memory. Writes
@@ -17,35 +17,37 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from benchmarks.lib.results import RESULTS, write_result
 
-RESULT = Path(__file__).parent / "results" / "memory.json"
+RESULT = RESULTS / "memory.json"
 STAGES = ("prune", "recover")
 
 
 def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | None, lora: bool) -> Any:
     """Bytes that `build` reckons with for each stage, and the tokens of one pass."""
     from minigpt_edge.models.checkpoint import dense_parameters, read_config
+    from minigpt_edge.prune.memory import of_pruning, stays_on_disk
     from minigpt_edge.prune.settings import WINDOW
+    from minigpt_edge.recover.memory import Recovery
     from minigpt_edge.recover.recover import STEP_TOKENS
-    from minigpt_edge.stages import memory
 
     config, parameters, tokens = read_config(base), dense_parameters(base), given.calibration_tokens
-    lazy = memory.stays_on_disk(base, tokens, limit, may=True)
-    room = memory.Recovery(pruned, base, lora, limit)
+    lazy = stays_on_disk(base, tokens, limit, may=True)
+    room = Recovery(pruned, base, lora, limit)
     micro = room.micro_tokens(STEP_TOKENS, WINDOW)
-    pruning = memory.of_pruning(config, parameters, tokens, lazy=lazy)
+    pruning = of_pruning(config, parameters, tokens, lazy=lazy)
     return {"prune": pruning, "recover": room.needed(micro)}, micro
 
 
 def least(base: Path, pruned: Path, tokens: int) -> int:
     """The least limit, in bytes, under which neither stage is refused."""
     from minigpt_edge.models.checkpoint import dense_parameters, read_config
+    from minigpt_edge.prune.memory import of_pruning
     from minigpt_edge.prune.settings import WINDOW
-    from minigpt_edge.stages import memory
+    from minigpt_edge.recover.memory import Recovery
 
-    pruning = memory.of_pruning(read_config(base), dense_parameters(base), tokens, lazy=True)
-    return max(pruning, memory.Recovery(pruned, base, lora=False, limit=None).needed(WINDOW))
+    pruning = of_pruning(read_config(base), dense_parameters(base), tokens, lazy=True)
+    return max(pruning, Recovery(pruned, base, lora=False, limit=None).needed(WINDOW))
 
 
 def build(folder: Path, given: argparse.Namespace, *options: str) -> dict[str, dict[str, Any]]:
@@ -111,9 +113,8 @@ def main() -> None:
         "calibration_tokens": given.calibration_tokens,
         "recover_tokens": given.recover_tokens,
         "rows": rows,
-        **provenance(),
     }
-    RESULT.write_text(json.dumps(record, indent=2) + "\n")
+    write_result(RESULT, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our accuracies beside lm-evaluation-harness's, on the same questions and the same files.
 
-    python benchmarks/lm_eval_agreement.py MODEL ... [--limit N] [--tasks ...]
+    python benchmarks/experiments/lm_eval_agreement.py MODEL ... [--limit N] [--tasks ...]
 
 lm_eval runs its own task definitions (prompts, choices, metrics) with our model adapter; only the place that
 rows are read from is changed, since its own is the hub. Likelihoods come from the same code on both sides:
@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from benchmarks.lib.results import RESULTS, write_result
 
-RESULT = Path(__file__).parent / "results" / "lm_eval_agreement.json"
+RESULT = RESULTS / "lm_eval_agreement.json"
 _PLAIN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "medmcqa")
 _MMLU = ("anatomy", "professional_law", "econometrics")
 NAMES = {
@@ -46,9 +46,10 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def theirs(model: str, names: list[str], limit: int | None, threads: int) -> dict[str, dict[str, float]]:
     """Accuracies by the harness, with its own definitions of the tasks."""
     import lm_eval
-    import minigpt_edge.lm_eval_model  # noqa: F401 - registers the model
     import yaml
     from lm_eval.tasks import TaskManager
+
+    import minigpt_edge.evaluation.lm_eval_model  # noqa: F401 - registers the model
 
     known = TaskManager().task_index
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     rows = [row for model in given.model for row in compared(model, given.tasks, given.limit, given.threads)]
-    RESULT.write_text(json.dumps({"limit": given.limit, "rows": rows, **provenance()}, indent=2) + "\n")
+    write_result(RESULT, {"limit": given.limit, "rows": rows})
 
 
 def compared(model: str, names: list[str], limit: int | None, threads: int) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The paper's five domains: dense, fine-tuned and pruned, at F16 and four bits, on text and on questions.
 
-    python benchmarks/domains.py [--only DOMAIN ...] [--parts PART ...] [--threads N]
+    python benchmarks/experiments/domains.py [--only DOMAIN ...] [--parts PART ...] [--threads N]
 
 Every figure is of the GGUF file in llama.cpp, on the domain's test split, and of four-bit files on the test
 windows of the other domains and of general text too: what specialising cost there. Parts: domains (dense,
@@ -19,15 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import front
-import methods
-import stories
-from provenance import provenance
+import minigpt_edge
+from benchmarks.lib import stories
+from benchmarks.lib.bench import MEASURE_CODE, Bench, corpus_stage, opened
+from benchmarks.lib.files import F16, gguf_files
+from benchmarks.lib.results import RESULTS, provenance
 
-from minigpt_edge.data.stage import corpus_stage
-from minigpt_edge.stages.context import BuildContext
-
-RESULT = methods.RESULTS / "domains.json"
+RESULT = RESULTS / "domains.json"
 DOMAINS = ("law", "medical", "economics", "games", "translation")
 GENERAL = "general"
 PARTS = {"domains": DOMAINS, "sizes": ("law",), "second": ("law", "games")}
@@ -40,7 +38,7 @@ SEEN_TOKENS = 28_000  # of text that was trained on, as many as the test windows
 NOT_TUNED = "not fine-tuned"  # its text alone is scored
 
 
-def models_of(bench: methods.Bench, part: str) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
+def models_of(bench: Bench, part: str) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
     """(name, checkpoint, importance matrix, what is known of it) of a part's models."""
     if part != "sizes":
         yield from _dense(bench)
@@ -48,7 +46,7 @@ def models_of(bench: methods.Bench, part: str) -> Iterator[tuple[str, Path, Path
         yield from _pruned(bench, sparsity, untuned=part != "sizes")
 
 
-def _dense(bench: methods.Bench) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
+def _dense(bench: Bench) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
     from minigpt_edge.prune.prune import IMPORTANCE
 
     whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
@@ -59,7 +57,7 @@ def _dense(bench: methods.Bench) -> Iterator[tuple[str, Path, Path, dict[str, An
 
 
 def _pruned(
-    bench: methods.Bench, sparsity: float, *, untuned: bool
+    bench: Bench, sparsity: float, *, untuned: bool
 ) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
     """One sparsity's model, and the same before fine-tuning where `untuned`."""
     from minigpt_edge.prune.prepare import CHECKPOINT
@@ -86,11 +84,11 @@ def _training(stage: Any) -> dict[str, Any]:
 
 
 def evaluated(
-    bench: methods.Bench, domain: str, name: str, kind: str, made: Any, corpora: dict[str, str]
+    bench: Bench, domain: str, name: str, kind: str, made: Any, corpora: dict[str, str]
 ) -> dict[str, Any]:
     """Texts and questions of one file, each group a stage of its own."""
     path = _file(kind, made)
-    groups = [([f"text:{domain}"], None)]
+    groups: list[tuple[list[str], int | None]] = [([f"text:{domain}"], None)]
     if not name.endswith(NOT_TUNED):
         groups += [(["completion"], COMPLETIONS)]
         groups += [(["mcq"], QUESTIONS)] if domain != "games" else []  # no question set is known for it
@@ -113,11 +111,10 @@ def evaluated(
     return found
 
 
-def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
+def _seen(bench: Bench, made: Any, path: Path) -> dict[str, Any]:
     """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
     from minigpt_edge.data.windows import MAX_TOKENS, choose_windows
     from minigpt_edge.recover.packing import read_documents
-    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.bench.fresh import run_fresh
     from minigpt_edge_runtime.engines.text import open_tokenizer
     from minigpt_edge_runtime.files import write_json
@@ -141,42 +138,32 @@ def _seen(bench: methods.Bench, made: Any, path: Path) -> dict[str, Any]:
             run_fresh("quality", path, texts=str(out / "seen.texts.json"), threads=bench.recipe.threads)
         )
 
-    stage = run_stage(
-        bench.work,
-        StageSpec(
-            "seen-text",
-            settings={
-                "threads": bench.recipe.threads,
-                "tokens": SEEN_TOKENS,
-                "of": bench.recipe.recover_tokens,
-            },
-            inputs={"model": made.digest, "corpus": bench.text.digest},
-            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
-        ),
+    stage = bench.stage(
+        "seen-text",
         make,
+        settings={
+            "threads": bench.recipe.threads,
+            "tokens": SEEN_TOKENS,
+            "of": bench.recipe.recover_tokens,
+        },
+        inputs={"model": made.digest, "corpus": bench.text.digest},
+        code=MEASURE_CODE,
     )
     return {key: stage.metrics[key] for key in ("bits_per_byte", "stderr", "windows")}
 
 
 def _file(kind: str, made: Any) -> Path:
-    return Path(made.path / (front.F16 if kind == "f16" else "model.gguf"))
+    return Path(made.path / (F16 if kind == "f16" else "model.gguf"))
 
 
-def _corpora(bench: methods.Bench) -> dict[str, str]:
+def _corpora(bench: Bench) -> dict[str, str]:
     """Domain -> digest of its corpus, of all domains whose text is scored."""
-    from minigpt_edge.recipe import Recipe
-
-    found = {}
-    for domain in (*DOMAINS, GENERAL):
-        recipe = Recipe(domain=domain)
-        context = BuildContext(bench.work, recipe, bench.base, bench.log)
-        stage = corpus_stage(context, to_train=False)
-        found[domain] = stage.digest
-    return found
+    domains = (*DOMAINS, GENERAL)
+    return {name: corpus_stage(bench.context(domain=name), to_train=False).digest for name in domains}
 
 
 def _evaluated(
-    bench: methods.Bench,
+    bench: Bench,
     domain: str,
     made: Any,
     path: Path,
@@ -185,30 +172,27 @@ def _evaluated(
     corpus: str,
 ) -> Any:
     """The stage of these tasks' results; `corpus` is the digest of the text that they are about."""
-    from minigpt_edge.evaluation import run
-    from minigpt_edge.stages.stage import StageSpec, run_stage
-
     threads = bench.recipe.threads
-    subject = run.Subject(path, domain, bench.recipe.model, bench.base.document_start)
-    request = run.Request(limit=limit, threads=threads)
-    return run_stage(
-        bench.work,
-        StageSpec(
-            "evaluate",
-            settings={"tasks": names, "limit": limit, "threads": threads},
-            inputs={"model": made.digest, "corpus": corpus},
-            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
-        ),
-        make=lambda out: {"tasks": run.evaluate(subject, names, request, bench.log)["tasks"]},
+
+    def make(out: Path) -> dict[str, Any]:
+        about = {"domain": domain, "base_model": bench.recipe.model}
+        found = minigpt_edge.evaluate(path, names, quiet=True, limit=limit, threads=threads, **about)
+        return {"tasks": found["tasks"]}
+
+    return bench.stage(
+        "evaluate",
+        make,
+        settings={"tasks": names, "limit": limit, "threads": threads},
+        inputs={"model": made.digest, "corpus": corpus},
+        code=MEASURE_CODE,
     )
 
 
-def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
+def speeds(bench: Bench, made: list[Any], paths: list[Path]) -> Any:
     """Of every file, one right after the other so that one moment's load does not tell them apart; a stage.
 
     Of each the fastest of ROUNDS rounds, with all rounds in "rounds".
     """
-    from minigpt_edge.stages.stage import StageSpec, run_stage
     from minigpt_edge_runtime.bench.fresh import run_fresh
 
     threads = bench.recipe.threads
@@ -221,24 +205,21 @@ def speeds(bench: methods.Bench, made: list[Any], paths: list[Path]) -> Any:
             best.append({**runs[decode.index(max(decode))], "rounds": decode})
         return {"speeds": best}
 
-    return run_stage(
-        bench.work,
-        StageSpec(
-            "speeds",
-            settings={"threads": threads, "rounds": ROUNDS},
-            inputs={f"model-{number}": one.digest for number, one in enumerate(made)},
-            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
-        ),
+    return bench.stage(
+        "speeds",
         measure,
+        settings={"threads": threads, "rounds": ROUNDS},
+        inputs={f"model-{number}": one.digest for number, one in enumerate(made)},
+        code=MEASURE_CODE,
     )
 
 
-def rows_of(bench: methods.Bench, domain: str, part: str) -> tuple[list[dict[str, Any]], float]:
+def rows_of(bench: Bench, domain: str, part: str) -> tuple[list[dict[str, Any]], float]:
     """A row per model and type, and the seconds that all of it takes from nothing."""
     files = [
         (name, facts, kind, made)
         for name, checkpoint, importance, facts in list(models_of(bench, part))
-        for kind, made, _ in front.gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
+        for kind, made, _ in gguf_files(bench, name, checkpoint, importance, (FOUR_BITS,))
     ]
     corpora = _corpora(bench)
     rows = [
@@ -265,7 +246,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    found = {part: {} for part in PARTS}
+    found: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     if RESULT.exists():
         kept = json.loads(RESULT.read_text())
         found = {part: kept.get(part, {}) for part in PARTS}
@@ -275,7 +256,7 @@ def main() -> None:
                 if domain not in PARTS[part]:
                     continue
                 model = str(stories.base_model(cache_dir())) if part == "second" else None
-                bench = methods.opened(given.threads, log=log, domain=domain, model=model)
+                bench = opened(given.threads, log=log, domain=domain, model=model)
                 name = stories.NAME if part == "second" else bench.base.name
                 done = {**found[part], domain: {"model": name, **of_domain(bench, domain, part)}}
                 found[part] = {one: done[one] for one in DOMAINS if one in done}
@@ -283,7 +264,7 @@ def main() -> None:
                 log.line("written", f"{RESULT.name}: {part}, {domain}")
 
 
-def of_domain(bench: methods.Bench, domain: str, part: str) -> dict[str, Any]:
+def of_domain(bench: Bench, domain: str, part: str) -> dict[str, Any]:
     """What is told of a part's models of a domain, and where and when it was measured."""
     dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
     rows, seconds = rows_of(bench, domain, part)

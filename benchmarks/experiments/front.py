@@ -1,11 +1,11 @@
 """Size against quality, F16 to the smallest types: dense, dense fine-tuned, ours, blocks removed.
 
-    python benchmarks/front.py [--threads N]
+    python benchmarks/experiments/front.py [--threads N]
 
 Every file is made with the importance matrix of its own calibration and measured by llama.cpp on the
 test windows. "llama.cpp --prune-layers" takes the blocks that our `blocks` method removes out of the dense
 F16 file with llama.cpp's own option, which neither refits nor fine-tunes. All models that are fine-tuned see
-the same tokens. Steps are finished stages, shared with benchmarks/methods.py. Writes
+the same tokens. Steps are finished stages, shared with benchmarks/experiments/methods.py. Writes
 benchmarks/results/front.json.
 """
 
@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import methods
+from benchmarks.lib.bench import PUBLISHED_TOKENS, Bench, opened, write
+from benchmarks.lib.files import F16, f16_file, gguf_files, quality
+from benchmarks.lib.results import RESULTS
 
-RESULT = methods.RESULTS / "front.json"
-F16 = "model-f16.gguf"
+RESULT = RESULTS / "front.json"
 TYPES = ("q8_0", "q6_k", "q5_0", "q4_k_m", "iq4_nl", "q4_0", "q3_k_m", "iq3_xs", "q2_k")
 
 
@@ -40,7 +40,7 @@ def prune_layers(source: Path, destination: Path, kind: str, layers: list[int], 
         raise SystemExit(f"llama.cpp could not prune and quantize to {kind}")
 
 
-def files(bench: methods.Bench, name: str, checkpoint: Path, importance: Path) -> list[dict[str, Any]]:
+def files(bench: Bench, name: str, checkpoint: Path, importance: Path) -> list[dict[str, Any]]:
     """A row per type of one model. No parity gate: how far a file is from its checkpoint is the question."""
     rows = []
     for kind, made, holds in gguf_files(bench, name, checkpoint, importance, TYPES):
@@ -50,88 +50,22 @@ def files(bench: methods.Bench, name: str, checkpoint: Path, importance: Path) -
     return rows
 
 
-def gguf_files(
-    bench: methods.Bench, name: str, checkpoint: Path, importance: Path, types: Sequence[str]
-) -> Iterator[tuple[str, Any, dict[str, int]]]:
-    """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
-    from minigpt_edge.ship.export_stages import CODE, f16_stage
-    from minigpt_edge.ship.job import Export
-    from minigpt_edge.stages.stage import StageSpec, run_stage
-    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize, tensor_types
-    from minigpt_edge_runtime.files import sha256_file
-
-    threads = bench.recipe.threads
-    source = f16_stage(
-        Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.log)
-    )
-    yield "f16", source, {}
-    for kind in types:
-
-        def make(out: Path, kind: str = kind) -> dict[str, Any]:
-            imatrix = imatrix_from_file(importance)
-            quantize(source.path / F16, out / "model.gguf", kind, imatrix=imatrix, threads=threads)
-            return {"tensor_types": tensor_types(out / "model.gguf")}
-
-        made = run_stage(
-            bench.work,
-            StageSpec(
-                "front-file",
-                settings={"type": kind},
-                inputs={"f16": source.digest, "imatrix": sha256_file(importance)},
-                code=CODE,
-            ),
-            make,
-        )
-        yield kind, made, {k: part["parameters"] for k, part in made.metrics["tensor_types"].items()}
-
-
-def quality(bench: methods.Bench, model: Path, digest: str) -> dict[str, Any]:
-    """Bytes and test quality of a GGUF file, kept as a stage."""
-    from minigpt_edge.stages.stage import StageSpec, run_stage
-    from minigpt_edge_runtime.bench.fresh import run_fresh
-
-    texts = bench.text.path / "test.texts.json"
-    stage = run_stage(
-        bench.work,
-        StageSpec(
-            "file-quality",
-            settings={"threads": bench.recipe.threads},
-            inputs={"model": digest, "test": bench.text.manifest["outputs"]["test.texts.json"]},
-            code=("minigpt_edge.evaluation", "minigpt_edge_runtime"),
-        ),
-        make=lambda out: run_fresh("quality", model, texts=str(texts), threads=bench.recipe.threads),
-    )
-    keys = ("bits_per_byte", "stderr", "perplexity_per_base_token")
-    return {"bytes": model.stat().st_size, **{key: stage.metrics[key] for key in keys}}
-
-
 def without_layers(
-    bench: methods.Bench, checkpoint: Path, importance: Path, layers: list[int]
+    bench: Bench, checkpoint: Path, importance: Path, layers: list[int]
 ) -> list[dict[str, Any]]:
     """llama.cpp's own depth pruning of the dense model, in two types."""
-    from minigpt_edge.ship.export_stages import f16_stage
-    from minigpt_edge.ship.job import Export
-    from minigpt_edge.stages.stage import StageSpec, run_stage
-
-    job = Export(
-        bench.work, checkpoint, importance, bench.text, {"name": "dense"}, bench.recipe.threads, bench.log
-    )
-    source, rows = f16_stage(job), []
+    source, rows = f16_file(bench, "dense", checkpoint, importance), []
     for kind in ("q8_0", "q4_0"):
 
         def make(out: Path, kind: str = kind) -> dict[str, Any]:
             prune_layers(source.path / F16, out / "model.gguf", kind, layers, bench.recipe.threads)
             return {}
 
-        made = run_stage(
-            bench.work,
-            StageSpec(
-                "prune-layers",
-                settings={"type": kind, "layers": layers},
-                inputs={"f16": source.digest},
-                code=(),
-            ),
+        made = bench.stage(
+            "prune-layers",
             make,
+            settings={"type": kind, "layers": layers},
+            inputs={"f16": source.digest},
         )
         row = {"model": "llama.cpp --prune-layers", "type": kind, "layers": sorted(layers)}
         rows.append({**row, **quality(bench, made.path / "model.gguf", made.digest)})
@@ -147,11 +81,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Size against quality, type by type.")
     parser.add_argument("--threads", type=int, default=all_cores())
-    bench = methods.opened(parser.parse_args().threads)
+    bench = opened(parser.parse_args().threads)
     with bench.log:
         whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
         ours = bench.prune(sparsity=PAPER_SPARSITY)
-        trimmed = {"min_count": 5, "calibration_tokens": methods.PUBLISHED_TOKENS}
+        trimmed = {"min_count": 5, "calibration_tokens": PUBLISHED_TOKENS}
         depth = bench.prune(method="blocks", sparsity=0.42, **trimmed)
         alone = bench.prune(method="blocks", sparsity=0.3, min_count=0, calibration_tokens=32_768)
         importance = whole.path / IMPORTANCE
@@ -169,7 +103,7 @@ def main() -> None:
         rows += files(bench, "ours, no distillation", untaught.path, ours.path / IMPORTANCE)
         layers = alone.metrics["removed_blocks"]
         rows += without_layers(bench, bench.base.path, importance, layers)
-        methods.write(RESULT, bench, {"rows": rows})
+        write(RESULT, bench, {"rows": rows})
 
 
 if __name__ == "__main__":

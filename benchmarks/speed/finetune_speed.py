@@ -1,6 +1,6 @@
 """How much of the machine's matrix-product rate recovery reaches.
 
-    python benchmarks/finetune_speed.py [--threads 2] [--variant compiled] [--variant plain]
+    python benchmarks/speed/finetune_speed.py [--threads 2] [--variant compiled] [--variant plain]
 
 Writes benchmarks/results/finetune_speed.json: "compiled" is what recovery does, "uncompiled" what it falls
 back to without a compiler, "plain" an ordinary loop around transformers' model under bf16 autocast.
@@ -18,13 +18,12 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch  # noqa: TID253
-from provenance import provenance
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: TID253
 
+from benchmarks.lib.results import RESULTS, write_result
 from minigpt_edge.models import forward
 from minigpt_edge.models.chunked_loss import chunked_cross_entropy
 from minigpt_edge.recover import fast_llama
@@ -32,7 +31,7 @@ from minigpt_edge.recover.flops import matmul_flops, training_flops
 from minigpt_edge.stages.parallel import all_cores
 from minigpt_edge_runtime.bench.memory import peak_rss_bytes
 
-RESULT = Path(__file__).parent / "results" / "finetune_speed.json"
+RESULT = RESULTS / "finetune_speed.json"
 VARIANTS = ("compiled", "uncompiled", "plain")
 
 
@@ -84,7 +83,8 @@ def measure(variant: str, batch: int, length: int, seconds: float) -> dict[str, 
     begun = time.monotonic()
     loss = loss_function(variant, model, ids)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    walls, cpus = [], []
+    walls: list[float] = []
+    cpus: list[float] = []
     prepared = time.monotonic() - begun
     deadline = time.monotonic() + seconds
     while len(walls) < 3 or time.monotonic() < deadline:
@@ -131,10 +131,8 @@ def main() -> None:
         "batch": [given.batch, given.length],
         "variants": variants,
         "threads": given.threads,
-        **provenance(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(RESULT, result)
     print(json.dumps(result, indent=2))
 
 

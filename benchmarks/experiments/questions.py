@@ -1,10 +1,10 @@
 """What decides the quality of a pruned model: thresholds, text to calibrate and to train on, rare terms.
 
-    python benchmarks/questions.py [--only PART ...] [--threads N]
+    python benchmarks/experiments/questions.py [--only PART ...] [--threads N]
 
 Parts: thresholds, calibration, training, terms. Steps are finished stages, shared with
-benchmarks/methods.py. Training here has no teacher, so that its loss can be held against that of held-out
-text. Writes benchmarks/results/questions-PART.json.
+benchmarks/experiments/methods.py. Training here has no teacher, so that its loss can be compared with that of
+held-out text. Writes benchmarks/results/questions-PART.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import methods
+from benchmarks.lib.bench import PUBLISHED_TOKENS, Bench, Parts, run
 
 THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # those of Mini-GPTs
 EPOCH = 24_576  # tokens of text that is trained on again and again
@@ -26,13 +26,12 @@ DISTINCT = (EPOCHS * 2, EPOCHS, 1)  # passes over a text in the same number of s
 RARE = range(5, 20)  # how often a rare term occurs in the training text
 
 
-def part_of_text(bench: methods.Bench, tokens: int) -> Path:
+def part_of_text(bench: Bench, tokens: int) -> Path:
     """The first documents of the training text, in shuffled order, that hold so many base tokens."""
     import random
 
     from minigpt_edge.data import corpus
     from minigpt_edge.models.forward import read_tokenizer
-    from minigpt_edge.stages.stage import StageSpec, run_stage
 
     def make(out: Path) -> dict[str, Any]:
         documents = corpus.read_split(bench.text.path, "train")
@@ -45,17 +44,8 @@ def part_of_text(bench: methods.Bench, tokens: int) -> Path:
                 lines.write(json.dumps({"text": text}) + "\n")
         return {"base_tokens": held}
 
-    settings, inputs = {"tokens": tokens}, {"corpus": bench.text.digest}
-    stage = run_stage(
-        bench.work,
-        StageSpec(
-            "part",
-            settings=settings,
-            inputs=inputs,
-            code=(),
-        ),
-        make,
-    )
+    inputs = {"corpus": bench.text.digest}
+    stage = bench.stage("part", make, settings={"tokens": tokens}, inputs=inputs)
     return Path(stage.path / "train.jsonl")
 
 
@@ -78,7 +68,7 @@ def curve(checkpoint: Path, documents: Path, stage: Any) -> list[dict[str, float
     return points
 
 
-def trained(bench: methods.Bench, pruned: Any, distinct: int) -> dict[str, Any]:
+def trained(bench: Bench, pruned: Any, distinct: int) -> dict[str, Any]:
     """Quality after TRAINED tokens from a text of `distinct` tokens; the best evaluation's weights."""
     from minigpt_edge.prune.prepare import CHECKPOINT
 
@@ -93,7 +83,7 @@ def trained(bench: methods.Bench, pruned: Any, distinct: int) -> dict[str, Any]:
     }
 
 
-def one_shot(bench: methods.Bench, pruned: Any) -> dict[str, Any]:
+def one_shot(bench: Bench, pruned: Any) -> dict[str, Any]:
     """What pruning left, and its quality before training."""
     from minigpt_edge.prune.prepare import CHECKPOINT
 
@@ -105,7 +95,7 @@ def one_shot(bench: methods.Bench, pruned: Any) -> dict[str, Any]:
     }
 
 
-def thresholds(bench: methods.Bench) -> list[dict[str, Any]]:
+def thresholds(bench: Bench) -> list[dict[str, Any]]:
     """Mini-GPTs' thresholds, the vocabulary trimmed as by default; the curve shows the overfitting."""
     from minigpt_edge_runtime.errors import EdgeError
 
@@ -113,7 +103,7 @@ def thresholds(bench: methods.Bench) -> list[dict[str, Any]]:
     for threshold in THRESHOLDS:
         try:
             pruned = bench.prune(
-                method="contextual", threshold=threshold, calibration_tokens=methods.PUBLISHED_TOKENS
+                method="contextual", threshold=threshold, calibration_tokens=PUBLISHED_TOKENS
             )
         except EdgeError as error:
             rows.append({"threshold": threshold, "failed": error.message})
@@ -123,7 +113,7 @@ def thresholds(bench: methods.Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def calibration(bench: methods.Bench) -> list[dict[str, Any]]:
+def calibration(bench: Bench) -> list[dict[str, Any]]:
     """How much text scores and refits need, at 42 %."""
     rows = []
     for method in ("least_squares", "contextual"):
@@ -133,7 +123,7 @@ def calibration(bench: methods.Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def training(bench: methods.Bench) -> list[dict[str, Any]]:
+def training(bench: Bench) -> list[dict[str, Any]]:
     """The same steps on little text many times, and on more of it fewer times."""
     from minigpt_edge.recipe import PAPER_SPARSITY
 
@@ -141,7 +131,7 @@ def training(bench: methods.Bench) -> list[dict[str, Any]]:
     return [trained(bench, pruned, TRAINED // passes) for passes in DISTINCT]
 
 
-def rare_terms(bench: methods.Bench) -> list[str]:
+def rare_terms(bench: Bench) -> list[str]:
     """Words that are one base token after a space, and rare in the training text."""
     from minigpt_edge.data import corpus
     from minigpt_edge.prune.vocabulary import choose
@@ -154,7 +144,7 @@ def rare_terms(bench: methods.Bench) -> list[str]:
     return sorted(word[1:] for word in words if re.fullmatch("Ġ[a-z]{4,}", word))
 
 
-def terms_quality(bench: methods.Bench, checkpoint: Path, rare: list[str]) -> dict[str, Any]:
+def terms_quality(bench: Bench, checkpoint: Path, rare: list[str]) -> dict[str, Any]:
     """Nats per occurrence of rare terms, and bits per byte of all other text, in the test windows."""
     import torch
 
@@ -192,7 +182,7 @@ def terms_quality(bench: methods.Bench, checkpoint: Path, rare: list[str]) -> di
     }
 
 
-def terms(bench: methods.Bench) -> list[dict[str, Any]]:
+def terms(bench: Bench) -> list[dict[str, Any]]:
     """Rare terms' tokens removed, and protected by --keep-tokens, before and after training."""
     from minigpt_edge.prune.prepare import CHECKPOINT
 
@@ -202,7 +192,7 @@ def terms(bench: methods.Bench) -> list[dict[str, Any]]:
     settings = {
         "sparsity": 0.42,
         "min_count": RARE.stop,
-        "calibration_tokens": methods.PUBLISHED_TOKENS,
+        "calibration_tokens": PUBLISHED_TOKENS,
     }
     rows = []
     for name, kept in (("removed", None), ("protected", listed)):
@@ -219,7 +209,7 @@ def terms(bench: methods.Bench) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS: methods.Parts = {
+PARTS: Parts = {
     "thresholds": thresholds,
     "calibration": calibration,
     "training": training,
@@ -227,4 +217,4 @@ PARTS: methods.Parts = {
 }
 
 if __name__ == "__main__":
-    methods.run("questions", PARTS, "What decides the quality of a pruned model.")
+    run("questions", PARTS, "What decides the quality of a pruned model.")

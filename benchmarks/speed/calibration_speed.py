@@ -1,6 +1,6 @@
 """Time of calibration and pruning against a bare forward pass over the same tokens, in one process.
 
-    python benchmarks/calibration_speed.py [--calibration-tokens N]
+    python benchmarks/speed/calibration_speed.py [--calibration-tokens N]
 
 The bare pass is the dense model's own forward, with logits, without gradients, in the same micro-batches and
 the dtype that pruning multiplies in. Writes benchmarks/results/calibration_speed.json.
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from benchmarks.lib.results import RESULTS, write_result
 
-RESULT = Path(__file__).parent / "results" / "calibration_speed.json"
+RESULT = RESULTS / "calibration_speed.json"
 
 
 def main() -> None:
@@ -80,10 +80,8 @@ def main() -> None:
         "finished_at_seconds": {name: round(at, 2) for name, at in marks.items()},
         "sparsity": metrics["sparsity"],
         "threads": given.threads,
-        **provenance(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(RESULT, result)
     print(json.dumps(result, indent=2))
 
 

@@ -1,0 +1,1 @@
+"""Scripts that take the figures in the README and docs; their results lie in results/."""
