@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 FACTORS = "factors.safetensors"  # beside the weights: matrices that are products of two smaller ones
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_LARGEST_HALF = 65504.0
 _SHOWN = 20  # names listed in an error before "and n more"
 
 
@@ -96,6 +97,14 @@ def shards(directory: Path, single: str = WEIGHTS) -> list[Path]:
     if missing:
         raise EdgeError(f"{directory} lacks {listed(missing)}", "use a complete checkpoint")
     return [directory / name for name in names]
+
+
+def check_half(array: np.ndarray, name: str, hint: str) -> None:
+    """Raise EdgeError if a tensor's values do not fit into float16."""
+    import numpy as np
+
+    if np.abs(array).max() > _LARGEST_HALF:
+        raise EdgeError(f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", hint)
 
 
 def listed(items: Sequence[str]) -> str:

@@ -101,7 +101,8 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
         EdgeError: no file of the target is as small as `job.max_bytes`.
     """
     from minigpt_edge.ship.choose_type import check_size, choose
-    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize, tensor_types
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
+    from minigpt_edge_runtime.formats.gguf_header import read_header
 
     source = f16.path / F16
 
@@ -118,7 +119,7 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
                 kind, mix, tried = choose(job, target, source, model, imatrix)
         check_size(job, target, model.stat().st_size)
         parity = job.check(model, kind, out, tokens=False)
-        made = {"type": kind, "mix": mix, "tried": tried, "tensor_types": tensor_types(model)}
+        made = {"type": kind, "mix": mix, "tried": tried, "tensor_types": read_header(model).types()}
         return {**made, "parity": parity}
 
     return _target_stage(job, target, {"f16": f16.manifest["outputs"][F16]}, make)

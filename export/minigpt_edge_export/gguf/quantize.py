@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from minigpt_edge_export.decoder import Decoder
 from minigpt_edge_export.gguf.layout import fitted_imatrix, tensor_shapes
 from minigpt_edge_export.gguf.write import write_outline
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
+from minigpt_edge_export.weights import Weights
 from minigpt_edge_runtime.engines import llama_log
 from minigpt_edge_runtime.engines.gguf import load_library
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.files import need_space, os_error, replacing
+from minigpt_edge_runtime.files import need_space, replacing
 from minigpt_edge_runtime.formats.gguf_header import TENSOR_TYPES, TensorInfo, read_header
 from minigpt_edge_runtime.formats.gguf_names import BLOCK, EMBEDDING, HEAD
 
-ALIGNMENT = 32  # of tensors in our files, GGUF's default
 _DRY_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size =.*?(?:\((\w+)\))?$", re.MULTILINE
 )
@@ -85,17 +83,7 @@ def quantize(
     need_space(destination.parent, source.stat().st_size, f"quantizing to {quantization}")
     with replacing(destination) as temporary:
         request.run(source, temporary)
-        made = read_header(temporary)
-    return made.types()
-
-
-def tensor_types(path: Path) -> dict[str, dict[str, int]]:
-    """What a GGUF file really holds: tensor type -> {"tensors", "parameters", "bytes"}.
-
-    Raises:
-        EdgeError: it is damaged.
-    """
-    return read_header(path).types()
+        return read_header(temporary).types()
 
 
 def imatrix_from_file(path: Path) -> dict[str, np.ndarray]:
@@ -104,18 +92,13 @@ def imatrix_from_file(path: Path) -> dict[str, np.ndarray]:
     Raises:
         EdgeError: the file is missing or damaged, or an entry is not a vector of numbers.
     """
-    try:
-        entries = load_file(path)
-    except SafetensorError as error:
-        raise EdgeError(f"{path} is not a whole safetensors file ({error})", "calibrate again") from error
-    except OSError as error:
-        raise os_error(error, path) from error
-    wrong = sorted(name for name, values in entries.items() if values.ndim != 1 or values.dtype != np.float32)
+    weights = Weights([path])
+    wrong = sorted(n for n, shape in weights.shapes.items() if len(shape) != 1 or weights.types[n] != "F32")
     if wrong:
         raise EdgeError(
             f"{path} is not an importance matrix: {wrong[0]} is no float32 vector", "calibrate again"
         )
-    return entries
+    return {name: weights.load(name) for name in weights.shapes}
 
 
 def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True) -> dict[str, str]:
@@ -162,8 +145,8 @@ def tensor_bytes(shape: Sequence[int], kind: str) -> int:
 
 
 def padded(size: int) -> int:
-    """Bytes that a tensor, or the header, takes in a file."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    """Bytes that a tensor, or the header, takes in a file: a multiple of GGUF's default alignment."""
+    return -(-size // 32) * 32
 
 
 def _known(quantization: str) -> Any:

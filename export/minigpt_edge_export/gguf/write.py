@@ -24,7 +24,8 @@ from minigpt_edge_export.gguf.layout import (
     width_of,
 )
 from minigpt_edge_export.gguf.tokenizer import GgufTokenizer, read_tokenizer
-from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_export.weights import check_half
+from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import need_space, replacing
 
 # file type -> type of the matrices, general.file_type
@@ -34,7 +35,6 @@ _METADATA = {
     "license": "general.license",
     "base_model": "general.base_model.0.name",
 }
-_LARGEST_HALF = 65504.0
 
 
 def write_gguf(
@@ -181,8 +181,6 @@ def _open(writer: GGUFWriter, path: Path) -> None:
 
 def _stored(array: np.ndarray, name: str, kind: Type) -> np.ndarray:
     """Values in the type that the file stores."""
-    if kind == Type.F16 and np.abs(array).max() > _LARGEST_HALF:
-        raise EdgeError(
-            f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", "export it as bf16 or f32"
-        )
+    if kind == Type.F16:
+        check_half(array, name, "export it as bf16 or f32")
     return quants.quantize(array, kind)

@@ -8,6 +8,7 @@ that genai runs the directory as it is; it is complete in itself, tokenizer incl
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from minigpt_edge_export.onnx.graph import Graph
 from minigpt_edge_export.onnx.positions import lengths, rotary
 from minigpt_edge_export.onnx.weights import Packed, quantize_matrix, smallest_block
 from minigpt_edge_export.targets import Precision
+from minigpt_edge_export.weights import check_half
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, write_json
 from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD, gguf_name
@@ -29,7 +31,6 @@ from minigpt_edge_runtime.formats.onnx_header import CONFIG
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, TOKENIZER_FILES
 
 MODEL = "model.onnx"
-_LARGEST_HALF = 65504.0
 _HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary positions
 
 
@@ -148,9 +149,7 @@ class _Writer:
         rows = node("Range", [first, "mask.total", number(1)], "positions.rows")
         table = self._stored("positions.weight", self.decoder.load("positions.weight"))
         found = node("Gather", [table, rows], "positions.found", axis=0)
-        if self.precision.name == "fp16":
-            found = node("Cast", [found], "positions.float32", to=1)
-        return node("Unsqueeze", [found, number([0])], "positions")
+        return node("Unsqueeze", [self._widened(found, "positions.float32"), number([0])], "positions")
 
     def _block(self, index: int, block: Block, residual: str, skip: str, known: list[str]) -> tuple[str, str]:
         """One block; its residual stream before the MLP's output is added, and that output."""
@@ -267,21 +266,16 @@ class _Writer:
         self, name: str, matrix: np.ndarray, value: str, block: int, importance: np.ndarray | None = None
     ) -> str:
         """value @ matrix.T, whose integers GPTQ chooses where it knows the Gram matrix of the values."""
-        precision = self.precision
+        precision, weight = self.precision, f"{name}.weight"
         if not precision.bits:
-            weight = self._float(f"{name}.weight", np.ascontiguousarray(matrix.T))
-            return self.graph.node("MatMul", [value, weight], name)
+            stored = self._stored(weight, np.ascontiguousarray(matrix.T))
+            return self.graph.node("MatMul", [value, self._widened(stored, f"{weight}.widened")], name)
         if value in self.grams:
             packed = quantize_gptq(matrix, self.grams[value], precision.bits, block, precision.symmetric)
         else:
             packed = quantize_matrix(matrix, precision.bits, block, precision.symmetric, importance)
-        names = [
-            self.graph.weight(f"{name}.codes", packed.codes),
-            self.graph.weight(f"{name}.scales", packed.scales),
-        ]
-        if packed.zero_points is not None:
-            names.append(self.graph.weight(f"{name}.zero_points", packed.zero_points))
-        return self._matmul_nbits([value, *names], name, matrix.shape, precision.bits, block)
+        inputs = [value, *self._packed(name, packed)]
+        return self._matmul_nbits(inputs, name, matrix.shape, precision.bits, block)
 
     def _matmul_nbits(
         self, inputs: list[str], output: str, shape: tuple[int, ...], bits: int, block: int
@@ -293,70 +287,57 @@ class _Writer:
 
     def _embedding(self) -> str:
         """The rows of the embedding that input_ids name."""
-        decoder, node, graph = self.decoder, self.graph.node, self.graph
-        matrix = decoder.load("embedding.weight")
-        precision = self.precision
+        graph, precision, hidden = self.graph, self.precision, self.decoder.hidden_size
+        matrix = self.decoder.load("embedding.weight")
         if not precision.bits:
-            rows = node(
-                "Gather", [self._stored("embedding.weight", matrix), "input_ids"], "embedding", axis=0
-            )
-            return node("Cast", [rows], "embedding.float32", to=1) if precision.name == "fp16" else rows
-        packed = self._pack_head("embedding", matrix)
-        flat = (len(matrix), packed.codes.shape[1] * packed.codes.shape[2])
-        inputs = [graph.alias("embedding.rows", "embedding.codes", flat), "input_ids", "embedding.scales"]
-        if packed.zero_points is not None:
-            inputs.append("embedding.zero_points")
-        rows = node(
-            "com.microsoft.GatherBlockQuantized", inputs, "embedding", bits=precision.head_bits,
-            block_size=precision.head_block_size, gather_axis=0, quantize_axis=1,
+            table = self._stored("embedding.weight", matrix)
+            rows = graph.node("Gather", [table, "input_ids"], "embedding", axis=0)
+            return self._widened(rows, "embedding.float32")
+        packed = self._quantized("embedding", matrix)
+        codes, *rest = self._packed("embedding", packed)
+        table = graph.alias("embedding.rows", codes, (len(matrix), math.prod(packed.codes.shape[1:])))
+        rows = graph.node(
+            "com.microsoft.GatherBlockQuantized", [table, "input_ids", *rest], "embedding",
+            bits=precision.head_bits, block_size=precision.head_block_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
-        if packed.scales.shape[1] * precision.head_block_size == decoder.hidden_size:
+        if packed.scales.shape[1] * precision.head_block_size == hidden:
             return rows
-        number = graph.integers
-        return node(
-            "Slice", [rows, number([0]), number([decoder.hidden_size]), number([-1])], "embedding.whole"
-        )
+        ends = [graph.integers([end]) for end in (0, hidden, -1)]
+        return graph.node("Slice", [rows, *ends], "embedding.whole")
 
     def _head(self, hidden: str) -> None:
         decoder, precision, graph = self.decoder, self.precision, self.graph
         name = "embedding" if decoder.tied else "head"
-        output = "unbiased" if "head.bias" in decoder.shapes() else "logits"
+        biased = "head.bias" in decoder.shapes()
+        output = "unbiased" if biased else "logits"
         if precision.bits:
             if not decoder.tied:
-                self._pack_head(name, decoder.load("head.weight"))
-            inputs = [f"{name}.codes", f"{name}.scales"] + [f"{name}.zero_points"] * (not precision.symmetric)
-            shape = (decoder.vocab_size, decoder.hidden_size)
-            self._matmul_nbits(
-                [hidden, *inputs], output, shape, precision.head_bits, precision.head_block_size
-            )
-            return self._head_bias(output)
-        if not decoder.tied:
-            self._stored("head.weight", decoder.load("head.weight"))
-        weight = f"{name}.weight"
-        if precision.name == "fp16":
-            weight = graph.node("Cast", [weight], f"{name}.widened", to=1)
-        graph.node("com.microsoft.FusedMatMul", [hidden, weight], output, transB=1)
-        return self._head_bias(output)
+                self._packed(name, self._quantized(name, decoder.load("head.weight")))
+            kinds = ("codes", "scales") if precision.symmetric else ("codes", "scales", "zero_points")
+            inputs = [hidden, *(f"{name}.{kind}" for kind in kinds)]
+            shape, block = (decoder.vocab_size, decoder.hidden_size), precision.head_block_size
+            self._matmul_nbits(inputs, output, shape, precision.head_bits, block)
+        else:
+            if not decoder.tied:
+                self._stored("head.weight", decoder.load("head.weight"))
+            weight = self._widened(f"{name}.weight", f"{name}.widened")
+            graph.node("com.microsoft.FusedMatMul", [hidden, weight], output, transB=1)
+        if biased:
+            graph.node("Add", [output, graph.weight("head.bias", decoder.load("head.bias"))], "logits")
 
-    def _head_bias(self, output: str) -> None:
-        if output != "logits":
-            bias = self.graph.weight("head.bias", self.decoder.load("head.bias"))
-            self.graph.node("Add", [output, bias], "logits")
-
-    def _pack_head(self, name: str, matrix: np.ndarray) -> Packed:
-        """Quantize and store the embedding or the head."""
+    def _quantized(self, name: str, matrix: np.ndarray) -> Packed:
+        """The embedding or the head as integers."""
         precision = self.precision
         importance = next((self.imatrix[n] for n in (HEAD, EMBEDDING) if n in self.imatrix), None)
         if name == "embedding" and not self.decoder.tied:
             importance = None  # nothing is multiplied with it
-        packed = quantize_matrix(
-            matrix, precision.head_bits, precision.head_block_size, precision.symmetric, importance
-        )
-        self.graph.weight(f"{name}.codes", packed.codes)
-        self.graph.weight(f"{name}.scales", packed.scales)
-        if packed.zero_points is not None:
-            self.graph.weight(f"{name}.zero_points", packed.zero_points)
-        return packed
+        bits, block = precision.head_bits, precision.head_block_size
+        return quantize_matrix(matrix, bits, block, precision.symmetric, importance)
+
+    def _packed(self, name: str, packed: Packed) -> list[str]:
+        """Store a quantized matrix; the names of its codes, scales and zero points, if it has some."""
+        stored = {"codes": packed.codes, "scales": packed.scales, "zero_points": packed.zero_points}
+        return [self.graph.weight(f"{name}.{n}", array) for n, array in stored.items() if array is not None]
 
     def _wanted_rows(self, hidden: str) -> str:
         """The rows whose logits are wanted: from logits_start on, all by default.
@@ -370,15 +351,11 @@ class _Writer:
 
     def _stored(self, name: str, array: np.ndarray) -> str:
         """A float matrix in the precision's own type."""
-        if self.precision.name != "fp16":
-            return self.graph.weight(name, array)
-        if np.abs(array).max() > _LARGEST_HALF:
-            raise EdgeError(f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", "export it as fp32")
-        return self.graph.weight(name, array.astype(np.float16))
+        if self.precision.name == "fp16":
+            check_half(array, name, "export it as fp32")
+            array = array.astype(np.float16)
+        return self.graph.weight(name, array)
 
-    def _float(self, name: str, array: np.ndarray) -> str:
-        """A float matrix to multiply with, float32 when the graph runs."""
-        stored = self._stored(name, array)
-        if self.precision.name != "fp16":
-            return stored
-        return self.graph.node("Cast", [stored], f"{name}.widened", to=1)
+    def _widened(self, stored: str, name: str) -> str:
+        """A float matrix, or rows of one, as float32 called `name`, which is what the graph computes in."""
+        return self.graph.node("Cast", [stored], name, to=1) if self.precision.name == "fp16" else stored

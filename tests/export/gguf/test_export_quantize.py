@@ -16,7 +16,6 @@ from minigpt_edge_export.gguf.quantize import (
     expected_types,
     imatrix_from_file,
     quantize,
-    tensor_types,
 )
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
@@ -58,7 +57,7 @@ def imatrix_for(path: Path, seed: int = 0) -> dict[str, np.ndarray]:
 def test_quantized_file_runs(make: Callable[..., Checkpoint], tmp_path: Path, name: str) -> None:
     source, path = f16(make, tmp_path, UNEQUAL), tmp_path / "q.gguf"
     types = quantize(source, path, name, threads=1)
-    assert types == tensor_types(path)
+    assert types == read_header(path).types()
     assert types[name.upper()]["tensors"] >= 21
     assert path.stat().st_size < source.stat().st_size
     with open_engine(path, 64, 1, logits_all=True) as engine:
@@ -81,7 +80,7 @@ def test_expected_types_are_what_llama_cpp_makes(
             expected = expected_types(decoder, name, imatrix=imatrix)
             assert expected == made, name
             assert expected_bytes(decoder, expected) == sum(
-                entry["bytes"] for entry in tensor_types(tmp_path / "q.gguf").values()
+                entry["bytes"] for entry in read_header(tmp_path / "q.gguf").types().values()
             )
 
 
