@@ -25,7 +25,8 @@ def gguf_files(
     bench: Bench, name: str, checkpoint: Path, importance: Path, types: Sequence[str]
 ) -> Iterator[tuple[str, Any, dict[str, int]]]:
     """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
-    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize, tensor_types
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
+    from minigpt_edge_runtime.formats.gguf_header import read_header
 
     threads = bench.recipe.threads
     source = f16_file(bench, name, checkpoint, importance)
@@ -35,7 +36,7 @@ def gguf_files(
         def make(out: Path, kind: str = kind) -> dict[str, Any]:
             imatrix = imatrix_from_file(importance)
             quantize(source.path / F16, out / "model.gguf", kind, imatrix=imatrix, threads=threads)
-            return {"tensor_types": tensor_types(out / "model.gguf")}
+            return {"tensor_types": read_header(out / "model.gguf").types()}
 
         made = bench.stage(
             "front-file",

@@ -16,7 +16,6 @@ WEIGHTS = "model.safetensors"
 FACTORS = "factors.safetensors"  # beside the weights: matrices that are products of two smaller ones
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _LARGEST_HALF = 65504.0
-_SHOWN = 20  # names listed in an error before "and n more"
 
 
 class Weights:
@@ -107,7 +106,6 @@ def check_half(array: np.ndarray, name: str, hint: str) -> None:
         raise EdgeError(f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", hint)
 
 
-def listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str], most: int = 20) -> str:
     """The first items, and how many more there are."""
-    shown = ", ".join(items[:_SHOWN])
-    return shown + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from minigpt_edge.ship.job import Export
-    from minigpt_edge_export.gguf.mixed import Layout
+    from minigpt_edge_export.gguf.mixed import Choices
 
 CHOICE_WINDOWS = 12  # validation windows on which the types of a family are compared
 # Loss falls with parameters to the power -0.076 (Kaplan et al. 2020, arXiv 2001.08361, eq. 1.1):
@@ -58,10 +58,10 @@ def choose(
     """
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.candidates import candidates
-    from minigpt_edge_export.gguf.mixed import layout
+    from minigpt_edge_export.gguf.mixed import choices_of
     from minigpt_edge_export.gguf.quantize import quantize
 
-    choices, decoder = layout(source, target), read_checkpoint(job.checkpoint)
+    choices, decoder = choices_of(source, target), read_checkpoint(job.checkpoint)
     tried: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=model.parent) as name:
         folder = Path(name)
@@ -92,7 +92,7 @@ def _mix(
     target: Target,
     source: Path,
     folder: Path,
-    choices: Layout,
+    choices: Choices,
     limit: int,
     imatrix: Mapping[str, np.ndarray] | None,
 ) -> dict[str, str]:

@@ -14,6 +14,7 @@ from minigpt_edge_runtime.errors import EdgeError
 BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")  # no weights
 ATTENTION = ("query", "key", "value", "attention_output")
 MLP = ("gate", "up", "down")
+Config = Mapping[str, Any]  # the content of a config.json
 _ACTIVATIONS = {
     "silu": "silu",
     "gelu": "gelu",
@@ -111,7 +112,7 @@ class Architecture:
     """
 
     names: Mapping[str, str]
-    style: Callable[[Mapping[str, Any]], Style]
+    style: Callable[[Config], Style]
     gguf: tuple[GgufLayout, ...]
     keys: Mapping[str, str] = field(default_factory=dict)
     bias_keys: tuple[str, ...] = ()
@@ -125,18 +126,18 @@ class Architecture:
     activation: str = "silu"
     eps: float | None = None
 
-    def get(self, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    def get(self, config: Config, key: str, default: Any = None) -> Any:
         """A config's value under the name that it has here."""
         value = config.get(self.keys.get(key, key))
         return default if value is None else value
 
-    def width(self, config: Mapping[str, Any]) -> Any:
+    def width(self, config: Config) -> Any:
         """A config's intermediate_size, which some may leave to `widening`."""
         return self.get(
             config, "intermediate_size", self.widening and self.widening * self.get(config, "hidden_size")
         )
 
-    def style_of(self, config: Mapping[str, Any], where: str) -> Style:
+    def style_of(self, config: Config, where: str) -> Style:
         """The style of a config, activation included.
 
         Raises:

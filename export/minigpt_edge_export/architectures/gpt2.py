@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Config, GgufLayout, Style
 
 _BIASED = frozenset((*ATTENTION, "up", "down"))
 GGUF = GgufLayout("gpt2", blocks="padded", whole=True, joined=True, biased=_BIASED, relu_scale=64.0)
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     if config.get("scale_attn_by_inverse_layer_idx") or config.get("scale_attn_weights") is False:
         raise ValueError("attention that is scaled by block")
     return Style(norm="layer", gated=False, learned_positions=True, biased=_BIASED)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Config, GgufLayout, Style
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     attention = ATTENTION if config.get("attention_bias", True) else ()
     parallel = bool(config.get("use_parallel_residual", True))
     return Style(norm="layer", gated=False, parallel=parallel, biased=frozenset((*attention, "up", "down")))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, MLP, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.base import ATTENTION, MLP, Architecture, Config, GgufLayout, Style
 
 NAMES = {
     "embedding": "model.embed_tokens",
@@ -26,7 +23,7 @@ NAMES = {
 DECI = GgufLayout("deci", paired=True)
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     attention = ATTENTION if config.get("attention_bias") else ()
     return Style(biased=frozenset((*attention, *(MLP if config.get("mlp_bias") else ()))))
 

@@ -5,14 +5,11 @@ llama.cpp has no architecture for it: it is written as GPT-2, whose GELU becomes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Style
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Config, Style
 from minigpt_edge_export.architectures.gpt2 import GGUF
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     if config.get("do_layer_norm_before") is False:
         raise ValueError("norms after attention and MLP (OPT-350m)")
     if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):

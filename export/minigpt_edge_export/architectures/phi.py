@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Config, GgufLayout, Style
 from minigpt_edge_export.architectures.llama import NAMES
 
 _BIASED = frozenset((*ATTENTION, "up", "down", "head"))
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     if config.get("qk_layernorm"):
         raise ValueError("norms of query and key (qk_layernorm)")
     return Style(norm="layer", gated=False, parallel=True, mlp_norm=False, biased=_BIASED)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Config, GgufLayout, Style
 from minigpt_edge_export.architectures.llama import DECI, NAMES
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     check_window(config)
     return Style(biased=frozenset(ATTENTION[:3]))
 
 
-def check_window(config: Mapping[str, Any]) -> None:
+def check_window(config: Config) -> None:
     """Raise ValueError if attention looks at the last tokens alone."""
     if config.get("use_sliding_window"):
         raise ValueError("attention with a sliding window")

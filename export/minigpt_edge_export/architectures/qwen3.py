@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Config, GgufLayout, Style
 from minigpt_edge_export.architectures.llama import NAMES
 from minigpt_edge_export.architectures.qwen2 import check_window
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     check_window(config)
     return Style(head_norms=True, biased=frozenset(ATTENTION if config.get("attention_bias") else ()))
 

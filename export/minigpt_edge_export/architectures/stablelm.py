@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minigpt_edge_export.architectures.base import ATTENTION, Architecture, GgufLayout, Style
+from minigpt_edge_export.architectures.base import ATTENTION, Architecture, Config, GgufLayout, Style
 from minigpt_edge_export.architectures.llama import NAMES
 
 
-def _style(config: Mapping[str, Any]) -> Style:
+def _style(config: Config) -> Style:
     if config.get("qk_layernorm"):
         raise ValueError("norms of query and key (qk_layernorm)")
     parallel = bool(config.get("use_parallel_residual"))

@@ -57,7 +57,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Choices:
     """What can be chosen in a file, and the bytes of all the rest of it."""
 
     groups: tuple[Group, ...]
@@ -83,7 +83,7 @@ class Step(NamedTuple):
     end: int
 
 
-def layout(source: Path, target: Target) -> Layout:
+def choices_of(source: Path, target: Target) -> Choices:
     """The groups of an F16 file's matrices and the types that a family lets them have.
 
     Raises:
@@ -105,7 +105,7 @@ def layout(source: Path, target: Target) -> Layout:
         rungs = (tuple(kinds[0 if t.shape[0] % 256 == 0 else 1] for t in tensors) for kinds in levels)
         groups.append(Group(tuple(tensors), tuple(dict.fromkeys(rungs))))
     chosen = sum(padded(tensor.nbytes) for group in groups for tensor in group.tensors)
-    return Layout(tuple(groups), header.file_bytes - chosen)
+    return Choices(tuple(groups), header.file_bytes - chosen)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Trials:
 
 def measure_costs(
     trials: Trials,
-    choices: Layout,
+    choices: Choices,
     measure: Callable[[Path], float],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[float]]:
@@ -138,26 +138,23 @@ def measure_costs(
     Raises:
         EdgeError: as `quantize`.
     """
-    shelf = _Shelf(trials, choices)
-    total, done = sum(len(group.rungs) - 1 for group in choices.groups), 0
+    assembly = _Assembly(trials, choices)
     model, top = trials.folder / "trial.gguf", choices.top
 
-    def of(types: Types) -> float:
-        shelf.assemble(types, model)
+    def cost(types: Types) -> float:
+        assembly.assemble(types, model)
         return measure(model)
 
-    base, costs = of(top), []
-    for group in choices.groups:
-        own = []
-        for rung in range(len(group.rungs) - 1):
-            own.append(max(0.0, of({**top, **group.types(rung)}) - base))
-            done += 1
-            on_progress(done, total)
-        costs.append([*own, 0.0])
+    base = cost(top)
+    costs = [[0.0] * len(group.rungs) for group in choices.groups]
+    tried = [(n, rung) for n, group in enumerate(choices.groups) for rung in range(len(group.rungs) - 1)]
+    for done, (number, rung) in enumerate(tried, 1):
+        costs[number][rung] = max(0.0, cost({**top, **choices.groups[number].types(rung)}) - base)
+        on_progress(done, len(tried))
     return costs
 
 
-def within(choices: Layout, costs: Sequence[Sequence[float]], limit: int) -> dict[str, str]:
+def within(choices: Choices, costs: Sequence[Sequence[float]], limit: int) -> dict[str, str]:
     """Types of all matrices that fill a file up to `limit` bytes, the best gain per byte first.
 
     A group that no longer fits goes up matrix by matrix. The limit must be at least `choices.smallest`.
@@ -198,7 +195,7 @@ def _place(name: str) -> tuple[int | None, str]:
     return (int(block[1]) if block else None), part
 
 
-def _steps(choices: Layout, costs: Sequence[Sequence[float]]) -> list[Step]:
+def _steps(choices: Choices, costs: Sequence[Sequence[float]]) -> list[Step]:
     """The ways up that are worth taking, the highest rate first: each group's lower convex hull."""
     steps = []
     for number, (group, cost) in enumerate(zip(choices.groups, costs, strict=True)):
@@ -215,10 +212,10 @@ def _steps(choices: Layout, costs: Sequence[Sequence[float]]) -> list[Step]:
     return sorted(steps, key=lambda step: -step.rate)
 
 
-class _Shelf:
-    """A model quantized to each type once; files of any mix are put together from copies."""
+class _Assembly:
+    """A model quantized to each type once, and files of any mix assembled from the tensors of these."""
 
-    def __init__(self, trials: Trials, choices: Layout) -> None:
+    def __init__(self, trials: Trials, choices: Choices) -> None:
         self._files: dict[str, Path] = {}
         self._headers: dict[str, GgufHeader] = {}
         top = choices.top

@@ -16,7 +16,7 @@ from minigpt_edge_export.decoder import Decoder
 from minigpt_edge_export.gguf.layout import fitted_imatrix, tensor_shapes
 from minigpt_edge_export.gguf.write import write_outline
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
-from minigpt_edge_export.weights import Weights
+from minigpt_edge_export.weights import Weights, listed
 from minigpt_edge_runtime.engines import llama_log
 from minigpt_edge_runtime.engines.gguf import load_library
 from minigpt_edge_runtime.errors import EdgeError, UsageError
@@ -77,9 +77,11 @@ def quantize(
             f"{quantization} needs an importance matrix", "calibrate first, or choose another type"
         )
     tensors = {tensor.name: tensor for tensor in header.tensors}
-    request = _Request(load_library(), quantization, threads)
-    request.set_imatrix(_checked_imatrix(imatrix, tensors) if imatrix is not None else None)
-    request.set_types(tensors, tensor_types or {})
+    request = _Request(quantization, threads)
+    if imatrix is not None:
+        request.set_imatrix(_checked_imatrix(imatrix, tensors))
+    if tensor_types:
+        request.set_types(tensors, tensor_types)
     need_space(destination.parent, source.stat().st_size, f"quantizing to {quantization}")
     with replacing(destination) as temporary:
         request.run(source, temporary)
@@ -111,9 +113,10 @@ def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True)
     shapes = tensor_shapes(decoder)
     if quantization in UNQUANTIZED:
         return {name: quantization.upper() if len(shape) > 1 else "F32" for name, shape in shapes.items()}
-    request = _Request(load_library(), quantization, 1)
+    request = _Request(quantization, 1)
     request.parameters.dry_run = True
-    request.set_imatrix({"none": np.ones(1, dtype=np.float32)} if imatrix else None)
+    if imatrix:
+        request.set_imatrix({"none": np.ones(1, dtype=np.float32)})
     with tempfile.TemporaryDirectory() as folder:
         outline = Path(folder) / "outline.gguf"
         write_outline(decoder, outline)
@@ -129,7 +132,7 @@ def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True)
 
 
 def expected_sizes(decoder: Decoder, types: Mapping[str, str]) -> dict[str, int]:
-    """Bytes of each of a model's tensors in the types that `expected_types` gave, by GGUF name."""
+    """Bytes of each of a model's tensors, by GGUF name, in the types that `expected_types` gave."""
     return {name: tensor_bytes(shape, types[name]) for name, shape in tensor_shapes(decoder).items()}
 
 
@@ -159,19 +162,16 @@ def _known(quantization: str) -> Any:
 class _Request:
     """llama.cpp's quantization parameters, with the C arrays they point to kept alive."""
 
-    def __init__(self, library: Any, quantization: str, threads: int) -> None:
+    def __init__(self, quantization: str, threads: int) -> None:
         _known(quantization)
-        self.library = library
-        self.quantization = quantization
-        self.parameters = library.llama_model_quantize_default_params()
-        self.parameters.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{quantization.upper()}")
+        self.library, self.quantization = load_library(), quantization
+        self.parameters = self.library.llama_model_quantize_default_params()
+        self.parameters.ftype = getattr(self.library, f"LLAMA_FTYPE_MOSTLY_{quantization.upper()}")
         self.parameters.nthread = threads
         self._alive: list[Any] = []
 
-    def set_imatrix(self, imatrix: Mapping[str, np.ndarray] | None) -> None:
+    def set_imatrix(self, imatrix: Mapping[str, np.ndarray]) -> None:
         """Give the importance matrix; the array ends with an entry without a name."""
-        if imatrix is None:
-            return
         entries = (self.library.llama_model_imatrix_data * (len(imatrix) + 1))()
         for entry, (name, values) in zip(entries, imatrix.items(), strict=False):
             values = np.ascontiguousarray(values, dtype=np.float32)
@@ -184,8 +184,6 @@ class _Request:
 
     def set_types(self, tensors: Mapping[str, TensorInfo], patterns: Mapping[str, str]) -> None:
         """Demand types for tensors whose names match a pattern."""
-        if not patterns:
-            return
         overrides = (self.library.llama_model_tensor_override * (len(patterns) + 1))()
         for override, (pattern, name) in zip(overrides, patterns.items(), strict=False):
             matches = [tensor for tensor in tensors.values() if re.search(pattern, tensor.name)]
@@ -205,14 +203,9 @@ class _Request:
             )
         log = "".join(pieces)
         if code:
-            reasons = (
-                re.findall(r"failed to quantize: (.*)", log)
-                or log.strip().splitlines()[-1:]
-                or ["no reason given"]
-            )
-            raise EdgeError(
-                f"llama.cpp could not quantize to {self.quantization}: {reasons[-1].strip()}", None
-            )
+            said = re.findall(r"failed to quantize: (.*)", log) or log.strip().splitlines()
+            reason = said[-1].strip() if said else "no reason given"
+            raise EdgeError(f"llama.cpp could not quantize to {self.quantization}: {reason}", None)
         return log
 
 
@@ -242,23 +235,22 @@ def _checked_imatrix(
             entries[HEAD] = head
     elif head is not None:
         entries.setdefault(EMBEDDING, head)
-    matrices = {
-        name: info for name, info in tensors.items() if name.startswith(f"{BLOCK}.") and len(info.shape) > 1
-    }
-    problems = [f"{name} is missing" for name in matrices if name not in entries]
+    problems = [
+        f"{name} is missing"
+        for name, info in tensors.items()
+        if name.startswith(f"{BLOCK}.") and len(info.shape) > 1 and name not in entries
+    ]
     for name, values in entries.items():
         if name not in tensors:
             problems.append(f"{name} is not in the model")
         elif np.shape(values) != tensors[name].shape[:1]:
-            problems.append(
-                f"{name} has shape {list(np.shape(values))}, its rows are {tensors[name].shape[0]} long"
-            )
+            shape, length = list(np.shape(values)), tensors[name].shape[0]
+            problems.append(f"{name} has shape {shape} but rows of {length}")
         elif not np.isfinite(values).all() or np.min(values) < 0:
             problems.append(f"{name} holds negative or infinite values")
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise EdgeError(
-            f"the importance matrix does not fit the model: {'; '.join(problems[:5])}{more}",
+            f"the importance matrix does not fit the model: {listed(problems, 5)}",
             "it must come from the calibration of this very model",
         )
     return entries

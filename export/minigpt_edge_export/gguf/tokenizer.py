@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer, byte-level BPE or SentencePiece BPE, as the fields of a GGUF file.
+"""A Hugging Face tokenizer, byte-level or SentencePiece BPE, and its chat template as fields of a GGUF file.
 
 The stock converter recognises a tokenizer by a hash of token ids, which a trimmed vocabulary changes. Here
 the way text is split is read from tokenizer.json, or from config.json (minigpt_edge.tokenizer_pre) and

@@ -127,7 +127,7 @@ def test_calibration_prunes_every_architecture(
     model: Any = load_model(family(name).path)
     arch = load_arch(model.config)
     before = sum_nll(model, ROWS.tolist())
-    if method == "flap" and name.startswith(("qwen", "stablelm")):
+    if method == "flap" and arch.biasless:
         with pytest.raises(EdgeError, match="no biases"):
             shrink_blocks(model, arch, ROWS, Wanted([64, 96], [2, 1]), get_method(method))
         return
@@ -162,3 +162,9 @@ def test_a_refit_of_everything_changes_nothing(
     shrink_blocks(model, arch, rows, Wanted([95, 96], [groups, groups]), get_method("least_squares"))
     difference = (logits(model) - before).abs().mean() / before.abs().mean()
     assert difference < 0.02
+
+
+def test_which_can_have_biases_everywhere(family: Callable[[str], Checkpoint]) -> None:
+    """llama.cpp and transformers have none for all matrices of these."""
+    biasless = {name for name in FAMILIES if load_arch(family(name).model.config).biasless}
+    assert biasless == {name for name in FAMILIES if name.startswith(("qwen", "stablelm"))}

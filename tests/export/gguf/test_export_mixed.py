@@ -13,7 +13,7 @@ import pytest
 from tiny_llama import Checkpoint, write_reference
 
 from minigpt_edge_export.decoder import read_checkpoint
-from minigpt_edge_export.gguf.mixed import Group, Layout, Trials, layout, measure_costs, patterns, within
+from minigpt_edge_export.gguf.mixed import Choices, Group, Trials, choices_of, measure_costs, patterns, within
 from minigpt_edge_export.gguf.quantize import padded, quantize, tensor_bytes
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import parse_target
@@ -45,7 +45,7 @@ def imatrix(f16: Path) -> dict[str, np.ndarray]:
 
 
 def test_rungs_fit_the_rows(f16: Path) -> None:
-    choices = layout(f16, parse_target("gguf-q3"))
+    choices = choices_of(f16, parse_target("gguf-q3"))
     by_name = {
         tensor.name: list(dict.fromkeys(rung[index] for rung in group.rungs))
         for group in choices.groups
@@ -55,7 +55,7 @@ def test_rungs_fit_the_rows(f16: Path) -> None:
     assert by_name["token_embd.weight"] == ["iq4_nl", "q8_0"]
     assert by_name["blk.1.ffn_down.weight"] == ["iq4_nl", "q8_0"]
     assert by_name["blk.2.ffn_down.weight"] == ["q3_k", "iq4_xs", "q5_k", "q6_k", "q8_0"]
-    q5 = layout(f16, parse_target("gguf-q5"))
+    q5 = choices_of(f16, parse_target("gguf-q5"))
     assert {kind for group in q5.groups for kind in group.rungs[0]} == {"q5_0", "q5_k"}
 
 
@@ -63,7 +63,7 @@ def test_rungs_fit_the_rows(f16: Path) -> None:
 def test_sizes_are_those_of_the_files(
     f16: Path, imatrix: dict[str, np.ndarray], tmp_path: Path, family: str
 ) -> None:
-    choices, path = layout(f16, parse_target(family)), tmp_path / "q.gguf"
+    choices, path = choices_of(f16, parse_target(family)), tmp_path / "q.gguf"
     costs = [[1.0 / (1 + rung) for rung in range(len(group.rungs))] for group in choices.groups]
     for limit in (choices.smallest, int(1.2 * choices.smallest), 10**9):
         types = within(choices, costs, limit)
@@ -81,7 +81,7 @@ def test_sizes_are_those_of_the_files(
 def test_costs_are_those_of_files_quantized_directly(
     checkpoint: Checkpoint, f16: Path, imatrix: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    choices = layout(f16, parse_target("gguf-q4"))
+    choices = choices_of(f16, parse_target("gguf-q4"))
     write_reference(tmp_path / "reference.safetensors", checkpoint, [TOKENS])
     steps: list[tuple[int, int]] = []
     costs = measure_costs(
@@ -111,7 +111,7 @@ def test_costs_are_those_of_files_quantized_directly(
     assert steps[-1] == (len(steps), len(steps))
 
 
-def invented(seed: int, tensors: int) -> tuple[Layout, list[list[float]]]:
+def invented(seed: int, tensors: int) -> tuple[Choices, list[list[float]]]:
     """Groups of matrices of many sizes, with costs that fall in no order."""
     rng, groups, costs = random.Random(seed), [], []
     for number in range(5):
@@ -123,10 +123,10 @@ def invented(seed: int, tensors: int) -> tuple[Layout, list[list[float]]]:
         rungs = tuple((kind,) * tensors for kind in ("iq4_nl", "q5_0", "q8_0"))
         groups.append(Group(own, rungs))
         costs.append([rng.random(), rng.random() / 2, 0.0])
-    return Layout(tuple(groups), 4096), costs
+    return Choices(tuple(groups), 4096), costs
 
 
-def everything(choices: Layout, costs: list[list[float]]) -> list[tuple[int, float]]:
+def everything(choices: Choices, costs: list[list[float]]) -> list[tuple[int, float]]:
     """Bytes and cost of every combination of rungs, by the definition."""
     found = []
     for rungs in itertools.product(*(range(len(group.rungs)) for group in choices.groups)):
@@ -136,7 +136,7 @@ def everything(choices: Layout, costs: list[list[float]]) -> list[tuple[int, flo
     return found
 
 
-def outcome(choices: Layout, costs: list[list[float]], types: dict[str, str]) -> tuple[int, float]:
+def outcome(choices: Choices, costs: list[list[float]], types: dict[str, str]) -> tuple[int, float]:
     """Bytes and cost of a choice in which every group has one type."""
     size, cost = choices.fixed, 0.0
     for group, own in zip(choices.groups, costs, strict=True):
