@@ -31,19 +31,14 @@ def read_files(path: Path, text_column: str | None = None) -> list[str]:
         raise EdgeError(
             f"{path} does not exist", "give a text file, a folder, or a hub dataset id (org/name)"
         )
+    known = f"known kinds: {', '.join(READERS)}"
+    files = [path]
     if path.is_dir():
-        files = [
-            file for file in sorted(path.rglob("*")) if file.suffix.lower() in READERS and _plain(file, path)
-        ]
+        files = [file for file in sorted(path.rglob("*")) if _is_readable(file, path)]
         if not files:
-            raise EdgeError(f"{path} holds no text files", f"known kinds: {', '.join(READERS)}")
+            raise EdgeError(f"{path} holds no text files", known)
     elif path.suffix.lower() not in READERS:
-        raise EdgeError(
-            f"{path}: files of kind {path.suffix or 'without a suffix'} are not read",
-            f"known kinds: {', '.join(READERS)}",
-        )
-    else:
-        files = [path]
+        raise EdgeError(f"{path}: files of kind {path.suffix or 'without a suffix'} are not read", known)
     documents: list[str] = []
     for file in files:
         try:
@@ -55,9 +50,10 @@ def read_files(path: Path, text_column: str | None = None) -> list[str]:
     return documents
 
 
-def _plain(file: Path, folder: Path) -> bool:
-    """Whether it is a file that is not hidden and in no hidden folder."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _is_readable(file: Path, folder: Path) -> bool:
+    """Whether it is a file of a known kind that is not hidden and in no hidden folder."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and file.suffix.lower() in READERS and file.is_file()
 
 
 def decoded(path: Path) -> str:
@@ -89,21 +85,21 @@ def divide(text: str) -> list[str]:
 
     Parts end at blank lines where there are any, else at line ends; nothing is lost.
     """
-    if len(text.encode("utf-8", "surrogatepass")) <= DIVIDE_ABOVE:
+    if _bytes(text) <= DIVIDE_ABOVE:
         return [text]
     parts: list[str] = []
-    held, size = "", 0
+    part, size = "", 0
     for paragraph in re.split(r"(?<=\n)(?=\n)", text):
-        lines = [paragraph]
-        if len(paragraph.encode("utf-8", "surrogatepass")) > PIECE:
-            lines = paragraph.splitlines(keepends=True)
-        for line in lines:
-            more = len(line.encode("utf-8", "surrogatepass"))
-            if held and size + more > PIECE:
-                parts.append(held)
-                held, size = "", 0
-            held, size = held + line, size + more
-    return [*parts, held]
+        for line in paragraph.splitlines(keepends=True) if _bytes(paragraph) > PIECE else [paragraph]:
+            if part and size + _bytes(line) > PIECE:
+                parts.append(part)
+                part, size = "", 0
+            part, size = part + line, size + _bytes(line)
+    return [*parts, part]
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _jsonl(path: Path, text_column: str | None) -> list[str]:

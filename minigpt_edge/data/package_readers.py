@@ -64,7 +64,7 @@ def check_options(reader: str, options: Options) -> None:
 
 
 def read_licences(files: Sequence[Path], _: Options) -> Iterator[str]:
-    """Texts of ScanCode's licence files: YAML front matter, then a text. English ones only; lines stay."""
+    """Texts of ScanCode's licence files: YAML front matter, then a text. Only English ones."""
     import yaml
 
     for path in files:
@@ -120,7 +120,7 @@ def read_wikipedia(files: Sequence[Path], options: Options) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Prose without what is left of tables, lists of links and headings."""
+    """Prose without the remains of tables, lists of links and headings."""
     lines = (_BLANK.sub(" ", line).strip() for line in text.split("\n"))
     kept = [
         line
