@@ -25,13 +25,13 @@ STAGES = ("prune", "recover")
 
 def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | None, lora: bool) -> Any:
     """Bytes that `build` reckons with for each stage, and the tokens of one pass."""
-    from minigpt_edge.models.checkpoint import dense_parameters, read_config
+    from minigpt_edge.models.checkpoint import read_config, stored_parameters
     from minigpt_edge.prune.memory import of_pruning, stays_on_disk
     from minigpt_edge.prune.settings import WINDOW
     from minigpt_edge.recover.memory import Recovery
     from minigpt_edge.recover.recover import STEP_TOKENS
 
-    config, parameters, tokens = read_config(base), dense_parameters(base), given.calibration_tokens
+    config, parameters, tokens = read_config(base), stored_parameters(base), given.calibration_tokens
     lazy = stays_on_disk(base, tokens, limit, may=True)
     room = Recovery(pruned, base, lora, limit)
     micro = room.micro_tokens(STEP_TOKENS, WINDOW)
@@ -41,12 +41,12 @@ def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | 
 
 def least(base: Path, pruned: Path, tokens: int) -> int:
     """The least limit, in bytes, under which neither stage is refused."""
-    from minigpt_edge.models.checkpoint import dense_parameters, read_config
+    from minigpt_edge.models.checkpoint import read_config, stored_parameters
     from minigpt_edge.prune.memory import of_pruning
     from minigpt_edge.prune.settings import WINDOW
     from minigpt_edge.recover.memory import Recovery
 
-    pruning = of_pruning(read_config(base), dense_parameters(base), tokens, lazy=True)
+    pruning = of_pruning(read_config(base), stored_parameters(base), tokens, lazy=True)
     return max(pruning, Recovery(pruned, base, lora=False, limit=None).needed(WINDOW))
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-QUERY_ROWS = (
-    64  # scores of so few rows stay in the processor's cache, and little is computed beyond the diagonal
-)
-NAME = "minigpt_edge_rows"  # under which transformers knows it
+# Scores of so few rows stay in the processor's cache, and little is computed beyond the diagonal.
+QUERY_ROWS = 64
+NAME = "minigpt_edge_rows"  # transformers knows this attention under it
 
 
 def causal_attention(

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.models.checkpoint import dense_parameters
+from minigpt_edge.models.checkpoint import stored_parameters
 from minigpt_edge.models.from_gguf import convert_gguf, is_gguf
 from minigpt_edge.models.from_hf import (
     SMALL_FILES,
@@ -22,6 +22,8 @@ from minigpt_edge.models.from_hf import (
 )
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.packages import cache_dir, make_once, package_files
+from minigpt_edge_export.weights import WEIGHTS
+from minigpt_edge_runtime.engines.engine import END_OF_TEXT
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import (
     read_json,
@@ -31,10 +33,10 @@ from minigpt_edge_runtime.files import (
 )
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
-_FORM = 1  # raise it when the converted directory changes: old ones are then made anew
-_SOURCE = "source.json"  # beside the checkpoint: where it came from, and the checksums of its files
+_FORM = 1  # Raise it when the converted directory changes, so that old ones are made anew.
+_SOURCE = "source.json"  # It lies beside the weights and holds where they came from and all checksums.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "model.safetensors.index.json", *SMALL_FILES]
+_HUB_FILES = ["*.safetensors", f"{WEIGHTS}.index.json", *SMALL_FILES]
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _from_directory(path: Path, name: str, source: str) -> BaseModel:
     files = [path / small for small in SMALL_FILES if (path / small).is_file()] + original_weights(path)
     key = sha256_json([_FORM, {file.name: sha256_file(file) for file in files}])
     if is_ready(path):
-        return BaseModel(path, name, source, _licence(path), key, dense_parameters(path))
+        return BaseModel(path, name, source, _licence(path), key, stored_parameters(path))
 
     def make(target: Path) -> dict[str, Any]:
         convert_directory(path, target)
@@ -187,7 +189,7 @@ def _from_hub(name: str, offline: bool) -> BaseModel:
     try:
         read_config(get(["config.json"]))  # refuses a foreign architecture before gigabytes are fetched
         folder = get(_HUB_FILES)
-        if not any(folder.glob("*.safetensors")):  # an old repository
+        if not any(folder.glob("*.safetensors")):  # An old repository has pickled weights only.
             folder = get(["pytorch_model*.bin", "pytorch_model.bin.index.json", *SMALL_FILES])
     except GatedRepoError as error:
         raise EdgeError(
@@ -218,7 +220,7 @@ def _converted(name: str, source: str, key: str, make: Callable[[Path], dict[str
 
     make_once(target, _is_whole, convert)
     about = read_json(target / _SOURCE)
-    return BaseModel(target, about["name"], source, about["licence"], key, dense_parameters(target))
+    return BaseModel(target, about["name"], source, about["licence"], key, stored_parameters(target))
 
 
 def _is_whole(target: Path) -> bool:
@@ -233,13 +235,13 @@ def _is_whole(target: Path) -> bool:
 
 
 def _finish(folder: Path) -> None:
-    """Add the document start to config.json: "<|endoftext|>" if there is one, else BOS, else EOS."""
+    """Add the document start to config.json: <|endoftext|> if there is one, else BOS, else EOS."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     config = read_json(folder / "config.json")
-    start: str | None = "<|endoftext|>"
-    if tokenizer.token_to_id("<|endoftext|>") is None:
+    start: str | None = END_OF_TEXT
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
         ids = [config.get("bos_token_id"), config.get("eos_token_id")]
         first = [index[0] if isinstance(index, list) else index for index in ids if index not in (None, [])]
         start = tokenizer.id_to_token(first[0]) if first else None

@@ -135,14 +135,14 @@ def _empty(config: dict[str, Any], arch: Arch) -> Any:
         if per_layer:
             arch.resize(block, per_layer[str(index)])
     for path, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # rotary frequencies
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # Rotary ones are not stored.
             model.set_submodule(path, type(module)(model.config))
     return model
 
 
 def is_large(directory: Path) -> bool:
     """Whether a checkpoint is better left on disk where that is possible: over LARGE_BYTES in float32."""
-    return 4 * dense_parameters(directory) > LARGE_BYTES
+    return 4 * stored_parameters(directory) > LARGE_BYTES
 
 
 def save_model(model: nn.Module, source: Path, directory: Path) -> None:
@@ -167,12 +167,12 @@ def save_model(model: nn.Module, source: Path, directory: Path) -> None:
     if config.get("tie_word_embeddings"):
         state.pop(f"{arch.architecture.names['head']}.weight", None)
     config["vocab_size"] = state[f"{arch.architecture.names['embedding']}.weight"].shape[0]
-    for key in arch.architecture.bias_keys:  # a method may have given the model biases
+    for key in arch.architecture.bias_keys:  # A method may have given the model biases.
         if getattr(model.config, key, False):  # type: ignore[union-attr]
             config[key] = True
     config["dtype"] = "float32"
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / FACTORS).unlink(missing_ok=True)  # of the weights that were there before
+    (directory / FACTORS).unlink(missing_ok=True)  # They belong to the weights that are replaced.
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     if lazy:
         resident.write_shards(model, arch, state, directory)
@@ -195,7 +195,7 @@ def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, 
         config.update(blocks[0])
     else:
         config["per_layer_config"] = {str(index): entry for index, entry in enumerate(blocks)}
-        for key in blocks[0]:  # the widest block: what a reader that knows one size must reserve
+        for key in blocks[0]:  # A reader that knows one size must reserve that of the widest block.
             config[key] = max(entry[key] for entry in blocks)
         if arch.architecture.derived_heads:
             config |= {"num_attention_heads": heads, "num_key_value_heads": heads // repeats}
@@ -222,7 +222,7 @@ def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torc
 
 
 def trim_embeddings(model: Any, tokens: Sequence[int]) -> None:
-    """Slice a model's embedding and head in place to the kept tokens; tied ones stay tied."""
+    """Slice a model's embedding and head in place to the kept tokens; tied ones remain tied."""
     import torch
 
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -246,6 +246,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def dense_parameters(directory: Path) -> int:
-    """Parameters of a checkpoint read from its safetensors headers (tied embeddings stored once)."""
+def stored_parameters(directory: Path) -> int:
+    """Parameters of a checkpoint by its safetensors headers, tied embeddings counted once."""
     return sum(math.prod(shape) for shape in Weights(shards(directory)).shapes.values())

@@ -11,7 +11,7 @@ from typing import Any
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits
+CHUNK_BYTES = 64 * 2**20  # So many bytes of float32 logits exist at a time.
 
 
 def chunk_rows(vocabulary: int) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFReader
 
-_CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
+_CONTROL, _USER_DEFINED = 3, 4  # These are values of gguf.TokenType.
 # Architecture, which is also the model_type -> transformers' class.
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _PARTS = {name: part for part, name in PARTS.items()}
@@ -50,7 +50,7 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
     """
     from gguf import GGUFReader
 
-    architecture = read_header(path).architecture  # sees that the file is whole
+    architecture = read_header(path).architecture  # It checks that the file is whole.
     if architecture not in _CLASSES:
         raise EdgeError(
             f"{path}: GGUF files of the architecture {architecture!r} can't be read",

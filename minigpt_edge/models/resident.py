@@ -21,7 +21,7 @@ from minigpt_edge_export.weights import WEIGHTS, Weights
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, write_json
 
-SHARD = "model-{:05d}-of-{:05d}.safetensors"  # as transformers names them
+SHARD = "model-{:05d}-of-{:05d}.safetensors"  # transformers names shards so.
 INDEX = f"{WEIGHTS}.index.json"
 
 
@@ -138,7 +138,7 @@ def write_shards(model: Any, arch: Arch, rest: dict[str, torch.Tensor], director
     save_file(rest, directory / SHARD.format(1, total), {"format": "pt"})
     for index, block in enumerate(blocks):
         source: OnDisk = block.on_disk
-        if source.path is None or not source.path.exists():  # as it was read
+        if source.path is None or not source.path.exists():  # The block is as it was read.
             with resident(block):
                 source.write(block)
         source.path.replace(directory / SHARD.format(index + 2, total))  # type: ignore[union-attr]

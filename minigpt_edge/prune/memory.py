@@ -44,9 +44,9 @@ def stays_on_disk(base: Path, calibration_tokens: int, limit: int | None, *, may
     Raises:
         EdgeError: it does not fit in either way.
     """
-    from minigpt_edge.models.checkpoint import dense_parameters, is_large, read_config
+    from minigpt_edge.models.checkpoint import is_large, read_config, stored_parameters
 
-    config, parameters = read_config(base), dense_parameters(base)
+    config, parameters = read_config(base), stored_parameters(base)
     whole = of_pruning(config, parameters, calibration_tokens, lazy=False)
     lazy = may and (is_large(base) or (limit is not None and whole > limit))
     needed = of_pruning(config, parameters, calibration_tokens, lazy=True) if lazy else whole

@@ -60,9 +60,9 @@ def prepare(
     from minigpt_edge.models import attention
     from minigpt_edge.models.checkpoint import (
         count_parameters,
-        dense_parameters,
         load_model,
         read_config,
+        stored_parameters,
         trim_embeddings,
     )
 
@@ -74,7 +74,7 @@ def prepare(
     if given and plan:
         check_plan(given, config, fingerprint, plan)
     # what is written at the end, and what changed blocks take until then
-    need_space(out, 4 * dense_parameters(base) * (2 if lazy else 1), "pruning")
+    need_space(out, 4 * stored_parameters(base) * (2 if lazy else 1), "pruning")
     model: Any = load_model(base, lazy=lazy, changed=out / "blocks")
     attention.use_in(model)
     dense = count_parameters(model)

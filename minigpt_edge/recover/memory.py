@@ -47,10 +47,10 @@ class Recovery:
 
     def needed(self, micro: int) -> int:
         """Bytes with so many tokens in one forward and backward pass."""
-        from minigpt_edge.models.checkpoint import dense_parameters, read_config
+        from minigpt_edge.models.checkpoint import read_config, stored_parameters
 
-        config, parameters = read_config(self.checkpoint), dense_parameters(self.checkpoint)
-        taught = dense_parameters(self.teacher) if self.teacher else 0
+        config, parameters = read_config(self.checkpoint), stored_parameters(self.checkpoint)
+        taught = stored_parameters(self.teacher) if self.teacher else 0
         return of_recovery(config, parameters, taught, micro, lora=self.lora)
 
     def check(self, micro: int) -> None:

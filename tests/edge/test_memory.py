@@ -86,10 +86,10 @@ def build(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_limit_leaves_the_result_or_is_refused(tmp_path: Path) -> None:
     """Pruned from disk the plan and the weights are the same; recovery takes smaller passes."""
-    from minigpt_edge.models.checkpoint import dense_parameters, read_config
+    from minigpt_edge.models.checkpoint import read_config, stored_parameters
 
     model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
-    low = of_pruning(read_config(model), dense_parameters(model), 4096, lazy=True)
+    low = of_pruning(read_config(model), stored_parameters(model), 4096, lazy=True)
     done = build(tmp_path, "--out", "free", "--no-recover")
     assert done.returncode == 0, done.stderr
     work = tmp_path / "cache" / "work"
