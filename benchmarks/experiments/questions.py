@@ -163,7 +163,7 @@ def terms_quality(bench: Bench, checkpoint: Path, rare: list[str]) -> dict[str, 
     inside = outside = 0.0
     found = size = 0
     for window in windows:
-        text = window["text"]
+        text = window.text
         encoded = tokenizer.encode(text, add_special_tokens=False)
         ids = torch.tensor([[tokenizer.token_to_id(start), *encoded.ids]])
         with torch.inference_mode():

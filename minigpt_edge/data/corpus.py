@@ -16,7 +16,7 @@ from minigpt_edge.data.sources import Source
 from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json, sha256_file, write_json, write_text
+from minigpt_edge_runtime.files import os_error, sha256_file, write_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -230,12 +230,6 @@ def read_split(corpus_dir: Path, split: str) -> list[str]:
         raise EdgeError(
             f"{path} is damaged ({error})", "delete the corpus stage so that it is made again"
         ) from error
-
-
-def read_windows(corpus_dir: Path, split: str) -> dict[str, Any]:
-    """The evaluation windows of "validation" or "test": {"document_start", "split", "windows": […]}."""
-    texts: dict[str, Any] = read_json(corpus_dir / f"{split}.texts.json")
-    return texts
 
 
 def _sha256(text: str) -> str:

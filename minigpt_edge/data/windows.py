@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
-import hashlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from minigpt_edge_runtime.scoring.held_out import Window
 
 MAX_BYTES = 4_000
 MAX_TOKENS = 1_000
@@ -95,18 +90,15 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_texts(path: Path) -> tuple[str, list[dict[str, Any]]]:
+def read_texts(path: Path) -> tuple[str, list[Window]]:
     """The document-start token's text and the windows of an evaluation text file.
 
     Raises:
         EdgeError: the file is missing, damaged or has no windows.
     """
-    data = read_json(path)
-    try:
-        windows = [{k: window[k] for k in ("text", "bytes", "base_tokens")} for window in data["windows"]]
-        start = str(data["document_start"])
-    except (KeyError, TypeError) as error:
-        raise EdgeError(f"{path} is not an evaluation text file", "make the corpus again") from error
-    if not windows:
-        raise EdgeError(f"{path} has no windows", "make the corpus again with more text")
-    return start, windows
+    from minigpt_edge_runtime.scoring.held_out import read_held_out
+
+    held_out = read_held_out(path)
+    if held_out.document_start is None:
+        raise EdgeError(f"{path} does not name the token that starts a document", "make the corpus again")
+    return held_out.document_start, held_out.windows

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minigpt_edge.data.windows import read_texts
+from minigpt_edge.models.forward import check_context, encode, head_of, hidden_states, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
-from minigpt_edge.data.windows import read_texts
-from minigpt_edge.models.forward import check_context, encode, head_of, hidden_states, read_tokenizer
+
+    from minigpt_edge_runtime.scoring.held_out import Window
 
 BATCH_TOKENS = 4096  # padded tokens scored together
 
@@ -52,9 +56,9 @@ def _batches(sequences: list[list[int]]) -> list[list[list[int]]]:
     return batches
 
 
-def summary(nll: float, windows: list[dict[str, Any]]) -> dict[str, float]:
+def summary(nll: float, windows: Sequence[Window]) -> dict[str, float]:
     """bits_per_byte and perplexity_per_base_token of a summed nll in nats, with the sums they come from."""
-    size, base = sum(w["bytes"] for w in windows), sum(w["base_tokens"] for w in windows)
+    size, base = sum(w.bytes for w in windows), sum(w.base_tokens for w in windows)
     return {
         "nll": nll,
         "bytes": size,
@@ -74,7 +78,7 @@ def evaluate(checkpoint: Path, texts: Path) -> dict[str, float]:
     from minigpt_edge.models.checkpoint import is_large, load_model
 
     start, windows = read_texts(texts)
-    sequences = encode(read_tokenizer(checkpoint), start, [w["text"] for w in windows])
+    sequences = encode(read_tokenizer(checkpoint), start, [w.text for w in windows])
     model = load_model(checkpoint, lazy=is_large(checkpoint))
     attention.use_in(model)
     check_context(model, sequences)

@@ -19,6 +19,7 @@ from minigpt_edge_runtime.bundle.open import open_bundle
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.scoring.held_out import HeldOut, read_held_out, score_window, summarize
 
 if TYPE_CHECKING:
     from minigpt_edge.data.tasks.items import Item
@@ -164,11 +165,11 @@ def _evaluate(subject: Subject, wanted: Sequence[str], request: Request, log: Lo
     from minigpt_edge.evaluation.multiple_choice import answer
 
     questions = {name: _items(name, subject, request, log) for name in wanted if not _is_text(name)}
-    windows = {name: _windows(name, subject, request, log) for name in wanted if _is_text(name)}
+    windows = {name: _held_out(name, subject, request, log) for name in wanted if _is_text(name)}
     results: dict[str, Any] = {}
     with subject.open(request.threads or parallel.all_cores()) as engine:
-        for name, content in windows.items():
-            results[name] = _text(engine, name, content, log)
+        for name, held_out in windows.items():
+            results[name] = _text(engine, name, held_out, log)
         for name, items in questions.items():
             results[name] = answer(
                 engine,
@@ -276,8 +277,8 @@ def _translations(engine: Engine, name: str, subject: Subject, request: Request,
     return found
 
 
-def _windows(name: str, subject: Subject, request: Request, log: Log) -> dict[str, Any]:
-    return corpus.read_windows(_corpus(name.partition(":")[2], subject, request, log), "test")
+def _held_out(name: str, subject: Subject, request: Request, log: Log) -> HeldOut:
+    return read_held_out(_corpus(name.partition(":")[2], subject, request, log) / "test.texts.json")
 
 
 def _corpus(domain: str, subject: Subject, request: Request, log: Log) -> Path:
@@ -323,10 +324,7 @@ def _base_model(subject: Subject, offline: bool) -> BaseModel:
     )
 
 
-def _text(engine: Engine, name: str, content: dict[str, Any], log: Log) -> dict[str, Any]:
-    from minigpt_edge_runtime.scoring.held_out import read_held_out, score_window, summarize
-
-    held_out = read_held_out(content)
+def _text(engine: Engine, name: str, held_out: HeldOut, log: Log) -> dict[str, Any]:
     start, windows = engine.document_start(held_out.document_start), held_out.windows
     scored = []
     for number, window in enumerate(windows):

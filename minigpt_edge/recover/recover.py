@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from minigpt_edge.recover.teacher import Teacher
+    from minigpt_edge_runtime.scoring.held_out import Window
 
 from minigpt_edge.recover.session import Progress, Session
 
@@ -163,7 +164,7 @@ def _inputs(checkpoint: Path, train: Path, validation: Path, teacher: Teacher | 
 
 def _read_texts(
     checkpoint: Path, train: Path, validation: Path, settings: Settings
-) -> tuple[list[list[int]], list[dict[str, Any]], np.ndarray]:
+) -> tuple[list[list[int]], list[Window], np.ndarray]:
     """Validation windows as token ids and as records, and the packed training sequences.
 
     Raises:
@@ -185,4 +186,4 @@ def _read_texts(
         count=settings.steps * settings.sequences_per_step,
         seed=settings.seed,
     )
-    return encode(tokenizer, document_start, [w["text"] for w in windows]), windows, data
+    return encode(tokenizer, document_start, [w.text for w in windows]), windows, data

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from minigpt_edge.recover.fast_llama import Compiled
     from minigpt_edge.recover.lora import Adapter
+    from minigpt_edge_runtime.scoring.held_out import Window
 
 
 BEST = "best.safetensors"
@@ -42,7 +43,7 @@ class Session:
         settings: Settings,
         work: Path,
         sequences: list[list[int]],
-        windows: list[dict[str, Any]],
+        windows: list[Window],
         on_progress: Progress | None,
         begun: float,
         checkpoint_seconds: float,

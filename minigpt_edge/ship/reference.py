@@ -83,8 +83,8 @@ def _write(checkpoint: Path, texts: Path, path: Path, threads: int) -> dict[str,
     from minigpt_edge.models.forward import encode, read_tokenizer
 
     torch.set_num_threads(threads)
-    start, records = read_texts(texts)
-    ids = encode(read_tokenizer(checkpoint), start, [record["text"] for record in records])
+    start, windows = read_texts(texts)
+    ids = encode(read_tokenizer(checkpoint), start, [window.text for window in windows])
     tokens = torch.tensor(_rows(ids))
     with torch.inference_mode():
         logits = load_model(checkpoint, lazy=is_large(checkpoint))(tokens, use_cache=False).logits

@@ -17,13 +17,14 @@ from source_helpers import sentences, tiny_tokenizer
 from tokenizers import Tokenizer
 
 from minigpt_edge.data import corpus
-from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_split, read_windows
+from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_split
 from minigpt_edge.data.documents import DIVIDE_ABOVE, PIECE, divide, read_files
 from minigpt_edge.data.domains import load_domain
 from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, source_of
 from minigpt_edge.data.windows import cut
 from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json
 
 A, B = "The first text, in two\nlines.", "The second: Übung, 日本語."
 
@@ -169,7 +170,7 @@ def test_windows_are_pieces_of_held_out_text_within_their_limits(
     texts = ["\n".join(part) for part in zip(*[iter(_documents(480))] * 4, strict=True)]
     _build(_folder(tmp_path / "a", texts), tmp_path / "out", tokenizer_path)
     for split in ("validation", "test"):
-        data = read_windows(tmp_path / "out", split)
+        data = read_json(tmp_path / "out" / f"{split}.texts.json")
         assert (data["document_start"], data["split"]) == ("<|endoftext|>", split)
         sources = read_split(tmp_path / "out", split)
         for window in data["windows"]:
