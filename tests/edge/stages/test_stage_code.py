@@ -33,8 +33,13 @@ def watch(frame, event, value):
             with open(os.environ["RAN"], "a") as log:
                 log.write(f"{making}\\t{frame.f_code.co_filename}\\n")
 
-sys.setprofile(watch)
-threading.setprofile(watch)
+def make(names):
+    global making
+    making = os.environ["MAKING"] = names
+    sys.setprofile(watch if names else None)
+    threading.setprofile(watch if names else None)
+
+make(making)
 """
 
 BUILD = """
@@ -48,11 +53,11 @@ def run_stage(work, spec, make):
 
     def watched(out):
         before = sitecustomize.making
-        sitecustomize.making = os.environ["MAKING"] = f"{before} {spec.name}".strip()
+        sitecustomize.make(f"{before} {spec.name}".strip())
         try:
             return make(out)
         finally:
-            sitecustomize.making = os.environ["MAKING"] = before
+            sitecustomize.make(before)
 
     return honest(work, spec, watched)
 
