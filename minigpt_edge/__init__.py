@@ -44,6 +44,7 @@ def build(
         EdgeError: a stage failed; finished stages stay.
     """
     from minigpt_edge import pipeline
+    from minigpt_edge.recipe import recipe_of
     from minigpt_edge.stages import parallel
     from minigpt_edge.stages.console import Log
     from minigpt_edge_runtime.errors import UsageError
@@ -51,7 +52,7 @@ def build(
     if parallel.started() > 1:
         raise UsageError("minigpt_edge.build works in one process", "launch the command `minigpt-edge build`")
     targets = [target] if isinstance(target, str) else target
-    recipe = pipeline.recipe_of(domain=domain, targets=targets, **options)
+    recipe = recipe_of(domain=domain, targets=targets, **options)
     given = {"domain": domain, "target": target, **options}
     arguments = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
     with Log(quiet=quiet) as log:

@@ -11,7 +11,6 @@ from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
 from minigpt_edge.prune.methods.registry import STRUCTURED
 from minigpt_edge.prune.settings import check_recipe, shrink_settings
-from minigpt_edge.prune.sizing import parse_count, parse_size
 from minigpt_edge.prune.stage import plan_only, prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import recover_stage
@@ -37,41 +36,6 @@ class Built:
     checkpoint: Path
     report: BuildReport
     unchanged: bool
-
-
-def recipe_of(
-    *,
-    recover_until: str | None = None,
-    no_recover: bool = False,
-    no_baseline: bool = False,
-    threads: int | None = None,
-    **options: Any,
-) -> Recipe:
-    """The recipe that options of the command `build` describe; the other options are `Recipe`'s own.
-
-    Sizes and counts may be text, such as "40MB" and "60M"; paths may be text; threads None is all cores.
-
-    Raises:
-        TypeError: there is no such option.
-        UsageError: two options contradict each other, or a value is not what it may be.
-    """
-    if no_recover and recover_until:
-        raise UsageError("--no-recover and --recover-until contradict each other")
-    for names, parse in (
-        (("max_size", "max_memory"), parse_size),
-        (("max_params",), parse_count),
-        (("out", "work", "plan", "keep_tokens"), Path),
-    ):
-        options |= {name: parse(options[name]) for name in names if isinstance(options.get(name), str)}
-    for name in ("corpus", "targets"):
-        value = options.get(name, ())
-        options |= {name: (value,) if isinstance(value, str | Path) else tuple(value)} if value else {}
-    return Recipe(
-        recover="no" if no_recover else recover_until or "tokens",
-        baseline=not no_baseline,
-        threads=threads or parallel.all_cores(),
-        **options,
-    )
 
 
 def build(recipe: Recipe, log: Log, command: str = "") -> Built:

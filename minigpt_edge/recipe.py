@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from minigpt_edge.stages import parallel
+from minigpt_edge.stages.checked import Count, problem
+from minigpt_edge_runtime.bench.memory import parse_amount, parse_size
 from minigpt_edge_runtime.errors import UsageError
 
 PAPER_SPARSITY = 0.4188  # the best figure of Mini-GPTs (arXiv 2312.12682)
+_COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def parse_count(value: object) -> object:
+    """A number such as "60M", "1.1B" or "60000000"; UsageError for other text."""
+    if isinstance(value, str):
+        return parse_amount(value, _COUNTS, "a number of parameters", "such as 60M, 1.1B or 60000000")
+    return value
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, (value,) if isinstance(value, str | Path) else value))
+
+
+_Size = Annotated[int, BeforeValidator(_bytes)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 
 
 @dataclass(frozen=True)
@@ -21,24 +48,24 @@ class Recipe:
         text_column: column of jsonl, csv, parquet or a hub dataset that holds the text.
         model: short name, directory, GGUF file or hub id; None for the default.
         targets: what to export.
-        sparsity: fraction of the parameters that go, vocabulary counted; of the blocks' weights, for masks.
+        sparsity: fraction of the parameters to remove, vocabulary counted; of the blocks' weights, for masks.
             At most one of sparsity, max_size, max_params, min_speedup and threshold; none is PAPER_SPARSITY.
         max_size: bytes of the GGUF file at most.
         max_params: parameters at most.
         min_speedup: decoding of the first target over the dense model's at the same type, predicted from
             bytes.
-        threshold: mean |activation| up to which neurons and KV groups go (method contextual).
-        embedding_threshold: share of the training tokens up to which tokens go; None for min_count.
-        method: how it is decided what goes.
+        threshold: mean |activation| up to which neurons and KV groups are removed (method contextual).
+        embedding_threshold: share of the training tokens up to which tokens are removed; None for min_count.
+        method: how it is decided what is removed.
         reductions: of the method laser, "BLOCK:MATRIX:RHO,…"; None searches on held-out text.
         pattern: "structured" (whole units), "unstructured" or "n:m" (masks), "blocks"; None for the method's.
         widths: "free" (blocks may differ, GGUF architecture deci), "equal" (llama) or "global" (one cut over
             all blocks' scores); None for the method's.
         refit: least-squares refit of what is kept: True, False, None for what the method does.
-        plan: a plan.json to follow instead of choosing; it goes with neither a sparsity nor what stands in
-            its place, but max_size, which also holds for the file's types.
-        min_count: tokens seen less often in the training split leave the vocabulary; 0 keeps all.
-        keep_tokens: a file of terms, one a line, whose tokens stay.
+        plan: a plan.json to follow instead of choosing; neither a sparsity nor what stands in its place is
+            given beside it, but max_size may be: it also holds for the file's types.
+        min_count: tokens seen less often in the training split are removed from the vocabulary; 0 keeps all.
+        keep_tokens: a file of terms, one a line, whose tokens are kept.
         calibration_tokens, recover_tokens: tokens of the training split.
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
@@ -56,32 +83,32 @@ class Recipe:
 
     domain: str | None = None
     source: str | None = None
-    corpus: tuple[str, ...] = ()
+    corpus: _Texts = ()
     text_column: str | None = None
     model: str | None = None
-    targets: tuple[str, ...] = ("gguf-q4",)
-    sparsity: float | None = None
-    max_size: int | None = None
-    max_params: int | None = None
-    min_speedup: float | None = None
-    threshold: float | None = None
-    embedding_threshold: float | None = None
+    targets: _Texts = ("gguf-q4",)
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    max_size: _Size | None = None
+    max_params: Annotated[int, BeforeValidator(parse_count)] | None = None
+    min_speedup: Annotated[float, Field(ge=1)] | None = None
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    embedding_threshold: _Share | None = None
     method: str = "least_squares"
     reductions: str | None = None
     pattern: str | None = None
-    widths: str | None = None
+    widths: Literal["free", "equal", "global"] | None = None
     refit: bool | None = None
     plan: Path | None = None
-    min_count: int = 5
+    min_count: Annotated[int, Field(ge=0)] = 5
     keep_tokens: Path | None = None
-    calibration_tokens: int = 131_072
-    recover_tokens: int = 280_000
-    recover: str = "tokens"
-    distill: float = 0.5
-    lora_rank: int | None = None
-    seed: int = 0
-    threads: int = 1
-    max_memory: int | None = None
+    calibration_tokens: Count = 131_072
+    recover_tokens: Count = 280_000
+    recover: Literal["tokens", "dense", "no"] = "tokens"
+    distill: _Share = 0.5
+    lora_rank: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 1
+    max_memory: _Size | None = None
     baseline: bool = True
     out: Path | None = None
     work: Path | None = None
@@ -93,25 +120,14 @@ class Recipe:
             raise UsageError("give either --domain or --corpus", "minigpt-edge domains lists the domains")
         if not self.targets:
             raise UsageError("no target", "give at least one --target; minigpt-edge targets lists them")
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise UsageError(f"--sparsity is {self.sparsity}, it must be at least 0 and below 1")
         self._check_budget()
         self._check_idle()
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise UsageError(f"--lora-rank is {self.lora_rank}, it must be at least 1")
-        if not 0 <= self.distill <= 1:
-            raise UsageError(f"--distill is {self.distill}, it must be from 0 to 1")
-        for name in ("calibration_tokens", "recover_tokens", "threads"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}, it must be at least 1"
-                )
 
     def _check_budget(self) -> None:
         names = ("sparsity", "max_size", "max_params", "min_speedup", "threshold")
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UsageError(f"{given[0]} and {given[1]} both say how much goes", "give one of them")
+            raise UsageError(f"{given[0]} and {given[1]} both say how much to remove", "give one of them")
         gguf = any(name.startswith("gguf") for name in self.targets)
         if (self.max_size or self.min_speedup) and not gguf:
             raise UsageError(f"{given[0]} works with GGUF targets", "add --target gguf-q4")
@@ -127,10 +143,39 @@ class Recipe:
         idle = {
             "with --corpus: only a domain has sources": ["source"] if self.corpus else [],
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
-            "with --plan, which says what stays": [*decided, "keep_tokens", *counted] if self.plan else [],
+            "with --plan, which says what is kept": [*decided, "keep_tokens", *counted] if self.plan else [],
             "with --no-recover": ["lora_rank"] if self.recover == "no" else [],
         }
         for why, names in idle.items():
             for name in names:
                 if getattr(self, name) is not None:
                     raise UsageError(f"--{name.replace('_', '-')} does nothing {why}", "leave it out")
+
+
+def recipe_of(
+    *,
+    recover_until: str | None = None,
+    no_recover: bool = False,
+    no_baseline: bool = False,
+    threads: int | None = None,
+    **options: Any,
+) -> Recipe:
+    """The recipe that options of the command `build` describe; the other options are `Recipe`'s own.
+
+    Sizes and counts may be text, such as "40MB" and "60M"; paths may be text; threads None is all cores.
+
+    Raises:
+        TypeError: there is no such option.
+        UsageError: two options contradict each other, or a value is not what it may be.
+    """
+    if no_recover and recover_until:
+        raise UsageError("--no-recover and --recover-until contradict each other")
+    if unknown := sorted(options.keys() - (Recipe.__dataclass_fields__.keys() - {"recover", "baseline"})):
+        raise TypeError(f"build has no option {unknown[0]!r}")
+    given = {name: value for name, value in options.items() if value not in ((), None)}
+    given |= {"recover": "no" if no_recover else recover_until or "tokens", "baseline": not no_baseline}
+    try:
+        return Recipe(**given, threads=threads or parallel.all_cores())
+    except ValidationError as error:
+        name, _, wrong = problem(error).partition(" ")
+        raise UsageError(f"--{name.replace('_', '-')} {wrong}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minigpt_edge.prune.methods.registry import DEFAULT_METHOD, METHODS
-from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
+from minigpt_edge.recipe import PAPER_SPARSITY, Recipe, recipe_of
 from minigpt_edge.stages import parallel
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def build(
 
     if dry_run and parallel.started() > 1:
         raise UsageError("--dry-run is for one process", "start it without accelerate or torchrun")
-    recipe = pipeline.recipe_of(**options)
+    recipe = recipe_of(**options)
     if dry_run:
         with Log(log_json=log_json) as log:
             plan = pipeline.dry_run(recipe, log)

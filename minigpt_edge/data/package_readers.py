@@ -45,7 +45,9 @@ def read_package(name: str, files: Sequence[Path], options: Options) -> list[str
 
 
 def check_options(reader: str, options: Options) -> None:
-    """EdgeError unless the reader knows these options, and they are what it takes."""
+    """EdgeError unless there is the reader, it knows these options, and they are what it takes."""
+    if reader not in READERS:
+        raise EdgeError(f"there is no reader {reader!r}", f"known: {', '.join(READERS)}")
     known = OPTIONS.get(reader, ())
     for name, value in options.items():
         if name not in known:

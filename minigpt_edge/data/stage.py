@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from minigpt_edge.data import corpus, domains
 from minigpt_edge.data.sources import FileSource, Source, source_of
@@ -45,9 +44,7 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
         StageSpec(
             "corpus",
             settings={
-                "sources": [
-                    {"kind": type(source).__name__, **_jsonable(asdict(source))} for source in sources
-                ],
+                "sources": [asdict(source) for source in sources],
                 "window_tokens": longest,
             },
             inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
@@ -93,9 +90,3 @@ def _local_files(sources: Sequence[Source]) -> dict[str, str]:
             files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
             found |= {str(file): sha256_file(file) for file in files if file.is_file()}
     return found
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(part) for key, part in value.items()}
-    return str(value) if isinstance(value, Path) else value

@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.targets import Target
-from minigpt_edge_runtime.bench.memory import parse_amount
-from minigpt_edge_runtime.bench.memory import parse_size as parse_size
 from minigpt_edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from minigpt_edge_export.decoder import Decoder
 
-_COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-
 Blocks = Sequence[tuple[int, int]]
-
-
-def parse_count(text: str) -> int:
-    """A number such as "60M", "1.1B" or "60000000"; UsageError for anything else."""
-    return parse_amount(text, _COUNTS, "a number of parameters", "such as 60M, 1.1B or 60000000")
 
 
 class SizeModel:

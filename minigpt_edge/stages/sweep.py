@@ -14,12 +14,15 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from pydantic import ConfigDict, Field
+
+from minigpt_edge.stages.checked import Count, checked
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, read_json, understanding, write_json
+from minigpt_edge_runtime.files import os_error, read_json, write_json
 
 SUMMARY = "sweep.json"
 OWN = ("out", "threads", "json", "log-json", "dry-run", "force")  # of build's options, what the sweep sets
@@ -43,6 +46,18 @@ class Sweep:
     builds: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class _File:
+    """The form of a sweep file."""
+
+    vary: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    options: dict[str, Any] = field(default_factory=dict)
+    out: str = ""
+    threads: Count = 1
+    jobs: Count | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
 def read_sweep(path: Path, options: Mapping[str, bool], cores: int) -> Sweep:
     """Read a sweep file.
 
@@ -59,40 +74,23 @@ def read_sweep(path: Path, options: Mapping[str, bool], cores: int) -> Sweep:
         raise os_error(error, path) from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are such
         raise EdgeError(f"{path} is not TOML: {error}", _HELP) from error
-    with understanding(path, _HELP):
-        return _sweep(path, data, options, cores)
-
-
-def _sweep(path: Path, data: dict[str, Any], options: Mapping[str, bool], cores: int) -> Sweep:
-    if unknown := sorted(data.keys() - {"out", "threads", "jobs", "options", "vary"}):
-        raise EdgeError(f"{path} has an unknown key {unknown[0]!r}", _HELP)
-    fixed, axes = dict(data.get("options", {})), dict(data.get("vary", {}))
-    for name, value in {**fixed, **axes}.items():
+    file = checked(_File, data, str(path), _HELP)
+    for name in (*file.options, *file.vary):
         if name not in options or name in OWN:
             known = ", ".join(sorted(set(options) - set(OWN)))
             raise EdgeError(f"{path}: a sweep can't set {name!r}", f"options of build: {known}")
-        if name in axes and (not isinstance(value, list) or not value or name in fixed):
-            raise EdgeError(f"{path}: {name} under [vary] is no list of values, or is under both", _HELP)
-    if not axes:
-        raise EdgeError(f"{path} varies nothing: it has no [vary]", _HELP)
-    builds = {}
-    for values in itertools.product(*axes.values()):
-        varied = dict(zip(axes, values, strict=True))
-        if _name(varied) in builds:
-            raise EdgeError(f"{path}: two builds would be called {_name(varied)}", "vary names that differ")
-        builds[_name(varied)] = {**fixed, **varied}
-        for name, value in builds[_name(varied)].items():
+        if name in file.options and name in file.vary:
+            raise EdgeError(f"{path}: {name} is under both [options] and [vary]", _HELP)
+    builds: dict[str, dict[str, Any]] = {}
+    for values in itertools.product(*file.vary.values()):
+        varied = dict(zip(file.vary, values, strict=True))
+        if (build := _name(varied)) in builds:
+            raise EdgeError(f"{path}: two builds would be called {build}", "vary names that differ")
+        builds[build] = {**file.options, **varied}
+        for name, value in builds[build].items():
             list(_arguments(name, value, options))
-    threads = _count(path, data, "threads", 1)
-    jobs = _count(path, data, "jobs", max(1, cores // threads))
-    return Sweep(Path(str(data.get("out", path.stem))), threads, jobs, builds)
-
-
-def _count(path: Path, data: Mapping[str, Any], name: str, default: int) -> int:
-    value = data.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise EdgeError(f"{path}: {name} is {value!r}, it must be a whole number, 1 or more", _HELP)
-    return value
+    jobs = file.jobs or max(1, cores // file.threads)
+    return Sweep(Path(file.out or path.stem), file.threads, jobs, builds)
 
 
 def _name(varied: Mapping[str, Any]) -> str:

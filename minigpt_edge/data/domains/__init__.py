@@ -6,29 +6,27 @@ point of the group "minigpt_edge.domains" names a package, in which lies a file 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from minigpt_edge.data.package_readers import READERS, check_options
-from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, Source
+from pydantic import ConfigDict
+
+from minigpt_edge.data.sources import Source
 from minigpt_edge.data.tasks import get_task
+from minigpt_edge.stages.checked import Count, Names, checked
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.files import understanding, write_text
+from minigpt_edge_runtime.files import write_text
 
 ENTRY_POINTS = "minigpt_edge.domains"
-TEXT, TRANSLATION = "text", "translation"
-_KINDS: dict[str, type[Source]] = {"package": PackageSource, "hub": HubSource, "files": FileSource}
-_PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")
+TEXT: Literal["text"] = "text"
+TRANSLATION: Literal["translation"] = "translation"
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
-_KEYS = ("title", "default", "words", "language", "task", "questions", "sources")
+_HELP = "docs/domains.md shows a whole domain file"
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,27 @@ class Domain:
 
     name: str
     title: str
-    default: tuple[str, ...]
+    default: Names
     sources: dict[str, Source]
     questions: tuple[str, ...] = ()
-    task: str = TEXT
+    task: Literal["text", "translation"] = TEXT
     language: str = "en"
-    words: int | None = None
+    words: Count | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        if missing := [each for each in self.default if each not in self.sources]:
+            raise EdgeError(
+                f"default names a source that is not there: {missing[0]!r}",
+                f"there are: {', '.join(self.sources)}",
+            )
+        for question_set in self.questions:
+            get_task(question_set)
+        if self.task == TRANSLATION and self.language != "zh":
+            raise EdgeError(
+                f"the task translation is from English to Traditional Chinese, not to {self.language}",
+                "leave task out: pairs in other languages can be trained on as text",
+            )
 
     def chosen(self, name: str | None = None) -> list[Source]:
         """The source of that name, or the default ones; UsageError if there is none such."""
@@ -124,103 +137,5 @@ def parse_domain(name: str, text: str, where: str) -> Domain:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise EdgeError(f"{where} is not TOML: {error}", _HELP) from error
-    with understanding(where, _HELP):
-        return _domain(name, data, where)
-
-
-def _domain(name: str, data: dict[str, Any], where: str) -> Domain:
-    for key, kind in (("title", str), ("default", (str, list)), ("sources", dict)):
-        if not isinstance(data.get(key), kind):
-            raise EdgeError(f"{where} has no {key}" if key not in data else f"{where}: {key} is wrong", _HELP)
-    sources = {key: _source(key, entry, where) for key, entry in data["sources"].items()}
-    default = (data["default"],) if isinstance(data["default"], str) else tuple(data["default"])
-    if not default or any(each not in sources for each in default):
-        raise EdgeError(
-            f"{where}: default names a source that is not there", f"there are: {', '.join(sources)}"
-        )
-    if data.get("task", TEXT) not in (TEXT, TRANSLATION):
-        raise EdgeError(f"{where}: there is no task {data['task']!r}", f"known: {TEXT}, {TRANSLATION}")
-    questions = data.get("questions", [])
-    if not isinstance(questions, list) or not all(isinstance(each, str) for each in questions):
-        raise EdgeError(f"{where}: questions is not a list of names", "see `minigpt-edge tasks`")
-    with _in_file(where):
-        for each in questions:
-            get_task(each)
-    if unknown := sorted(data.keys() - _KEYS):
-        raise EdgeError(f"{where} has an unknown key {unknown[0]!r}", f"known: {', '.join(_KEYS)}")
-    if "words" in data and not isinstance(data["words"], int):
-        raise EdgeError(f"{where}: words is not a number", _HELP)
-    language = str(data.get("language", "zh" if data.get("task") == TRANSLATION else "en"))
-    if data.get("task") == TRANSLATION and language != "zh":
-        raise EdgeError(
-            f"{where}: the task translation is from English to Traditional Chinese, not to {language}",
-            "leave task out: pairs in other languages can be trained on as text",
-        )
-    return Domain(
-        name,
-        str(data["title"]),
-        default,
-        sources,
-        tuple(questions),
-        data.get("task", TEXT),
-        language,
-        data.get("words"),
-    )
-
-
-def _right(name: str, value: Any) -> bool:
-    """Whether a key of a source has a value of the right kind."""
-    if name == "options":
-        return isinstance(value, dict)
-    if name in ("members", "pair_columns") and isinstance(value, list):
-        count = len(value) == 2 if name == "pair_columns" else bool(value)
-        return count and all(isinstance(each, str) for each in value)
-    if name == "package":
-        return isinstance(value, str) and bool(_PINNED.fullmatch(value))
-    return isinstance(value, str) and name != "pair_columns"
-
-
-_HELP = "docs/domains.md shows a whole domain file"
-
-
-@contextmanager
-def _in_file(where: str) -> Iterator[None]:
-    """Say in which file it is that something is wrong."""
-    try:
-        yield
-    except EdgeError as error:
-        raise EdgeError(f"{where}: {error.message}", error.hint) from error
-
-
-def _source(key: str, entry: Any, where: str) -> Source:
-    if not isinstance(entry, dict) or entry.get("kind") not in _KINDS:
-        raise EdgeError(
-            f"{where}: source {key} has no kind, or an unknown one", f"known kinds: {', '.join(_KINDS)}"
-        )
-    kind = _KINDS[entry["kind"]]
-    given = {name: value for name, value in entry.items() if name != "kind"}
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(given.keys() - fields):
-        raise EdgeError(
-            f"{where}: source {key} has an unknown key {unknown[0]!r}", f"known: {', '.join(fields)}"
-        )
-    for name, value in given.items():
-        if not _right(name, value):
-            raise EdgeError(f"{where}: source {key} has a wrong value for {name!r}", _HELP)
-    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-    if missing := [name for name in needed if name not in given]:
-        raise EdgeError(f"{where}: source {key} lacks {missing[0]!r}", _HELP)
-    if kind is PackageSource:
-        members = given["members"]
-        given["members"] = (members,) if isinstance(members, str) else tuple(members)
-        given["options"] = tuple(sorted((k, str(v)) for k, v in given.get("options", {}).items()))
-        if given["reader"] not in READERS:
-            raise EdgeError(
-                f"{where}: source {key} has an unknown reader {given['reader']!r}",
-                f"known: {', '.join(READERS)}",
-            )
-        with _in_file(f"{where}: source {key}"):
-            check_options(given["reader"], dict(given["options"]))
-    if "pair_columns" in given:
-        given["pair_columns"] = tuple(given["pair_columns"])
-    return kind(**given)
+    language = "zh" if data.get("task") == TRANSLATION else "en"
+    return checked(Domain, {"language": language, **data, "name": name}, where, _HELP)

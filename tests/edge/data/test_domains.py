@@ -121,25 +121,31 @@ def test_packages_bring_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("title =", "titel ="), "has no title"),
+        (("title =", "titel ="), "title is missing"),
         (('default = "mine"', 'default = "yours"'), "default names a source that is not there"),
-        (('kind = "files"', 'kind = "web"'), "no kind, or an unknown one"),
-        (('path = "poems"', ""), "lacks 'path'"),
-        (("licence =", "license ="), "unknown key 'license'"),
-        (('"mmlu:philosophy"', "7"), "questions is not a list of names"),
-        (('language = "de"', 'task = "song"'), "there is no task 'song'"),
-        (('language = "de"', 'words = "many"'), "words is not a number"),
+        (
+            ('kind = "files"', 'kind = "web"'),
+            "sources.mine.kind is 'web', it should be one of 'files', 'package', 'hub'",
+        ),
+        (('path = "poems"', ""), "sources.mine.path is missing"),
+        (("licence =", "license ="), "there is no key sources.mine.license"),
+        (('"mmlu:philosophy"', "7"), "questions.0 is 7, it should be a valid string"),
+        (('language = "de"', 'task = "song"'), "task is 'song', it should be 'text' or 'translation'"),
+        (('language = "de"', 'words = "many"'), "words is 'many', it should be a valid integer"),
         (
             ("language =", 'task = "translation"\nlanguage ='),
             "from English to Traditional Chinese, not to de",
         ),
         (('"mmlu:philosophy"', '"mmlu:magic"'), "MMLU has no subject 'magic'"),
-        (('language = "de"', 'langauge = "de"'), "unknown key 'langauge'"),
-        (('kind = "files"\npath = "poems"', HUB_PAIRS), "wrong value for 'pair_columns'"),
+        (('language = "de"', 'langauge = "de"'), "there is no key langauge"),
+        (
+            ('kind = "files"\npath = "poems"', HUB_PAIRS),
+            r"pair_columns is \['en'\], it should be two columns",
+        ),
         (('kind = "files"\npath = "poems"', WIKIPEDIA.format("include = '('")), "option include is wrong"),
         (('kind = "files"\npath = "poems"', WIKIPEDIA.format("shar = 1")), "has no option 'shar'"),
         (("[sources", "[sources["), "is not TOML"),
-        (('kind = "files"\npath = "poems"', 'kind = "package"'), "lacks 'package'"),
+        (('kind = "files"\npath = "poems"', 'kind = "package"'), "sources.mine.package is missing"),
     ],
 )
 def test_a_damaged_domain_file_says_what_is_wrong(change: tuple[str, str], message: str) -> None:

@@ -16,9 +16,10 @@ from tiny_build import write_corpus, write_model
 
 from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.checkpoint import load_model, save_model, trim_embeddings
-from minigpt_edge.prune.sizing import SizeModel, parse_count
+from minigpt_edge.prune.sizing import SizeModel
 from minigpt_edge.prune.vocabulary.choose import choose_tokens
 from minigpt_edge.prune.vocabulary.trim import remap_config, trim_tokenizer
+from minigpt_edge.recipe import parse_count
 from minigpt_edge.ship import export_stages
 from minigpt_edge.ship.export_stages import f16_stage, gguf_stage, onnx_stage
 from minigpt_edge.ship.job import Export
