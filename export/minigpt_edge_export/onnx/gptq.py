@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigpt_edge_export.onnx.weights import Packed
+from minigpt_edge_export.onnx.weights import Packed, pack
 
 _SHARES = (1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # of a block's range
 _DAMPING = 0.01  # of the mean energy of the inputs, as in the paper
@@ -46,9 +46,9 @@ def quantize_gptq(
             part[at + 1 :] -= np.outer(within[at, at + 1 :], errors[at])
         left[:, last:] -= errors.T @ factor[first:last, last:]
     return Packed(
-        _packed(codes.reshape(rows, blocks, block_size), bits),
+        pack(codes.reshape(rows, blocks, block_size), bits),
         scales,
-        None if symmetric else _packed(_whole_bytes(zeros, bits), bits),
+        None if symmetric else pack(zeros, bits),
     )
 
 
@@ -70,10 +70,8 @@ def _grid(
             peak = np.take_along_axis(values, np.abs(values).argmax(1)[:, None], 1)
             scale, zero = -share * peak / half, np.full_like(peak, half)
         else:
-            low, high = (
-                np.minimum(values.min(1, keepdims=True), 0),
-                np.maximum(values.max(1, keepdims=True), 0),
-            )
+            low = np.minimum(values.min(1, keepdims=True), 0)
+            high = np.maximum(values.max(1, keepdims=True), 0)
             scale = share * (high - low) / (2 * half - 1)
             zero = np.clip(np.rint(-share * low / np.where(scale == 0, 1, scale)), 0, 2 * half - 1)
         scale = np.where(scale == 0, np.float32(1e-8), scale)
@@ -82,15 +80,3 @@ def _grid(
     errors, scales, zeros = map(np.stack, zip(*found, strict=True))
     best = errors.argmin(0)[None]
     return np.take_along_axis(scales, best, 0)[0], np.take_along_axis(zeros, best, 0)[0]
-
-
-def _whole_bytes(zeros: np.ndarray, bits: int) -> np.ndarray:
-    """Zero points [N, blocks] with one more where an odd number would end in half a byte."""
-    return np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))) if bits == 4 else zeros
-
-
-def _packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Two neighbours of the last axis to a byte where they have 4 bits, the first in the low half."""
-    if bits == 8:
-        return np.ascontiguousarray(codes)
-    return np.ascontiguousarray(codes[..., 0::2] | (codes[..., 1::2] << 4))

@@ -121,6 +121,17 @@ def _refit(values: np.ndarray, packed: Packed, weights: np.ndarray, bits: int) -
     return scales
 
 
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Two neighbours of the last axis to a byte where they have 4 bits, the first in the low half.
+
+    An odd last one is alone in its byte.
+    """
+    if bits == 8:
+        return np.ascontiguousarray(codes)
+    even = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
+    return np.ascontiguousarray(even[..., 0::2] | (even[..., 1::2] << 4))
+
+
 def _unpack(codes: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return codes

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +111,15 @@ def _facts(decoder: Decoder, precision: Precision, metadata: Mapping[str, str]) 
     return {f"minigpt_edge.{name}": json.dumps(value) for name, value in facts.items()}
 
 
+@dataclass(frozen=True)
 class _Writer:
     """Writes one decoder into a graph; methods take and return the names of values."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        decoder: Decoder,
-        precision: Precision,
-        imatrix: Mapping[str, np.ndarray],
-        grams: Mapping[str, np.ndarray],
-    ) -> None:
-        self.graph, self.decoder, self.precision = graph, decoder, precision
-        self.imatrix, self.grams = imatrix, grams
+    graph: Graph
+    decoder: Decoder
+    precision: Precision
+    imatrix: Mapping[str, np.ndarray]
+    grams: Mapping[str, np.ndarray]
 
     def write(self) -> None:
         graph, decoder = self.graph, self.decoder
@@ -195,12 +192,8 @@ class _Writer:
         normed = []
         for raw, part, count in zip(parts, ("query", "key"), heads, strict=False):
             each = graph.node("Reshape", [raw, graph.integers([0, 0, count, dim])], f"{name}.{part}.heads")
-            weight = graph.weight(
-                f"{name}.{part}_norm.weight", self.decoder.load(f"{name}.{part}_norm.weight")
-            )
-            each = graph.node(
-                "RMSNormalization", [each, weight], f"{name}.{part}.normed", axis=-1, epsilon=self.decoder.eps
-            )
+            inputs, eps = [each, self._copied(f"{name}.{part}_norm.weight")], self.decoder.eps
+            each = graph.node("RMSNormalization", inputs, f"{name}.{part}.normed", axis=-1, epsilon=eps)
             flat = graph.integers([0, 0, count * dim])
             normed.append(graph.node("Reshape", [each, flat], f"{name}.{part}.flat"))
         return [*normed, parts[2]]
@@ -220,18 +213,14 @@ class _Writer:
         """The norm of residual + skip, and that sum."""
         graph, rms, epsilon = self.graph, self.decoder.style.norm == "rms", self.decoder.eps
         kinds = ("weight",) if rms else ("weight", "bias")
-        weights = [graph.weight(f"{name}.{kind}", self.decoder.load(f"{name}.{kind}")) for kind in kinds]
+        weights = [self._copied(f"{name}.{kind}") for kind in kinds]
         if not skip:
             operator = "RMSNormalization" if rms else "LayerNormalization"
             return graph.node(operator, [residual, *weights], name, axis=-1, epsilon=epsilon), residual
         kind = "SkipSimplifiedLayerNormalization" if rms else "SkipLayerNormalization"
-        normed, *_, total = graph.nodes(
-            f"com.microsoft.{kind}",
-            [residual, skip, *weights],
-            [name, "", "", f"{name}.residual"],
-            epsilon=epsilon,
-        )
-        return normed, total
+        outputs = [name, "", "", f"{name}.residual"]
+        graph.nodes(f"com.microsoft.{kind}", [residual, skip, *weights], outputs, epsilon=epsilon)
+        return name, outputs[-1]
 
     def _linear(self, block: str, parts: tuple[str, ...], value: str) -> str:
         """The outputs of all `parts`, which read the same value, one after the other.
@@ -323,7 +312,7 @@ class _Writer:
             weight = self._widened(f"{name}.weight", f"{name}.widened")
             graph.node("com.microsoft.FusedMatMul", [hidden, weight], output, transB=1)
         if biased:
-            graph.node("Add", [output, graph.weight("head.bias", decoder.load("head.bias"))], "logits")
+            graph.node("Add", [output, self._copied("head.bias")], "logits")
 
     def _quantized(self, name: str, matrix: np.ndarray) -> Packed:
         """The embedding or the head as integers."""
@@ -348,6 +337,10 @@ class _Writer:
         number = self.graph.integers
         start = self.graph.optional_input("logits_start", 0)
         return self.graph.node("Slice", [hidden, start, number([2**62]), number([1])], "hidden.wanted")
+
+    def _copied(self, name: str) -> str:
+        """A weight in float32, as norms and biases are in every precision."""
+        return self.graph.weight(name, self.decoder.load(name))
 
     def _stored(self, name: str, array: np.ndarray) -> str:
         """A float matrix in the precision's own type."""

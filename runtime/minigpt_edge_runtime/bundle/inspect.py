@@ -13,6 +13,7 @@ from typing import Any
 from minigpt_edge_runtime.engines.open import is_gguf
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, understanding
+from minigpt_edge_runtime.formats.gguf_names import BLOCK, HEAD
 from minigpt_edge_runtime.formats.latency_report import SCHEMA, read_report
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
 from minigpt_edge_runtime.formats.types import by_type
@@ -65,7 +66,7 @@ def _gguf(path: Path) -> Description:
     metadata, get = header.metadata, header.of_architecture
     by_block: dict[int, dict[str, int]] = {}
     for tensor in header.tensors:
-        if found := re.match(r"blk\.(\d+)\.", tensor.name):
+        if found := re.match(rf"{BLOCK}\.(\d+)\.", tensor.name):
             record = by_block.setdefault(int(found[1]), {"parameters": 0, "bytes": 0})
             record["parameters"] += tensor.elements
             record["bytes"] += tensor.nbytes
@@ -90,7 +91,7 @@ def _gguf(path: Path) -> Description:
         "vocabulary": header.vocabulary(),
         "tokenizer": _join(metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")),
         "chat_template": "tokenizer.chat_template" in metadata,
-        "tied_embeddings": not any(tensor.name == "output.weight" for tensor in header.tensors),
+        "tied_embeddings": not any(tensor.name == HEAD for tensor in header.tensors),
         "licence": metadata.get("general.license"),
         "gguf_version": header.version,
     }
