@@ -24,6 +24,7 @@ from minigpt_edge.stages import hub
 from minigpt_edge.stages.packages import cache_dir, make_once, package_files
 from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.engines.engine import END_OF_TEXT
+from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import (
     read_json,
@@ -236,9 +237,7 @@ def _is_whole(target: Path) -> bool:
 
 def _finish(folder: Path) -> None:
     """Add the document start to config.json: <|endoftext|> if there is one, else BOS, else EOS."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    tokenizer = open_tokenizer(folder / TOKENIZER)
     config = read_json(folder / "config.json")
     start: str | None = END_OF_TEXT
     if tokenizer.token_to_id(END_OF_TEXT) is None:

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, neither cutting nor padding; EdgeError if it is missing or damaged."""
-    try:
-        return open_tokenizer(directory / TOKENIZER)
-    except EdgeError as error:
-        raise EdgeError(error.message, "the checkpoint is incomplete or damaged: make it again") from error
+    return open_tokenizer(directory / TOKENIZER, "the checkpoint is incomplete or damaged: make it again")
 
 
 def encode(tokenizer: Tokenizer, document_start: str, texts: list[str]) -> list[list[int]]:
