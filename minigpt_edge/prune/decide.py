@@ -16,7 +16,7 @@ from minigpt_edge.prune.vocabulary.trim import config_token_ids
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
-from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
+from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def choose_vocabulary(
     by_share = settings.embedding_threshold is not None
     if (settings.exact and remove <= 0) or (settings.min_count == 0 and not by_share):
         return tuple(sorted(set(data["model"]["vocab"].values()) | {t["id"] for t in data["added_tokens"]}))
-    generation = base / "generation_config.json"
+    generation = base / GENERATION_CONFIG
     always = config_token_ids(config, read_json(generation) if generation.exists() else {})
     counts = vocabulary.count_tokens(open_tokenizer(data), documents)
     choose = partial(vocabulary.choose_tokens, data, counts, keep=terms, always=always)

@@ -13,6 +13,7 @@ from minigpt_edge.prune.plan import Plan, check_plan, read_plan
 from minigpt_edge.prune.vocabulary.trim import remap_config, trim_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, read_json, write_json
+from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +144,7 @@ def calibration_windows(
 
 def _write_configs(base: Path, directory: Path, old_to_new: np.ndarray) -> None:
     """config.json and generation_config.json with new token ids."""
-    generation = base / "generation_config.json"
+    generation = base / GENERATION_CONFIG
     given = read_json(generation) if generation.exists() else {}
     config, changed = remap_config(read_json(base / "config.json"), given, old_to_new)
     write_json(directory / "config.json", config)

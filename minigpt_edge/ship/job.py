@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.ship.reference import REFERENCE, reference_stage
 from minigpt_edge.stages.stage import Stage
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 if TYPE_CHECKING:
     from minigpt_edge.stages.console import Log
@@ -56,7 +57,7 @@ class Export:
 
         # builds at once share the work directory
         evidence = self.work / f"parity-failure-{out.name.removesuffix('.partial')}.json"
-        texts = Tokenization(self.checkpoint / "tokenizer.json", self.held_out()) if tokens else None
+        texts = Tokenization(self.checkpoint / TOKENIZER, self.held_out()) if tokens else None
         logits, token_parity = check(
             model,
             kind=kind,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 _PROBE = "minigpt-edge-probe"
 _CHATML = """\
@@ -66,7 +67,5 @@ def stop_texts(checkpoint: Path) -> list[str]:
     """The text of the end token, for programs that stop by text."""
     end = read_json(checkpoint / "config.json").get("eos_token_id")
     ends = end if isinstance(end, list) else [end]
-    added = {
-        token["id"]: token["content"] for token in read_json(checkpoint / "tokenizer.json")["added_tokens"]
-    }
+    added = {token["id"]: token["content"] for token in read_json(checkpoint / TOKENIZER)["added_tokens"]}
     return [added[index] for index in ends if index in added]
