@@ -268,7 +268,7 @@ def _way(report: BuildReport) -> Table:
                 f" The dense model, as teacher, began as {percent(share, 0)} of the target and ended at 0."
             )
     columns = ["", "bits per byte", "perplexity per base token", "bits ÷ dense"]
-    return Table("way", "Quality by stage", columns, rows, note)
+    return Table("way", "Quality after each stage", columns, rows, note)
 
 
 def _facts(key: str, title: str, facts: Mapping[str, Any]) -> Table:

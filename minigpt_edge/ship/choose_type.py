@@ -1,4 +1,7 @@
-"""The choice among a family's types, and a mix of types, by quality on validation text and bytes."""
+"""Where the type of a GGUF file is chosen: of a family such as gguf-q4 the best of Q4_0, IQ4_NL, … or a mix.
+
+Every candidate is written and scored on validation text; `choose` takes the best by quality and bytes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.errors import EdgeError
@@ -17,13 +20,28 @@ if TYPE_CHECKING:
     import numpy as np
 
     from minigpt_edge.ship.job import Export
-    from minigpt_edge_export.gguf.mixed import Choices
+    from minigpt_edge_export.gguf.mixed import Choices, Trials
 
 CHOICE_WINDOWS = 12  # validation windows on which the types of a family are compared
 # Loss falls with parameters to the power -0.076 (Kaplan et al. 2020, arXiv 2001.08361, eq. 1.1):
 # what a byte is worth when two types differ in size and quality.
 SCALING_EXPONENT = 0.076
 MIXED = "mixed"  # among what was tried
+
+
+class Choice(NamedTuple):
+    """What became of a family.
+
+    Attributes:
+        type: the best single type.
+        mix: the types of all matrices, as patterns, where a mix is better; empty otherwise.
+        tried: name -> "bytes", "bits_per_byte", and "score": log bits per byte + SCALING_EXPONENT x log
+            bytes, lower is better.
+    """
+
+    type: str
+    mix: dict[str, str]
+    tried: dict[str, dict[str, float]]
 
 
 def check_size(job: Export, target: Target, smallest: int) -> None:
@@ -38,7 +56,7 @@ def check_size(job: Export, target: Target, smallest: int) -> None:
 
 def choose(
     job: Export, target: Target, source: Path, model: Path, imatrix: Mapping[str, np.ndarray] | None
-) -> tuple[str, dict[str, str], dict[str, dict[str, float]]]:
+) -> Choice:
     """Write a family's best file: the best score, or under a limit the best quality among what fits.
 
     A mix may have as many bytes as the best single type, or as the limit.
@@ -48,17 +66,12 @@ def choose(
         model: what to write.
         imatrix: as `quantize` takes it.
 
-    Returns:
-        The best single type; the types of the mix if that is better, as patterns; what all that were tried
-        have: "bytes", "bits_per_byte", and "score", log bits per byte + SCALING_EXPONENT x
-        log bytes, lower is better.
-
     Raises:
         EdgeError: none is as small as the limit.
     """
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.candidates import candidates
-    from minigpt_edge_export.gguf.mixed import choices_of
+    from minigpt_edge_export.gguf.mixed import Trials, choices_of
     from minigpt_edge_export.gguf.quantize import quantize
 
     choices, decoder = choices_of(source, target), read_checkpoint(job.checkpoint)
@@ -75,7 +88,7 @@ def choose(
         kind, mix = min(tried, key=lambda name: tried[name]["score"]), dict[str, str]()
         limit = job.max_bytes or int(tried[kind]["bytes"])
         if choices.groups and choices.smallest <= limit:
-            mix = _mix(job, target, source, folder, choices, limit, imatrix)
+            mix = _mix(job, target, Trials(source, folder, imatrix, job.threads), choices, limit)
             job.log.step(f"{target.name}: {MIXED}")
             files[MIXED] = folder / f"{MIXED}.gguf"
             quantize(source, files[MIXED], kind, imatrix=imatrix, threads=job.threads, tensor_types=mix)
@@ -84,25 +97,17 @@ def choose(
         fitting = [name for name in tried if tried[name]["bytes"] <= (job.max_bytes or math.inf)]
         best = min(fitting, key=lambda name: tried[name][by])
         files[best].replace(model)
-    return (kind, mix, tried) if best == MIXED else (best, {}, tried)
+    return Choice(kind, mix, tried) if best == MIXED else Choice(best, {}, tried)
 
 
-def _mix(
-    job: Export,
-    target: Target,
-    source: Path,
-    folder: Path,
-    choices: Choices,
-    limit: int,
-    imatrix: Mapping[str, np.ndarray] | None,
-) -> dict[str, str]:
+def _mix(job: Export, target: Target, trials: Trials, choices: Choices, limit: int) -> dict[str, str]:
     """The mix of the least divergence from the checkpoint within the limit, as patterns."""
-    from minigpt_edge_export.gguf.mixed import Trials, measure_costs, patterns, within
+    from minigpt_edge_export.gguf.mixed import measure_costs, patterns, within
     from minigpt_edge_export.verify import verify_logits
 
     reference = job.reference()
     costs = measure_costs(
-        Trials(source, folder, imatrix, job.threads),
+        trials,
         choices,
         lambda model: verify_logits(model, reference, job.threads).kl_mean,
         on_progress=partial(job.log.step, f"{target.name}: types of single matrices"),
@@ -111,6 +116,7 @@ def _mix(
 
 
 def _trial(job: Export, model: Path) -> dict[str, float]:
+    """Bytes, quality on the first validation windows, and score of a candidate."""
     from minigpt_edge_runtime.bench.fresh import run_fresh
 
     content = read_json(job.text.path / "validation.texts.json")
@@ -119,8 +125,5 @@ def _trial(job: Export, model: Path) -> dict[str, float]:
         write_json(texts, {**content, "windows": content["windows"][:CHOICE_WINDOWS]})
         quality = run_fresh("quality", model, texts=str(texts), threads=job.threads)
     bits, size = quality["bits_per_byte"], model.stat().st_size
-    return {
-        "bytes": size,
-        "bits_per_byte": bits,
-        "score": math.log(bits) + SCALING_EXPONENT * math.log(size),
-    }
+    score = math.log(bits) + SCALING_EXPONENT * math.log(size)
+    return {"bytes": size, "bits_per_byte": bits, "score": score}

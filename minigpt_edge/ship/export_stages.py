@@ -7,21 +7,16 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from minigpt_edge.ship.job import F16, Export
 from minigpt_edge.ship.reference import CODE as REFERENCE_CODE
 from minigpt_edge.ship.reference import checkpoint_hashes
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
 from minigpt_edge_runtime.files import sha256_file
 
-if TYPE_CHECKING:
-    pass
-from minigpt_edge.ship.job import F16, Export
-
 CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
-
-
 GPTQ_BYTES = 5 * 2**30  # of memory; larger models are rounded with the importance matrix alone
 CODE = (*REFERENCE_CODE, "minigpt_edge_runtime.bench", "minigpt_edge_runtime._version")
 
@@ -81,13 +76,8 @@ def f16_stage(job: Export) -> Stage:
         ),
         make,
     )
-    metrics = stage.metrics
-    job.log.line(
-        "export",
-        f"GGUF F16 ({metrics['architecture']}), {_agreement(metrics)}",
-        stage.manifest["seconds"],
-        cached=stage.cached,
-    )
+    line = f"GGUF F16 ({stage.metrics['architecture']}), {_agreement(stage.metrics)}"
+    job.log.line("export", line, stage.manifest["seconds"], cached=stage.cached)
     return stage
 
 
@@ -100,33 +90,32 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
     Raises:
         EdgeError: no file of the target is as small as `job.max_bytes`.
     """
-    from minigpt_edge.ship.choose_type import check_size, choose
+    from minigpt_edge.ship.choose_type import Choice, check_size, choose
     from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
     source = f16.path / F16
 
     def make(out: Path) -> dict[str, Any]:
-        model = out / "model.gguf"
-        kind, mix, tried = target.types[0], dict[str, str](), dict[str, dict[str, float]]()
+        model, choice = out / "model.gguf", Choice(target.types[0], {}, {})
         if not target.quantized:
-            _unquantized(kind, source, job.checkpoint, model)
+            _unquantized(choice.type, source, job.checkpoint, model)
         else:
             imatrix = imatrix_from_file(job.importance) if job.importance else None
             if target.exact:
-                quantize(source, model, kind, imatrix=imatrix, threads=job.threads)
+                quantize(source, model, choice.type, imatrix=imatrix, threads=job.threads)
             else:
-                kind, mix, tried = choose(job, target, source, model, imatrix)
+                choice = choose(job, target, source, model, imatrix)
         check_size(job, target, model.stat().st_size)
-        parity = job.check(model, kind, out, tokens=False)
-        made = {"type": kind, "mix": mix, "tried": tried, "tensor_types": read_header(model).types()}
-        return {**made, "parity": parity}
+        parity = job.check(model, choice.type, out, tokens=False)
+        return {**choice._asdict(), "tensor_types": read_header(model).types(), "parity": parity}
 
     return _target_stage(job, target, {"f16": f16.manifest["outputs"][F16]}, make)
 
 
 def onnx_stage(job: Export, target: Target) -> Stage:
     """The ONNX directory of a target, proven as GGUF files are."""
+    from minigpt_edge.ship.choose_type import Choice
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.quantize import imatrix_from_file
     from minigpt_edge_export.onnx.grams import collect_grams, memory
@@ -138,7 +127,9 @@ def onnx_stage(job: Export, target: Target) -> Stage:
         imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
         kind, grams = target.types[0], None
         if PRECISIONS[kind].bits == 4 and (needed := memory(decoder)) > GPTQ_BYTES:
-            job.log.line("export", f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded without it")
+            job.log.line(
+                "export", f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded by importance alone"
+            )
         elif PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
             step = partial(job.log.step, f"{target.name}: calibration")
             sequences = calibration_sequences(job.checkpoint, job.text.path)
@@ -150,24 +141,16 @@ def onnx_stage(job: Export, target: Target) -> Stage:
         )
         job.log.step(f"{target.name}: parity")
         parity = job.check(model, kind, out, tokens=True)
-        return {
-            "type": kind,
-            "mix": {},
-            "tried": {},
-            "tensor_types": read_onnx(model).types(),
-            "parity": parity,
-        }
+        return {**Choice(kind, {}, {})._asdict(), "tensor_types": read_onnx(model).types(), "parity": parity}
 
     inputs = {**checkpoint_hashes(job.checkpoint), "corpus": job.text.digest}
     return _target_stage(job, target, inputs, make)
 
 
 def _target_stage(
-    job: Export,
-    target: Target,
-    inputs: dict[str, str],
-    make: Callable[[Path], dict[str, Any]],
+    job: Export, target: Target, inputs: dict[str, str], make: Callable[[Path], dict[str, Any]]
 ) -> Stage:
+    """Run the stage of a target's file and log its type, size, parity and what was tried."""
     stage = run_stage(
         job.work,
         StageSpec(
@@ -204,14 +187,16 @@ def _target_stage(
 
 
 def _agreement(parity: dict[str, Any]) -> str:
+    """How near a file is to the checkpoint, in words."""
     text = (
-        f"KL to the checkpoint {parity['kl_mean']:.1e}, {parity['argmax_agreement']:.1%} of arg-max agree, "
+        f"KL to the checkpoint {parity['kl_mean']:.1e}, argmax agreement {parity['argmax_agreement']:.1%}, "
         f"bits per byte x {parity['bits_ratio']:.3f}"
     )
-    return text + (f", all token ids of {parity['texts']:,} texts" if "texts" in parity else "")
+    return text + (f", all token ids of {parity['texts']:,} texts equal" if "texts" in parity else "")
 
 
 def _unquantized(kind: str, f16: Path, checkpoint: Path, model: Path) -> None:
+    """Write a file of 16 or 32 bits a weight: the F16 file itself, or another from the checkpoint."""
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.write import write_gguf
 
