@@ -264,9 +264,7 @@ def _way(report: BuildReport) -> Table:
     if recovery.tokens is not None:
         note += f" Recovery: {number(recovery.tokens)} tokens in {duration(recovery.seconds)}."
         if share := recovery.teacher_share:
-            note += (
-                f" The dense model, as teacher, began as {percent(share, 0)} of the target and ended at 0."
-            )
+            note += f" Its teacher was the dense model: {percent(share, 0)} of the target, falling to 0."
     columns = ["", "bits per byte", "perplexity per base token", "bits ÷ dense"]
     return Table("way", "Quality after each stage", columns, rows, note)
 
@@ -284,7 +282,10 @@ def _fact(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {_fact(part)}" for name, part in value.items())
+        facts = {name.replace("_", " "): part for name, part in value.items()}
+        if any(isinstance(part, Mapping) for part in facts.values()):
+            return "; ".join(f"{name}: {_fact(part)}" for name, part in facts.items())
+        return ", ".join(f"{name} {_fact(part)}" for name, part in facts.items())
     if isinstance(value, (list, tuple)):
         return "; ".join(map(_fact, value))
     return MISSING if value is None else str(value)
