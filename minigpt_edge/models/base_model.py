@@ -22,6 +22,7 @@ from minigpt_edge.models.from_hf import (
 )
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.packages import cache_dir, make_once, package_files
+from minigpt_edge.stages.stage import code_hash
 from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.engines.engine import END_OF_TEXT
 from minigpt_edge_runtime.engines.text import open_tokenizer
@@ -34,7 +35,11 @@ from minigpt_edge_runtime.files import (
 )
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
-_FORM = 1  # Raise it when the converted directory changes, so that old ones are made anew.
+_FORM = 1  # It is part of the fingerprints that plans name.
+CODE = (  # It converts.
+    *("minigpt_edge.models", "minigpt_edge_export"),
+    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats"),
+)
 _SOURCE = "source.json"  # It lies beside the weights and holds where they came from and all checksums.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", f"{WEIGHTS}.index.json", *SMALL_FILES]
@@ -209,9 +214,9 @@ def _from_hub(name: str, offline: bool) -> BaseModel:
 
 
 def _converted(name: str, source: str, key: str, make: Callable[[Path], dict[str, Any]]) -> BaseModel:
-    """The converted directory of this key: whole from the cache, or made now."""
+    """The converted directory of this key and the code that makes it: whole from the cache, or made now."""
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.").lower() or "model"
-    target = cache_dir() / "models" / f"{slug}-{key[:16]}"
+    target = cache_dir() / "models" / f"{slug}-{sha256_json([key, code_hash(CODE)])[:16]}"
 
     def convert(partial: Path) -> None:
         about = make(partial)

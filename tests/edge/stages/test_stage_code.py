@@ -44,24 +44,29 @@ make(making)
 
 BUILD = """
 import json, os, sys, sitecustomize
-from minigpt_edge.stages import stage
+from minigpt_edge.stages import packages, stage
 
-honest, code = stage.run_stage, {}
+run_stage, make_once, code = stage.run_stage, packages.make_once, {}
 
-def run_stage(work, spec, make):
-    code[spec.name] = list(spec.code)
+def watch(name, names, make):
+    code[name] = list(names)
 
     def watched(out):
         before = sitecustomize.making
-        sitecustomize.make(f"{before} {spec.name}".strip())
+        sitecustomize.make(f"{before} {name}".strip())
         try:
             return make(out)
         finally:
             sitecustomize.make(before)
 
-    return honest(work, spec, watched)
+    return watched
 
-stage.run_stage = run_stage
+def convert(target, is_whole, make):
+    from minigpt_edge.models.base_model import CODE
+    return make_once(target, is_whole, watch("model", CODE, make))
+
+stage.run_stage = lambda work, spec, make: run_stage(work, spec, watch(spec.name, spec.code, make))
+packages.make_once = convert
 from minigpt_edge.cli import cli
 cli(sys.argv[2:], standalone_mode=False)
 with open(sys.argv[1], "w") as file:
@@ -73,7 +78,17 @@ OPTIONS = (
     *("--target", "gguf-q4", "--target", "onnx-int4"),
 )
 STAGES = {
-    *("corpus", "dense", "prune", "recover", "reference", "export", "export-gguf-q4", "export-onnx-int4"),
+    *(
+        "model",
+        "corpus",
+        "dense",
+        "prune",
+        "recover",
+        "reference",
+        "export",
+        "export-gguf-q4",
+        "export-onnx-int4",
+    ),
     *("measure-gguf-q4", "measure-onnx-int4", "baseline-gguf-f16", "baseline-onnx-int4"),
 }
 
@@ -148,7 +163,7 @@ def test_code_that_is_not_in_the_key_is_noticed(build: dict[str, dict[str, Any]]
 def test_the_server_the_report_and_the_commands_are_in_no_key(build: dict[str, dict[str, Any]]) -> None:
     for name, stage in build.items():
         away = ["_runtime/serve/", "_runtime/compare/", "minigpt_edge/report/", "/commands/"]
-        away += ["minigpt_edge/ship/"] if name in ("corpus", "dense", "prune", "recover") else []
+        away += ["minigpt_edge/ship/"] if name in ("model", "corpus", "dense", "prune", "recover") else []
         assert [file for file in code_files(stage["code"]) if any(part in file for part in away)] == []
 
 
