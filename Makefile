@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 SOURCES := minigpt_edge export runtime tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz reliability sbom clean
+.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz reliability docs sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ reliability: $(READY) ## the figures of docs/reliability.md: kills, full disks, 
 	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
 	$(BIN)/python benchmarks/speed/memory.py
 	$(BIN)/python benchmarks/speed/serve_load.py $(BUNDLE)
+	$(BIN)/python benchmarks/tables/tables.py
+
+docs: $(READY) ## write docs/cli.md from the commands, and the tables from the results
+	$(BIN)/python tools/cli_reference.py
 	$(BIN)/python benchmarks/tables/tables.py
 
 sbom: $(READY) ## sbom.json: every package in .venv with its version and licence (CycloneDX)
