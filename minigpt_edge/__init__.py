@@ -13,6 +13,7 @@ from minigpt_edge_runtime import __version__, load
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from minigpt_edge.evaluation.results import Evaluation
     from minigpt_edge.pipeline import Built
 
 __all__ = ["__version__", "build", "evaluate", "load"]
@@ -61,7 +62,7 @@ def build(
 
 def evaluate(
     model: Path | str, tasks: str | Sequence[str] = (), *, quiet: bool = False, **options: Any
-) -> dict[str, Any]:
+) -> Evaluation:
     """Score a model on texts and questions, as `minigpt-edge evaluate` does.
 
     Args:
@@ -73,8 +74,7 @@ def evaluate(
             `paper_scoring`, `source`, `threads`, `offline` and `no_verify`.
 
     Returns:
-        What the command prints as JSON: {"model", "domain", "runtime", "tasks": results by task, and with
-        `beside_base` "base_model": the same of that}.
+        What the command prints as JSON.
 
     Raises:
         TypeError: there is no such option.
@@ -86,4 +86,4 @@ def evaluate(
 
     names = [tasks] if isinstance(tasks, str) else tasks
     with Log(quiet=quiet) as log:
-        return run.evaluate_path(model, names, log, **options)
+        return run.evaluate(model, names, run.Options(**options), log)

@@ -113,8 +113,8 @@ def evaluated(
 
 def _seen(bench: Bench, made: Any, path: Path) -> dict[str, Any]:
     """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
+    from minigpt_edge.data.corpus import read_documents
     from minigpt_edge.data.windows import MAX_TOKENS, choose_windows
-    from minigpt_edge.recover.packing import read_documents
     from minigpt_edge_runtime.bench.fresh import run_fresh
     from minigpt_edge_runtime.engines.text import open_tokenizer
     from minigpt_edge_runtime.files import write_json

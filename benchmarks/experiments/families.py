@@ -80,6 +80,7 @@ def trained(name: str, bench: Bench) -> Any:
     """The stage that holds the family's model, trained on the law texts."""
     from minigpt_edge.data import corpus
     from minigpt_edge.models import base_model
+    from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
     from minigpt_edge.recover.recover import recover
     from minigpt_edge_runtime.errors import EdgeError
 
@@ -91,11 +92,8 @@ def trained(name: str, bench: Bench) -> Any:
         result = recover(
             base.path,
             out / "model",
-            train=text.path / "train.jsonl",
-            validation=text.path / "validation.texts.json",
-            tokens=TRAINED,
-            lr=LR,
-            threads=bench.recipe.threads,
+            TrainingTexts.of(text.path),
+            RecoverConfig(TRAINED, lr=LR, threads=bench.recipe.threads),
             on_progress=bench.log.recovery,
         )
         if result["after"]["bits_per_byte"] > 3:

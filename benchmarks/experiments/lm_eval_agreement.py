@@ -81,10 +81,10 @@ def theirs(model: str, names: list[str], limit: int | None, threads: int) -> dic
 def ours(model: str, names: list[str], limit: int | None, threads: int) -> dict[str, Any]:
     """Accuracies by `evaluate`, of the same first questions."""
     from minigpt_edge.data import tasks
-    from minigpt_edge.evaluation import run
     from minigpt_edge.evaluation.multiple_choice import answer
+    from minigpt_edge.evaluation.subject import subject_of
 
-    subject = run.subject_of(Path(model))
+    subject = subject_of(Path(model))
     found = {}
     with subject.open(threads) as engine:
         for name in names:
@@ -109,9 +109,9 @@ def main() -> None:
 
 def compared(model: str, names: list[str], limit: int | None, threads: int) -> list[dict[str, Any]]:
     """A row per question set, accuracies in percent."""
-    from minigpt_edge.evaluation import run
+    from minigpt_edge.evaluation.subject import subject_of
 
-    file = run.subject_of(Path(model)).path.name
+    file = subject_of(Path(model)).path.name
     harness, mine = theirs(model, names, limit, threads), ours(model, names, limit, threads)
     rows = []
     for name in names:

@@ -51,8 +51,8 @@ def part_of_text(bench: Bench, tokens: int) -> Path:
 
 def curve(checkpoint: Path, documents: Path, stage: Any) -> list[dict[str, float]]:
     """Bits per byte of each epoch or third: of its training text on the way, of held-out text at its end."""
+    from minigpt_edge.data.corpus import read_documents
     from minigpt_edge.models.forward import read_tokenizer
-    from minigpt_edge.recover.packing import read_documents
 
     texts, tokenizer = read_documents(documents), read_tokenizer(checkpoint)
     tokens = sum(len(found.ids) + 1 for found in tokenizer.encode_batch(texts, add_special_tokens=False))

@@ -86,6 +86,7 @@ class Bench:
             digest: of the checkpoint.
             documents: a train.jsonl other than the corpus's.
         """
+        from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
         from minigpt_edge.recover.recover import recover
 
         train = documents or self.text.path / "train.jsonl"
@@ -95,12 +96,8 @@ class Bench:
             lambda out: recover(
                 checkpoint,
                 out,
-                train=train,
-                validation=self.text.path / "validation.texts.json",
-                tokens=tokens,
-                evaluations=evaluations,
-                patience=evaluations,
-                threads=threads,
+                TrainingTexts(train, self.text.path / "validation.texts.json"),
+                RecoverConfig(tokens, evaluations=evaluations, patience=evaluations, threads=threads),
                 on_progress=self.log.recovery,
             ),
             settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},

@@ -20,6 +20,7 @@ TASKS = ("hellaswag", "completion")
 def main() -> None:
     """Time both, loading of the questions included."""
     from minigpt_edge.evaluation import run
+    from minigpt_edge.evaluation.subject import subject_of
     from minigpt_edge.stages.console import Log
     from minigpt_edge.stages.parallel import all_cores
 
@@ -28,13 +29,13 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    subject = run.subject_of(given.model)
-    request = run.Request(limit=given.questions, threads=given.threads)
+    subject = subject_of(given.model)
+    options = run.Options(limit=given.questions, threads=given.threads)
     rows = []
     with Log() as log:
         for task in TASKS:
             begun = time.perf_counter()
-            (found,) = run.evaluate(subject, [task], request, log)["tasks"].values()
+            (found,) = run.evaluate(subject, [task], options, log)["tasks"].values()
             seconds = time.perf_counter() - begun
             rows.append({"task": task, "questions": found["sum"]["questions"], "seconds": round(seconds, 1)})
     file = {"name": subject.path.name, "bytes": subject.path.stat().st_size}

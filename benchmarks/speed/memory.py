@@ -28,8 +28,8 @@ def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | 
     from minigpt_edge.models.checkpoint import read_config, stored_parameters
     from minigpt_edge.prune.memory import of_pruning, stays_on_disk
     from minigpt_edge.prune.settings import WINDOW
+    from minigpt_edge.recover.config import STEP_TOKENS
     from minigpt_edge.recover.memory import Recovery
-    from minigpt_edge.recover.recover import STEP_TOKENS
 
     config, parameters, tokens = read_config(base), stored_parameters(base), given.calibration_tokens
     lazy = stays_on_disk(base, tokens, limit, may=True)

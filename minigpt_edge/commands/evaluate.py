@@ -46,7 +46,7 @@ def evaluate(model: Path, tasks: str | None, output: Path | None, as_json: bool,
     """Score MODEL (a bundle, a .gguf or .onnx file, or a checkpoint directory) on texts and questions."""
     from rich.console import Console
 
-    from minigpt_edge.evaluation.run import evaluate_path
+    from minigpt_edge.evaluation import run
     from minigpt_edge.evaluation.tables import results_table
     from minigpt_edge.report.page import print_one
     from minigpt_edge.stages.console import Log
@@ -56,7 +56,7 @@ def evaluate(model: Path, tasks: str | None, output: Path | None, as_json: bool,
     if output:
         check_writable(output)
     with Log() as log:
-        found = evaluate_path(model, names, log, **options)
+        found = run.evaluate(model, names, run.Options(**options), log)
     if output:
         write_json(output, found)
     if as_json:

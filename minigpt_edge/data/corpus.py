@@ -220,16 +220,18 @@ def read_split(corpus_dir: Path, split: str) -> list[str]:
     """The texts of one split of a corpus stage directory, in order."""
     if split not in SPLITS:
         raise EdgeError(f"there is no split {split!r}", f"splits: {', '.join(SPLITS)}")
-    path = corpus_dir / f"{split}.jsonl"
+    return read_documents(corpus_dir / f"{split}.jsonl")
+
+
+def read_documents(path: Path) -> list[str]:
+    """The texts of a split's file (`train.jsonl`), in order; EdgeError if it is missing or damaged."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line)["text"] for line in lines if line]
+        return [json.loads(line)["text"] for line in lines if line.strip()]
     except OSError as error:
         raise os_error(error, path) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise EdgeError(
-            f"{path} is damaged ({error})", "delete the corpus stage so that it is made again"
-        ) from error
+        raise EdgeError(f"{path} is not a split of a corpus ({error})", "make the corpus again") from error
 
 
 def _sha256(text: str) -> str:

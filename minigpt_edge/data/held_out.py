@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.data.corpus import read_split
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge.data.windows import read_texts
 from minigpt_edge_runtime.scoring.held_out import HELD_OUT as HELD_OUT
 
 WINDOWS, QUESTIONS, CHOICES = 16, 48, 4
@@ -24,14 +24,11 @@ def held_out_sample(corpus: Path) -> dict[str, Any]:
         [{"context", "choices", "answer"}]}. A question is a passage, and four texts of which one goes on
         where it ends; the others come from other places, of the same document where it is long enough.
     """
-    texts = read_json(corpus / "test.texts.json")
-    rng = random.Random(0)
     return {
         "format": 1,
         "split": "test",
-        "document_start": texts["document_start"],
-        "windows": texts["windows"][:WINDOWS],
-        "questions": questions(read_split(corpus, "test"), rng, QUESTIONS),
+        **read_texts(corpus / "test.texts.json").content(WINDOWS),
+        "questions": questions(read_split(corpus, "test"), random.Random(0), QUESTIONS),
     }
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.scoring.held_out import Window, read_held_out
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from minigpt_edge_runtime.scoring.held_out import Window
 
 MAX_BYTES = 4_000
 MAX_TOKENS = 1_000
@@ -90,15 +90,23 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_texts(path: Path) -> tuple[str, list[Window]]:
-    """The document-start token's text and the windows of an evaluation text file.
+class Texts(NamedTuple):
+    """An evaluation text file (`*.texts.json`): windows, each scored from the token `document_start` on."""
 
-    Raises:
-        EdgeError: the file is missing, damaged or has no windows.
-    """
-    from minigpt_edge_runtime.scoring.held_out import read_held_out
+    document_start: str
+    windows: list[Window]
 
-    held_out = read_held_out(path)
-    if held_out.document_start is None:
-        raise EdgeError(f"{path} does not name the token that starts a document", "make the corpus again")
-    return held_out.document_start, held_out.windows
+    def content(self, count: int) -> dict[str, Any]:
+        """The file's keys, with the first `count` windows."""
+        return {
+            "document_start": self.document_start,
+            "windows": [asdict(window) for window in self.windows[:count]],
+        }
+
+
+def read_texts(path: Path) -> Texts:
+    """An evaluation text file; EdgeError if it is missing, damaged or has no windows."""
+    content = read_held_out(path)
+    if content.document_start is None:
+        raise EdgeError(f"{path} does not name its document-start token", "make the corpus again")
+    return Texts(content.document_start, content.windows)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.evaluation.run import subject_of
+from minigpt_edge.evaluation.subject import subject_of
 from minigpt_edge_runtime.click_group import show_error
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.scoring.choices import Pair, encode_pair, score_pairs

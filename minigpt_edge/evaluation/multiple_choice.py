@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 from minigpt_edge.data.tasks.items import Item
+from minigpt_edge.evaluation.results import Accuracy, Answers
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.scoring.choices import encode_pair, score_pairs
 from minigpt_edge_runtime.scoring.likelihood import token_nll
@@ -22,8 +23,8 @@ def answer(
     document_start: str | None = None,
     paper: bool = False,
     on_item: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Answer every question; see `summarize` for what comes back.
+) -> Answers:
+    """Answer every question.
 
     Args:
         engine: opened with `logits_all`.
@@ -45,7 +46,7 @@ def answer(
     for pairs in questions if paper else []:
         texts = [[*pair.context, *pair.continuation][-engine.context_length :] for pair in pairs]
         chosen["paper"].append(_best([-_paper_score(engine, text) for text in texts]))
-    return {name: summarize(items, answers) for name, answers in chosen.items()}
+    return cast("Answers", {name: summarize(items, answers) for name, answers in chosen.items()})
 
 
 def _best(scores: Sequence[float]) -> int:
@@ -61,8 +62,8 @@ def _paper_score(engine: Engine, text: Sequence[int]) -> float:
     return math.exp(min(float(nll.mean()), 700.0)) / len(text)
 
 
-def summarize(items: Sequence[Item], answers: Sequence[int]) -> dict[str, Any]:
-    """accuracy, its 95 % Wilson "interval", "chance", "questions", and every answer."""
+def summarize(items: Sequence[Item], answers: Sequence[int]) -> Accuracy:
+    """What answers (numbers of the chosen ones) are worth."""
     from scipy.stats import binomtest
 
     right = sum(item.answer == answer for item, answer in zip(items, answers, strict=True))

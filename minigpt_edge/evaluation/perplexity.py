@@ -1,24 +1,85 @@
-"""Bits per byte of a checkpoint on an evaluation text file (`*.texts.json`), with torch."""
+"""Likelihood under torch: padded batches of token sequences, and a checkpoint's bits per byte."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt_edge.data.windows import read_texts
-from minigpt_edge.models.forward import check_context, encode, head_of, hidden_states, read_tokenizer
+from minigpt_edge.models.forward import (
+    check_context,
+    encode,
+    head_of,
+    hidden_states,
+    load_fast,
+    read_tokenizer,
+)
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from minigpt_edge_runtime.scoring.held_out import Window
 
 BATCH_TOKENS = 4096  # padded tokens scored together
 
 
-def sum_nll(model: nn.Module, sequences: list[list[int]]) -> float:
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of similar length.
+
+    Attributes:
+        rows: their numbers, int64 [n].
+        ids: int64 [n, width], see `pad`.
+        scored: which tokens' likelihood counts, bool [n, width]; never the first.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    scored: Tensor
+
+    @property
+    def first(self) -> Tensor:
+        """Which tokens are the first of their sequence that is scored, bool [n, width]."""
+        return self.scored & ~self.scored.roll(1, 1)
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids [n, width], with padding on the right, where a causal model does not look."""
+    import torch
+
+    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+    return ids
+
+
+def batches(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Batch]:
+    """At most BATCH_TOKENS padded tokens (or one sequence) each.
+
+    Args:
+        starts: index of each sequence's first scored token, at least 1.
+    """
+    import torch
+
+    groups: list[list[int]] = []
+    for number in sorted(range(len(sequences)), key=lambda number: -len(sequences[number])):
+        if not groups or len(sequences[groups[-1][0]]) * (len(groups[-1]) + 1) > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(number)
+    made = []
+    for group in groups:
+        ids = pad([sequences[number] for number in group])
+        scored = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, number in enumerate(group):
+            scored[row, starts[number] : len(sequences[number])] = True
+        made.append(Batch(torch.tensor(group), ids, scored))
+    return made
+
+
+def sum_nll(model: nn.Module, sequences: Sequence[Sequence[int]]) -> float:
     """Summed negative log-likelihood in nats of all tokens but each sequence's first.
 
     Args:
@@ -32,33 +93,19 @@ def sum_nll(model: nn.Module, sequences: list[list[int]]) -> float:
     was_training = model.training
     model.eval()
     total = 0.0
+    scored = [sequence for sequence in sequences if len(sequence) > 1]
     with torch.inference_mode():
-        for batch in _batches(sequences):
-            width = max(len(sequence) for sequence in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.int64)
-            real = torch.zeros(len(batch), width, dtype=torch.bool)
-            for row, sequence in enumerate(batch):  # padding on the right is invisible to a causal model
-                ids[row, : len(sequence)] = torch.tensor(sequence)
-                real[row, 1 : len(sequence)] = True
-            hidden, weight = head_of(model, hidden_states(model, ids)[:, :-1][real[:, 1:]])
-            total += float(chunked_nll(hidden, weight, ids[real]).double().sum())
+        for batch in batches(scored, [1] * len(scored)):
+            hidden = hidden_states(model, batch.ids)[:, :-1][batch.scored[:, 1:]]
+            nll = chunked_nll(*head_of(model, hidden), batch.ids[batch.scored])
+            total += float(nll.double().sum())
     model.train(was_training)
     return total
 
 
-def _batches(sequences: list[list[int]]) -> list[list[list[int]]]:
-    """Sequences of similar length together, at most BATCH_TOKENS padded tokens (or one sequence) each."""
-    batches: list[list[list[int]]] = []
-    for sequence in sorted((s for s in sequences if len(s) > 1), key=len, reverse=True):
-        if not batches or len(batches[-1][0]) * (len(batches[-1]) + 1) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(sequence)
-    return batches
-
-
 def summary(nll: float, windows: Sequence[Window]) -> dict[str, float]:
     """bits_per_byte and perplexity_per_base_token of a summed nll in nats, with the sums they come from."""
-    size, base = sum(w.bytes for w in windows), sum(w.base_tokens for w in windows)
+    size, base = sum(window.bytes for window in windows), sum(window.base_tokens for window in windows)
     return {
         "nll": nll,
         "bytes": size,
@@ -74,12 +121,10 @@ def evaluate(checkpoint: Path, texts: Path) -> dict[str, float]:
     Raises:
         EdgeError: either is damaged, or a window is longer than the model's context.
     """
-    from minigpt_edge.models import attention
-    from minigpt_edge.models.checkpoint import is_large, load_model
+    from minigpt_edge.models.checkpoint import is_large
 
     start, windows = read_texts(texts)
-    sequences = encode(read_tokenizer(checkpoint), start, [w.text for w in windows])
-    model = load_model(checkpoint, lazy=is_large(checkpoint))
-    attention.use_in(model)
+    sequences = encode(read_tokenizer(checkpoint), start, [window.text for window in windows])
+    model = load_fast(checkpoint, lazy=is_large(checkpoint))
     check_context(model, sequences)
     return summary(sum_nll(model, sequences), windows)

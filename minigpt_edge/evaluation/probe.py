@@ -14,9 +14,9 @@ import torch  # noqa: TID253
 from tokenizers import Tokenizer
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge.evaluation.perplexity import BATCH_TOKENS
+from minigpt_edge.evaluation.perplexity import batches
 from minigpt_edge.models.archs.base import Arch
-from minigpt_edge.models.chunked_loss import chunk_rows
+from minigpt_edge.models.chunked_loss import logit_chunks, nll
 from minigpt_edge.models.forward import head_of
 from minigpt_edge.models.precision import compute_dtype
 
@@ -48,16 +48,6 @@ class Measured:
         return float(self.right.double().mean())
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Sequences of similar length: their numbers, ids [n, width] and which tokens are scored [n, width]."""
-
-    rows: Tensor
-    ids: Tensor
-    scored: Tensor
-    first: Tensor
-
-
 class Probe:
     """Token sequences, of which a model is scored on the tokens from a start on.
 
@@ -83,7 +73,7 @@ class Probe:
             raise ValueError("every sequence needs a token before the first one that is scored")
         self.arch, self.dtype, self.count = arch, compute_dtype(), len(sequences)
         self.forms = None if forms is None else torch.tensor(forms)
-        self.batches = _batches(sequences, starts)
+        self.batches = batches(sequences, starts)
         with torch.inference_mode():
             hidden = [arch.embed(model, batch.ids).float() for batch in self.batches]
             turns = [arch.positions(model, x) for x in hidden]
@@ -99,23 +89,27 @@ class Probe:
 
     def measure(self, model: Any, first: int = 0) -> Measured:
         """Score a model whose blocks before `first` are the dense model's."""
-        nll = torch.zeros(self.count, dtype=torch.float64)
+        losses = torch.zeros(self.count, dtype=torch.float64)
         tokens = torch.zeros(self.count, dtype=torch.int64)
         right = torch.zeros(self.count, dtype=torch.bool)
         with torch.inference_mode():
             for batch, hidden in zip(self.batches, self._final(model, first), strict=True):
                 final = self.arch.final_norm(model, hidden[:, :-1][batch.scored[:, 1:]])
                 read, weight = head_of(model, final.to(self.dtype))
-                wanted = batch.ids[batch.scored]
-                losses, likeliest = _predict(read, weight.to(self.dtype), wanted)
-                if self.forms is not None:
-                    likeliest, wanted = self.forms[likeliest], self.forms[wanted]
+                chunks = logit_chunks(read, weight, batch.ids[batch.scored])
+                found = [
+                    (nll(logits, wanted), self._is_likeliest(logits, wanted)) for logits, wanted in chunks
+                ]
                 row = batch.rows[:, None].expand_as(batch.scored)[batch.scored]
-                nll.index_add_(0, row, losses.double())
+                losses.index_add_(0, row, torch.cat([loss for loss, _ in found]).double())
                 tokens.index_add_(0, row, torch.ones_like(row))
                 opens = batch.first[batch.scored]
-                right[row[opens]] = (likeliest == wanted)[opens]
-        return Measured(nll, tokens, right)
+                right[row[opens]] = torch.cat([likeliest for _, likeliest in found])[opens]
+        return Measured(losses, tokens, right)
+
+    def _is_likeliest(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        likeliest = logits.argmax(-1)
+        return likeliest == wanted if self.forms is None else self.forms[likeliest] == self.forms[wanted]
 
     def likelihood(self, model: Any, first: int = 0) -> float:
         """Minus nats per scored token."""
@@ -150,34 +144,3 @@ def token_forms(tokenizer: Tokenizer) -> list[int]:
         form = f"token {token}" if "\ufffd" in text else f"text {text.strip().lower()}"
         forms.append(numbers.setdefault(form, len(numbers)))
     return forms
-
-
-def _batches(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[_Batch]:
-    """At most BATCH_TOKENS padded tokens (or one sequence) each."""
-    groups: list[list[int]] = []
-    for number in sorted(range(len(sequences)), key=lambda number: -len(sequences[number])):
-        if not groups or len(sequences[groups[-1][0]]) * (len(groups[-1]) + 1) > BATCH_TOKENS:
-            groups.append([])
-        groups[-1].append(number)
-    batches = []
-    for group in groups:
-        shape = len(group), len(sequences[group[0]])
-        ids = torch.zeros(shape, dtype=torch.int64)  # padding on the right is invisible to a causal model
-        scored, first = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-        for row, number in enumerate(group):
-            ids[row, : len(sequences[number])] = torch.tensor(sequences[number])
-            scored[row, starts[number] : len(sequences[number])] = True
-            first[row, starts[number]] = True
-        batches.append(_Batch(torch.tensor(group), ids, scored, first))
-    return batches
-
-
-def _predict(read: Tensor, weight: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Nll in nats of the wanted tokens [n], float32, and the likeliest tokens [n]."""
-    rows = chunk_rows(len(weight))
-    losses, likeliest = [], []
-    for x, y in zip(read.split(rows), wanted.split(rows), strict=True):
-        logits = (x @ weight.t()).float()
-        losses.append(torch.nn.functional.cross_entropy(logits, y, reduction="none"))
-        likeliest.append(logits.argmax(-1))
-    return torch.cat(losses), torch.cat(likeliest)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch  # noqa: TID253
 
-from minigpt_edge.models import attention
-from minigpt_edge.models.checkpoint import is_large, load_model
-from minigpt_edge.models.forward import head_of, hidden_states
+from minigpt_edge.evaluation.perplexity import pad
+from minigpt_edge.models.checkpoint import is_large
+from minigpt_edge.models.forward import head_of, hidden_states, load_fast
 from minigpt_edge_runtime.engines.engine import Fork
 from minigpt_edge_runtime.engines.text import CodecEngine, TextCodec
 
@@ -33,8 +33,7 @@ class TorchEngine(CodecEngine):
     def __init__(self, directory: Path, context_length: int | None = None, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.text = TextCodec(directory, ())
-        self.model: Any = load_model(directory, lazy=is_large(directory))
-        attention.use_in(self.model)
+        self.model: Any = load_fast(directory, lazy=is_large(directory))
         config: Any = self.model.config
         longest = int(config.max_position_embeddings)
         self.context_length = min(longest, context_length or 2048)
@@ -91,14 +90,11 @@ class TorchEngine(CodecEngine):
             )
 
     def _logits(self, texts: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
-        """Logits of each text's tokens from `first` on; padding on the right is invisible to them."""
+        """Logits of each text's tokens from `first` on."""
         if not texts:
             return []
-        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
         with torch.inference_mode():
-            hidden = hidden_states(self.model, ids)
+            hidden = hidden_states(self.model, pad(texts))
             found = []
             for row, text in enumerate(texts):
                 read, weight = head_of(self.model, hidden[row, first[row] : len(text)])

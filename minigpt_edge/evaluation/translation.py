@@ -8,6 +8,7 @@ from typing import Any
 
 from minigpt_edge.data.pairs import prompt
 from minigpt_edge.data.tasks.items import Item
+from minigpt_edge.evaluation.results import ChrF, Translations
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.generate.generate import Generation, Session
 from minigpt_edge_runtime.generate.sampling import Sampling
@@ -40,12 +41,8 @@ def translate(
     *,
     document_start: str | None = None,
     on_pair: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """chrF (arXiv W15-3049, through sacrebleu) of greedy translations, with its 95 % bootstrap interval.
-
-    Returns:
-        {"chrf", "interval" (0 to 100), "pairs", "signature", "written": the first translations}.
-    """
+) -> Translations:
+    """chrF (arXiv W15-3049, through sacrebleu) of greedy translations."""
     start, session = engine.document_start(document_start), Session(engine)
     greedy = Sampling(temperature=0, repeat_penalty=1.0)
     written = []
@@ -65,8 +62,8 @@ def translate(
     }
 
 
-def chrf(written: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
-    """{"chrf", "interval": its 95 % bootstrap interval, "signature"}; 0 to 100."""
+def chrf(written: Sequence[str], targets: Sequence[str]) -> ChrF:
+    """Of what was written against the targets."""
     from sacrebleu.metrics import CHRF
 
     class PlainCHRF(CHRF):

@@ -5,6 +5,7 @@ Import this module inside functions: it needs torch at its head to define an aut
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,12 +91,18 @@ def chunked_cross_entropy(
     return ChunkedCrossEntropy.apply(hidden, weight, labels, soft)
 
 
+def logit_chunks(hidden: Tensor, weight: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """float32 logits of some of the hidden states [n, vocabulary] at a time, with their labels [n]."""
+    rows, cast = chunk_rows(len(weight)), weight.to(hidden.dtype)
+    for x, y in zip(hidden.split(rows), labels.split(rows), strict=True):
+        yield (x @ cast.t()).float(), y
+
+
 def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood in nats of every label, float32 [tokens]; no gradients."""
-    rows = chunk_rows(len(weight))
-    cast = weight.to(hidden.dtype)
-    losses = [
-        torch.nn.functional.cross_entropy((x @ cast.t()).float(), y, reduction="none")
-        for x, y in zip(hidden.split(rows), labels.split(rows), strict=True)
-    ]
-    return torch.cat(losses)
+    return torch.cat([nll(logits, y) for logits, y in logit_chunks(hidden, weight, labels)])
+
+
+def nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of a label per row of logits [n, vocabulary]."""
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")

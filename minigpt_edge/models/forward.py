@@ -32,6 +32,16 @@ def encode(tokenizer: Tokenizer, document_start: str, texts: list[str]) -> list[
     return [[start, *e.ids] for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
+def load_fast(directory: Path, *, lazy: bool = False) -> nn.Module:
+    """The model as `checkpoint.load_model` gives it, attending by `attention`."""
+    from minigpt_edge.models import attention
+    from minigpt_edge.models.checkpoint import load_model
+
+    model = load_model(directory, lazy=lazy)
+    attention.use_in(model)
+    return model
+
+
 def hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """What the head reads [batch, s, width] for token ids [batch, s], in bf16 where the processor has it."""
     import torch

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
@@ -52,41 +52,34 @@ class CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Scores are computed again from `lse`, QUERY_ROWS rows at a time and only up to the diagonal.
+
+        The query heads of a group are one product.
+        """
         q, k, v, mask, out, lse = ctx.saved_tensors
-        return *attention_backward(grad, q, k, v, mask, out, lse, ctx.scale), None, None
-
-
-def attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of causal attention with respect to q [b, heads, s, d], k and v [b, groups, s, d].
-
-    Scores are computed again from `lse` [b, heads, s], QUERY_ROWS rows at a time and only up to the
-    diagonal; the query heads of a group are one product.
-    """
-    b, heads, s, d = q.shape
-    groups = k.shape[1]
-    per = heads // groups
-    delta = (grad.float() * out.float()).sum(-1).view(b * groups, per, s)
-    lse = lse.reshape(b * groups, per, s)
-    queries, grads = (t.reshape(b * groups, per, s, d) for t in (q, grad))
-    keys, values = (t.reshape(b * groups, s, d) for t in (k, v))
-    dq, dk, dv = [], torch.zeros_like(keys, dtype=torch.float32), torch.zeros_like(keys, dtype=torch.float32)
-    for start in range(0, s, QUERY_ROWS):
-        end = min(start + QUERY_ROWS, s)
-        rows = per * (end - start)
-        q_i = queries[:, :, start:end].reshape(b * groups, rows, d)
-        g_i = grads[:, :, start:end].reshape(b * groups, rows, d)
-        k_i, v_i = keys[:, :end], values[:, :end]
-        scores = torch.bmm(q_i, k_i.transpose(1, 2)).view(b * groups, per, end - start, end).float()
-        p = torch.exp(scores * scale - lse[:, :, start:end, None] + mask[start:end, :end])
-        dp = torch.bmm(g_i, v_i.transpose(1, 2)).view_as(p).float()
-        ds = (p * (dp - delta[:, :, start:end, None]) * scale).to(q.dtype).view(b * groups, rows, end)
-        p = p.to(q.dtype).view(b * groups, rows, end)
-        dq.append(torch.bmm(ds, k_i).view(b * groups, per, end - start, d))
-        dk[:, :end] += torch.bmm(ds.transpose(1, 2), q_i)
-        dv[:, :end] += torch.bmm(p.transpose(1, 2), g_i)
-    return torch.cat(dq, 2).view_as(q), dk.to(k.dtype).view_as(k), dv.to(v.dtype).view_as(v)
+        b, heads, s, d = q.shape
+        groups = k.shape[1]
+        per = heads // groups
+        delta = (grad.float() * out.float()).sum(-1).view(b * groups, per, s)
+        lse = lse.reshape(b * groups, per, s)
+        queries, grads = (t.reshape(b * groups, per, s, d) for t in (q, grad))
+        keys, values = (t.reshape(b * groups, s, d) for t in (k, v))
+        dq, dk, dv = [], *(torch.zeros_like(t, dtype=torch.float32) for t in (keys, values))
+        for start in range(0, s, QUERY_ROWS):
+            end = min(start + QUERY_ROWS, s)
+            rows = per * (end - start)
+            q_i, g_i = (t[:, :, start:end].reshape(b * groups, rows, d) for t in (queries, grads))
+            k_i, v_i = keys[:, :end], values[:, :end]
+            scores = torch.bmm(q_i, k_i.transpose(1, 2)).view(b * groups, per, end - start, end).float()
+            p = torch.exp(scores * ctx.scale - lse[:, :, start:end, None] + mask[start:end, :end])
+            dp = torch.bmm(g_i, v_i.transpose(1, 2)).view_as(p).float()
+            ds = p * (dp - delta[:, :, start:end, None]) * ctx.scale
+            ds, p = (t.to(q.dtype).view(b * groups, rows, end) for t in (ds, p))
+            dq.append(torch.bmm(ds, k_i).view(b * groups, per, end - start, d))
+            dk[:, :end] += torch.bmm(ds.transpose(1, 2), q_i)
+            dv[:, :end] += torch.bmm(p.transpose(1, 2), g_i)
+        dq_whole = torch.cat(dq, 2).view_as(q)
+        return dq_whole, dk.to(k.dtype).view_as(k), dv.to(v.dtype).view_as(v), None, None
 
 
 def causal_mask(length: int) -> Tensor:
@@ -106,26 +99,36 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
 
-def attention_part(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    mask: Tensor,
-    norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    eps: float,
-) -> Tensor:
-    """x [batch, s, hidden] plus its self-attention; cos, sin [s, 1, head_dim / 2]; weights float32."""
+class Positions(NamedTuple):
+    """What attention needs to know of positions: cos, sin [s, 1, head_dim / 2] and `causal_mask(s)`."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+
+
+class AttentionWeights(NamedTuple):
+    """A block's float32 weights before and in its attention."""
+
+    norm: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+
+
+def attention_part(x: Tensor, positions: Positions, weights: AttentionWeights, eps: float) -> Tensor:
+    """x [batch, s, hidden] plus its self-attention."""
     batch, s, hidden = x.shape
+    cos, sin, mask = positions
     d = 2 * cos.shape[-1]
-    flat = rms_norm(x.view(-1, hidden), norm, eps)
-    queries, keys, values = (Linear.apply(flat, w).view(batch, s, -1, d) for w in (q, k, v))
+    flat = rms_norm(x.view(-1, hidden), weights.norm, eps)
+    queries, keys, values = (
+        Linear.apply(flat, w).view(batch, s, -1, d) for w in (weights.q, weights.k, weights.v)
+    )
     queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
     mixed = CausalAttention.apply(*(t.transpose(1, 2) for t in (queries, keys, values)), mask, d**-0.5)
-    return x + Linear.apply(mixed.transpose(1, 2).reshape(batch * s, -1), o).view_as(x)
+    return x + Linear.apply(mixed.transpose(1, 2).reshape(batch * s, -1), weights.o).view_as(x)
 
 
 def mlp_part(x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float) -> Tensor:
@@ -161,16 +164,16 @@ def hidden_states(model: nn.Module, ids: Tensor, parts: Parts) -> Tensor:
     cos, sin = body.rotary_emb(x.float(), torch.arange(ids.shape[1])[None])
     half = cos.shape[-1] // 2
     cos, sin = (t[0, :, None, :half].contiguous() for t in (cos, sin))
-    mask = causal_mask(ids.shape[1])
+    positions = Positions(cos, sin, causal_mask(ids.shape[1]))
     for block in body.layers:
-        x = parts.attention(x, cos, sin, mask, *_attention_weights(block), eps)
+        x = parts.attention(x, positions, _attention_weights(block), eps)
         x = parts.mlp(x, *_mlp_weights(block), eps)
     return rms_norm(x, body.norm.weight, eps)
 
 
-def _attention_weights(block: Any) -> tuple[Tensor, ...]:
-    a = block.self_attn
-    return block.input_layernorm.weight, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight, a.o_proj.weight
+def _attention_weights(block: Any) -> AttentionWeights:
+    linears = (getattr(block.self_attn, f"{name}_proj") for name in "qkvo")
+    return AttentionWeights(block.input_layernorm.weight, *(linear.weight for linear in linears))
 
 
 def _mlp_weights(block: Any) -> tuple[Tensor, ...]:
@@ -207,8 +210,8 @@ def compiled_parts(model: nn.Module, batch: int, length: int, *, training: bool 
     parts = Parts(torch.compile(attention_part, dynamic=False), torch.compile(mlp_part))
     config: Any = model.config
     hidden, half = body.embed_tokens.weight.shape[1], config.head_dim // 2
-    cos, sin = torch.ones(length, 1, half), torch.zeros(length, 1, half)
-    mask = causal_mask(length)
+    turns = torch.ones(length, 1, half), torch.zeros(length, 1, half)
+    positions = Positions(*turns, causal_mask(length))
     seen = set()
     eps = body.norm.variance_epsilon
     try:
@@ -221,7 +224,7 @@ def compiled_parts(model: nn.Module, batch: int, length: int, *, training: bool 
                     continue
                 seen.add(shapes)
                 x = torch.zeros(batch, length, hidden, dtype=compute_dtype(), requires_grad=training)
-                mixed = parts.attention(x, cos, sin, mask, *weights[0], eps)
+                mixed = parts.attention(x, positions, weights[0], eps)
                 out = parts.mlp(mixed, *weights[1], eps)
                 if training:
                     out.sum().backward()

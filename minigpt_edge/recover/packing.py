@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from minigpt_edge.models.forward import encode
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error
 
 if TYPE_CHECKING:
     import numpy as np
     from tokenizers import Tokenizer
 
 DOCUMENTS_AT_ONCE = 64
-
-
-def read_documents(path: Path) -> list[str]:
-    """The texts of a split (`train.jsonl`), in file order; EdgeError if it is missing, damaged or empty."""
-    try:
-        with open(path, encoding="utf-8") as lines:
-            texts = [json.loads(line)["text"] for line in lines if line.strip()]
-    except OSError as error:
-        raise os_error(error, path) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise EdgeError(f"{path} is not a split of a corpus ({error})", "make the corpus again") from error
-    if not any(texts):
-        raise EdgeError(f"{path} has no text", "make the corpus again with more text")
-    return texts
 
 
 def pack(
@@ -51,9 +35,8 @@ def pack(
     while len(sequences) < count:
         rng = random.Random(f"{seed}:{epoch}")
         order = rng.sample(range(len(texts)), len(texts))
-        passed = list(
-            _sequences([texts[i] for i in order], tokenizer, document_start, length, count - len(sequences))
-        )
+        shuffled = [texts[i] for i in order]
+        passed = list(islice(_sequences(shuffled, tokenizer, document_start, length), count - len(sequences)))
         if not passed:
             raise EdgeError(
                 f"the training text has fewer than the {length + 1} tokens of one training sequence",
@@ -66,18 +49,14 @@ def pack(
 
 
 def _sequences(
-    texts: list[str], tokenizer: Tokenizer, document_start: str, length: int, limit: int
+    texts: list[str], tokenizer: Tokenizer, document_start: str, length: int
 ) -> Iterator[np.ndarray]:
     import numpy as np
 
     rest = np.empty(0, np.int32)
-    made = 0
     for first in range(0, len(texts), DOCUMENTS_AT_ONCE):
         ids = encode(tokenizer, document_start, texts[first : first + DOCUMENTS_AT_ONCE])
         rest = np.concatenate([rest, *(np.asarray(i, np.int32) for i in ids)])
         while len(rest) > length:
             yield rest[: length + 1]
             rest = rest[length:]
-            made += 1
-            if made == limit:
-                return

@@ -1,22 +1,16 @@
-"""One run of recovery: evaluation, best weights, progress and the result."""
+"""One run of recovery once its inputs are read: evaluation, best weights, progress and the result."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.evaluation.perplexity import sum_nll, summary
-from minigpt_edge.recover.settings import Settings, State
-from minigpt_edge.recover.training_checkpoint import (
-    PROGRESS,
-    last_checkpoint,
-    load_weights,
-    save_weights,
-)
+from minigpt_edge.recover.config import Progress, RecoverConfig
+from minigpt_edge.recover.training_checkpoint import PROGRESS, State, load_weights, save_weights
 from minigpt_edge.stages import parallel
 from minigpt_edge_runtime.files import read_json, write_json
 
@@ -27,125 +21,123 @@ if TYPE_CHECKING:
     from minigpt_edge.recover.lora import Adapter
     from minigpt_edge_runtime.scoring.held_out import Window
 
-
 BEST = "best.safetensors"
 COMPILE_FROM = 60_000  # tokens from which compiling (about 40 s) pays
+SCORES = ("bits_per_byte", "perplexity_per_base_token")
 
-Progress = Callable[[dict[str, Any]], None]
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation windows, as token ids too."""
+
+    sequences: list[list[int]]
+    windows: list[Window]
 
 
+@dataclass
 class Session:
-    """One run of `recover` once its inputs are read: evaluation, best weights, progress, the report."""
+    """What a run of `recover` works with and how far it is.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        settings: Settings,
-        work: Path,
-        sequences: list[list[int]],
-        windows: list[Window],
-        on_progress: Progress | None,
-        begun: float,
-        checkpoint_seconds: float,
-        teacher: nn.Module | None,
-        adapter: Adapter | None,
-        checkpoint: Path,
-    ) -> None:
-        from minigpt_edge.recover.flops import matmul_flops
+    Attributes:
+        checkpoint: directory of the model that is trained.
+        work: folder of the training checkpoints and the best weights.
+        report: see `recover`'s `on_progress`.
+        begun: by the monotonic clock.
+        matmul: operations per second that this machine reaches, see `flops.matmul_flops`.
+        earlier_seconds: spent before an interruption.
+        stopped: why training ended: "tokens", "perplexity reached" or "no improvement".
+        compiled: whether the training step was.
+    """
 
-        self.model, self.settings, self.work = model, settings, work
-        self.sequences, self.windows = sequences, windows
-        self.tell: Progress = on_progress or (lambda entry: None)
-        self.begun, self.checkpoint_seconds = begun, checkpoint_seconds
-        self.stopped = "tokens"
-        self.compiled = False
-        self.teacher, self.adapter, self.checkpoint = teacher, adapter, checkpoint
-        self.trained = adapter.trained if adapter else model  # what training checkpoints hold
-        self.matmul = matmul_flops()
-        self.state = State([], float("inf"), 0, 0, 0.0, 0.0)
-        self.earlier_seconds = 0.0
+    config: RecoverConfig
+    checkpoint: Path
+    work: Path
+    model: nn.Module
+    teacher: nn.Module | None
+    adapter: Adapter | None
+    validation: Validation
+    report: Progress
+    begun: float
+    matmul: float
+    state: State = field(default_factory=State)
+    earlier_seconds: float = 0.0
+    stopped: str = "tokens"
+    compiled: bool = False
 
-    def run(self, data: Any, before: dict[str, float] | None) -> None:
-        """Evaluate, then train from the beginning or the last whole checkpoint."""
-        from minigpt_edge.recover.trainer import compile_cache, train
+    @property
+    def trained(self) -> nn.Module:
+        """What training checkpoints hold."""
+        return self.adapter.trained if self.adapter else self.model
 
-        resumed = parallel.broadcast(None if parallel.rank() else last_checkpoint(self.work))
-        if resumed:
-            self.state = State(**read_json(resumed / PROGRESS))
-            self.earlier_seconds = self.state.seconds
-            self.tell({"message": f"going on after step {self.state.history[-1]['step']}"})
-        else:
-            self.state.history.append({"step": 0, "tokens": 0})
-            if self.evaluate(before):
-                return
-        with compile_cache(self.work / "compiled"):
-            train(self, data, self._parts(), resumed)
+    def begin(self, before: dict[str, float] | None) -> bool:
+        """Evaluate the model as it is; True if there is no need to train it."""
+        self.state.history.append({"step": 0, "tokens": 0})
+        return self.evaluate(before)
 
-    def _parts(self) -> Compiled | None:
+    def resume(self, folder: Path) -> None:
+        """Take up the state of a training checkpoint."""
+        self.state = State(**read_json(folder / PROGRESS))
+        self.earlier_seconds = self.state.seconds
+        self.report({"message": f"going on after step {self.state.history[-1]['step']}"})
+
+    def compile_blocks(self) -> Compiled | None:
         """The compiled blocks of `fast_llama`; None, transformers' own, where that fails or does not pay."""
         from minigpt_edge.recover import fast_llama
 
-        settings = self.settings
-        if settings.tokens < COMPILE_FROM:
+        if self.config.tokens < COMPILE_FROM:
             return None
         reason = "LoRA runs in peft's layers" if self.adapter else fast_llama.check_supported(self.model)
         if parallel.wants_shards():
             reason = "FSDP needs transformers' blocks"
         try:
             if reason is None:
-                self.tell({"message": "compiling the training step (about 40 seconds)"})
-                shape = settings.micro_batch, settings.sequence_length
+                self.report({"message": "compiling the training step (about 40 seconds)"})
+                shape = self.config.micro_batch, self.config.sequence_length
                 student = fast_llama.compiled_parts(self.model, *shape)
-                taught = (
-                    fast_llama.compiled_parts(self.teacher, *shape, training=False) if self.teacher else None
-                )
+                teacher = None
+                if self.teacher is not None:
+                    teacher = fast_llama.compiled_parts(self.teacher, *shape, training=False)
                 self.compiled = True
-                return student, taught
+                return student, teacher
         except fast_llama.CompileError as error:
             reason = str(error)
-        self.tell({"message": f"training step not compiled, so it takes longer: {reason}"})
+        self.report({"message": f"training step not compiled, so it takes longer: {reason}"})
         return None
 
     def evaluate(self, scores: dict[str, float] | None = None) -> bool:
         """Score the validation windows into the newest history entry; True if training should stop.
 
-        The weights are kept where they are the best so far. Scores that are known are not measured again.
+        The weights are saved where they are the best so far. Scores that are known are not measured again.
         """
-        scores = scores or self._scores()
-        entry = self.state.history[-1]
-        entry |= {key: scores[key] for key in ("bits_per_byte", "perplexity_per_base_token")}
-        self.tell(entry)
-        reached = self.settings.until_perplexity
-        self.state.worse += 1
-        if scores["bits_per_byte"] < self.state.best or not (self.work / BEST).exists():
-            self.state.best, self.state.best_step, self.state.worse = (
-                scores["bits_per_byte"],
-                entry["step"],
-                0,
-            )
+        scores, state = scores or self._scores(), self.state
+        entry = state.history[-1]
+        entry |= {key: scores[key] for key in SCORES}
+        self.report(entry)
+        enough = self.config.until_perplexity
+        state.worse += 1
+        if scores["bits_per_byte"] < state.best or not (self.work / BEST).exists():
+            state.best, state.best_step, state.worse = scores["bits_per_byte"], entry["step"], 0
             save_weights(self.trained, self.work / BEST)
-        if reached is not None and scores["perplexity_per_base_token"] <= reached:
+        if enough is not None and scores["perplexity_per_base_token"] <= enough:
             self.stopped = "perplexity reached"
-        elif self.state.worse >= self.settings.patience:
+        elif state.worse >= self.config.patience:
             self.stopped = "no improvement"
         return self.stopped != "tokens"
 
     def _scores(self) -> dict[str, float]:
         import torch
 
-        from minigpt_edge.models import attention
-        from minigpt_edge.models.checkpoint import load_model
+        from minigpt_edge.models.forward import load_fast
         from minigpt_edge.recover.sharding import is_sharded, put_weight, whole_weights
 
         model = self.model
-        if is_sharded(model):  # for this, each process has a copy that is whole
-            model = load_model(self.checkpoint)
-            attention.use_in(model)
+        if is_sharded(model):  # each process scores with a whole copy
+            model = load_fast(self.checkpoint)
             for name, tensor in whole_weights(self.model).items():
                 put_weight(model, name, tensor)
-        nll = torch.tensor(sum_nll(model, parallel.share(self.sequences)), dtype=torch.float64)
+        nll = torch.tensor(sum_nll(model, parallel.share(self.validation.sequences)), dtype=torch.float64)
         parallel.all_reduce(nll)
-        return summary(float(nll), self.windows)
+        return summary(float(nll), self.validation.windows)
 
     def publish(self, out: Path, result: dict[str, Any]) -> None:
         """Write the best model and the report into `out`, and delete the training checkpoints."""
@@ -180,29 +172,29 @@ class Session:
         """What `recover` returns."""
         from minigpt_edge.recover.flops import training_flops
 
-        history = self.state.history
-        tokens = history[-1]["tokens"]
-        rate = tokens / self.state.training_seconds if self.state.training_seconds else 0.0
-        scored = [entry for entry in history if "bits_per_byte" in entry]
-        best = next(entry for entry in scored if entry["step"] == self.state.best_step)
-        keys = ("step", "bits_per_byte", "perplexity_per_base_token")
-        work = training_flops(self.model, self.settings.sequence_length)
+        state, length = self.state, self.config.sequence_length
+        tokens = state.history[-1]["tokens"]
+        rate = tokens / state.training_seconds if state.training_seconds else 0.0
+        scored = [entry for entry in state.history if "bits_per_byte" in entry]
+        best = next(entry for entry in scored if entry["step"] == state.best_step)
+        work = training_flops(self.model, length)
         work += self.adapter.flops if self.adapter else 0.0
         if self.teacher is not None:  # a forward pass is a third of what training takes
-            work += training_flops(self.teacher, self.settings.sequence_length) / 3
+            work += training_flops(self.teacher, length) / 3
+        before, after = ({key: entry[key] for key in ("step", *SCORES)} for entry in (scored[0], best))
         return {
             "tokens": tokens,
             "seconds": self.elapsed(),
-            "training_seconds": self.state.training_seconds,
+            "training_seconds": state.training_seconds,
             "tokens_per_second": rate,
             "matmul_flops": self.matmul,
             "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,
-            "teacher_share": self.settings.teacher_share,
-            "lora_rank": self.settings.lora_rank,
+            "teacher_share": self.config.teacher_share,
+            "lora_rank": self.config.lora_rank,
             "stopped": self.stopped,
-            "best_step": self.state.best_step,
-            "before": {key: scored[0][key] for key in keys},
-            "after": {key: best[key] for key in keys},
-            "history": history,
+            "best_step": state.best_step,
+            "before": before,
+            "after": after,
+            "history": state.history,
         }

@@ -20,7 +20,7 @@ CODE = ("minigpt_edge.recover", "minigpt_edge.prune", *EVALUATE_CODE)
 
 def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:
     """The fine-tuned checkpoint; None if the recipe does without."""
-    from minigpt_edge.recover.recover import STEP_TOKENS
+    from minigpt_edge.recover.config import STEP_TOKENS
 
     recipe, base = context.recipe, context.base
     if recipe.recover == "no":
@@ -70,6 +70,7 @@ def _recover(
     out: Path, context: BuildContext, text: Stage, pruned: Stage, until: float | None, micro: int
 ) -> dict[str, Any]:
     from minigpt_edge.prune.plan import read_plan
+    from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
     from minigpt_edge.recover.recover import recover
     from minigpt_edge.recover.teacher import Teacher
 
@@ -78,16 +79,17 @@ def _recover(
     return recover(
         pruned.path / CHECKPOINT,
         out,
-        train=text.path / "train.jsonl",
-        validation=text.path / "validation.texts.json",
-        tokens=recipe.recover_tokens,
-        sequence_length=min(WINDOW, base.context),
-        teacher=Teacher(base.path, tokens, recipe.distill) if recipe.distill else None,
-        lora_rank=recipe.lora_rank,
-        micro_tokens=micro,
-        seed=recipe.seed,
-        threads=recipe.threads,
-        until_perplexity=until,
+        TrainingTexts.of(text.path),
+        RecoverConfig(
+            tokens=recipe.recover_tokens,
+            sequence_length=min(WINDOW, base.context),
+            teacher=Teacher(base.path, tokens, recipe.distill) if recipe.distill else None,
+            lora_rank=recipe.lora_rank,
+            micro_tokens=micro,
+            seed=recipe.seed,
+            threads=recipe.threads,
+            until_perplexity=until,
+        ),
         before=pruned.metrics["quality"],
         on_progress=context.log.recovery,
     )

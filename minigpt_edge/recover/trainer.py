@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 from transformers import (  # noqa: TID253
@@ -32,9 +33,6 @@ from minigpt_edge.stages import parallel
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from minigpt_edge.recover.fast_llama import Compiled
     from minigpt_edge.recover.session import Session
 
 WARM_UP = 0.05  # of the steps
@@ -50,7 +48,7 @@ class RecoveryTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """Mean loss in nats of predicting every id of inputs["ids"] [batch, length + 1] but the first."""
-        share = self.session.settings.teacher_share * (1 - self.state.global_step / self.state.max_steps)
+        share = self.session.config.teacher_share * (1 - self.state.global_step / self.state.max_steps)
         loss: Tensor = model(inputs["ids"], share)
         if not math.isfinite(loss.item()):
             raise EdgeError(
@@ -99,23 +97,18 @@ class Follow(TrainerCallback):
         self.session = session
         self.saved = time.monotonic()
         self.step_begun = 0.0
-        steps, evaluations = session.settings.steps, session.settings.evaluations
+        steps, evaluations = session.config.steps, session.config.evaluations
         self.evaluate_at = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.step_begun = time.monotonic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        seconds = time.monotonic() - self.step_begun
-        per_step = self.session.settings.sequences_per_step * self.session.settings.sequence_length
+        seconds, step = time.monotonic() - self.step_begun, state.global_step
+        per_step = self.session.config.sequences_per_step * self.session.config.sequence_length
         self.session.state.training_seconds += seconds
-        self.session.state.history.append(
-            {
-                "step": state.global_step,
-                "tokens": state.global_step * per_step,
-                "tokens_per_second": per_step / seconds,
-            }
-        )
+        entry = {"step": step, "tokens": step * per_step, "tokens_per_second": per_step / seconds}
+        self.session.state.history.append(entry)
         control.should_log = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -125,12 +118,14 @@ class Follow(TrainerCallback):
         session, step = self.session, state.global_step
         entry = session.state.history[-1]
         entry |= {"loss": float(logs["loss"]), "lr": float(logs["learning_rate"])}
-        left = session.settings.steps - step
-        eta = left * session.state.training_seconds / step
-        session.tell({**entry, "steps": session.settings.steps, "eta_seconds": eta})
+        remaining = session.config.steps - step
+        eta = remaining * session.state.training_seconds / step
+        session.report({**entry, "steps": session.config.steps, "eta_seconds": eta})
         if step in self.evaluate_at and session.evaluate():
             control.should_training_stop = True
-        elif left and parallel.broadcast(time.monotonic() - self.saved >= session.checkpoint_seconds):
+            return
+        due = time.monotonic() - self.saved >= session.config.checkpoint_seconds
+        if remaining and parallel.broadcast(due):
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -151,26 +146,43 @@ def compile_cache(folder: Path) -> Iterator[None]:
             del os.environ[name]
 
 
-def train(session: Session, data: np.ndarray, parts: Compiled | None, resumed: Path | None) -> None:
+def train(session: Session, data: np.ndarray, resumed: Path | None) -> None:
     """Train the session's model on `data` [sequences, length + 1], from a training checkpoint if given."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    settings = session.settings
-    own = settings.sequences_per_step // settings.processes
-    arguments = TrainingArguments(
+    with compile_cache(session.work / "compiled"):
+        objective = Objective(session.model, session.teacher, session.compile_blocks())
+        arguments = _arguments(session)
+        if parallel.wants_shards():
+            shard(objective)
+        with parallel.without_accelerates_shards():
+            trainer = RecoveryTrainer(
+                session,
+                model=objective,
+                args=arguments,
+                train_dataset=data,
+                data_collator=lambda rows: {"ids": torch.from_numpy(np.stack(rows)).long()},
+                callbacks=[Follow(session)],
+            )
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+
+
+def _arguments(session: Session) -> TrainingArguments:
+    config = session.config
+    return TrainingArguments(
         output_dir=str(session.work),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=own // settings.micro_batch,
-        learning_rate=settings.lr,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=config.sequences_per_step // config.processes // config.micro_batch,
+        learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(WARM_UP * settings.steps)),
+        warmup_steps=max(1, round(WARM_UP * config.steps)),
         weight_decay=0.0,
         adam_beta2=0.95,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        seed=settings.seed,
+        seed=config.seed,
         use_cpu=True,
         save_strategy="no",
         logging_strategy="no",
@@ -181,16 +193,3 @@ def train(session: Session, data: np.ndarray, parts: Compiled | None, resumed: P
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
     )
-    objective = Objective(session.model, session.teacher, parts)
-    if parallel.wants_shards():
-        shard(objective)
-    with parallel.without_accelerates_shards():
-        trainer = RecoveryTrainer(
-            session,
-            model=objective,
-            args=arguments,
-            train_dataset=data,
-            data_collator=lambda rows: {"ids": torch.stack([torch.from_numpy(row).long() for row in rows])},
-            callbacks=[Follow(session)],
-        )
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,24 @@ WORK = ".recovery"  # inside `out` while it is being made: training checkpoints 
 PROGRESS = "recovery.json"  # written last into a training checkpoint: without it the checkpoint is not whole
 
 
+@dataclass
+class State:
+    """What training remembers beyond the Trainer's own state; saved in every training checkpoint."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = float("inf")  # validation bits per byte
+    best_step: int = 0
+    worse: int = 0  # evaluations in a row without improvement
+    seconds: float = 0.0  # spent so far, before any interruption too
+    training_seconds: float = 0.0  # of these, in training steps
+
+
 def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
     """The folder inside `out` where training keeps its checkpoints while `out` is being made.
 
     Args:
-        key: what decides the result; what is found there must have the same.
-        resume: keep what an interrupted run left.
+        key: what decides the result; an interrupted run is resumed only if it had the same.
+        resume: keep what an interrupted run wrote.
 
     Raises:
         EdgeError: an interrupted run had another key.
@@ -32,20 +45,19 @@ def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
         return parallel.broadcast(work)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
-    if work.exists():
-        found = read_json(work / "key.json") if (work / "key.json").exists() else None
-        if found is not None and found != key:
-            raise EdgeError(
-                f"the interrupted recovery in {out} had other settings or inputs",
-                "run it with the same ones, or delete that folder to start again",
-            )
+    saved = work / "key.json"
+    if saved.exists() and read_json(saved) != key:
+        raise EdgeError(
+            f"the interrupted recovery in {out} had other settings or inputs",
+            "run it with the same ones, or delete that folder to start again",
+        )
     work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "key.json", key)
+    write_json(saved, key)
     return parallel.broadcast(work)
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """The newest whole training checkpoint; what an interruption left unfinished is deleted."""
+    """The newest whole training checkpoint; unfinished ones are deleted."""
     whole = []
     for folder in work.glob("checkpoint-*"):
         if (folder / PROGRESS).exists():

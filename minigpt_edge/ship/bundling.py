@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.data.held_out import HELD_OUT, held_out_sample
+from minigpt_edge.data.windows import read_texts
 from minigpt_edge.prune.prune import PLAN
 from minigpt_edge.report.build_report import BuildReport
 from minigpt_edge.ship.export_stages import model_path
@@ -15,7 +16,7 @@ from minigpt_edge.ship.finished import Finished
 from minigpt_edge.ship.make_report import text_licences
 from minigpt_edge_runtime.bundle.manifest import Contents, write_manifest
 from minigpt_edge_runtime.bundle.parity import REFERENCE
-from minigpt_edge_runtime.files import os_error, read_json, write_json, write_text
+from minigpt_edge_runtime.files import os_error, write_json, write_text
 from minigpt_edge_runtime.formats.tokenizer_files import (
     TOKENIZER_FILES,
     chat_template,
@@ -35,8 +36,8 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
     job, base, recipe = finished.job, finished.context.base, finished.context.recipe
     text, types = job.text, {file.name(finished.name): file.made.metrics["type"] for file in finished.files}
     _copy(directory, finished)
-    windows = read_json(text.path / "validation.texts.json")
-    start, sample = windows["document_start"], windows["windows"][0]["text"]
+    start, windows = read_texts(text.path / "validation.texts.json")
+    sample = windows[0].text
     write_report(report, directory)
     write_card(report, directory, prompt=" ".join(sample.split()[:4]))
     write_text(directory / NOTICE, _notice(report))

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from minigpt_edge.data.windows import read_texts
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,10 +120,10 @@ def _trial(job: Export, model: Path) -> dict[str, float]:
     """Bytes, quality on the first validation windows, and score of a candidate."""
     from minigpt_edge_runtime.bench.fresh import run_fresh
 
-    content = read_json(job.text.path / "validation.texts.json")
+    content = read_texts(job.text.path / "validation.texts.json").content(CHOICE_WINDOWS)
     with tempfile.TemporaryDirectory() as folder:
         texts = Path(folder) / "texts.json"
-        write_json(texts, {**content, "windows": content["windows"][:CHOICE_WINDOWS]})
+        write_json(texts, content)
         quality = run_fresh("quality", model, texts=str(texts), threads=job.threads)
     bits, size = quality["bits_per_byte"], model.stat().st_size
     score = math.log(bits) + SCALING_EXPONENT * math.log(size)

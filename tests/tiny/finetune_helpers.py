@@ -74,7 +74,7 @@ def make_checkpoint(folder: Path, *, unequal: bool = False, **changes: Any) -> P
 
 
 def make_corpus(folder: Path, documents: int = 40) -> dict[str, Path]:
-    """train.jsonl and validation.texts.json, as the keyword arguments `recover` takes."""
+    """train.jsonl and validation.texts.json, as the arguments of `TrainingTexts`."""
     folder.mkdir(parents=True, exist_ok=True)
     train, validation = folder / "train.jsonl", folder / "validation.texts.json"
     texts = [sentences(100 + i, 20) for i in range(documents)]

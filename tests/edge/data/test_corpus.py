@@ -21,7 +21,7 @@ from minigpt_edge.data.corpus import build_corpus, check_enough, clean, language
 from minigpt_edge.data.documents import DIVIDE_ABOVE, PIECE, divide, read_files
 from minigpt_edge.data.domains import load_domain
 from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, source_of
-from minigpt_edge.data.windows import cut
+from minigpt_edge.data.windows import cut, read_texts
 from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
@@ -170,15 +170,15 @@ def test_windows_are_pieces_of_held_out_text_within_their_limits(
     texts = ["\n".join(part) for part in zip(*[iter(_documents(480))] * 4, strict=True)]
     _build(_folder(tmp_path / "a", texts), tmp_path / "out", tokenizer_path)
     for split in ("validation", "test"):
-        data = read_json(tmp_path / "out" / f"{split}.texts.json")
-        assert (data["document_start"], data["split"]) == ("<|endoftext|>", split)
+        start, windows = read_texts(tmp_path / "out" / f"{split}.texts.json")
+        assert start == "<|endoftext|>"
         sources = read_split(tmp_path / "out", split)
-        for window in data["windows"]:
-            assert window["bytes"] == len(window["text"].encode()) <= 4_000
-            ids = tokenizer.encode(window["text"], add_special_tokens=False).ids
-            assert window["base_tokens"] == len(ids) <= 1_000
-            assert any(window["text"] in source for source in sources)
-        assert all(sum(w["text"] in s for w in data["windows"]) <= 2 for s in sources)
+        for window in windows:
+            assert window.bytes == len(window.text.encode()) <= 4_000
+            ids = tokenizer.encode(window.text, add_special_tokens=False).ids
+            assert window.base_tokens == len(ids) <= 1_000
+            assert any(window.text in source for source in sources)
+        assert all(sum(w.text in s for w in windows) <= 2 for s in sources)
     monkeypatch.setitem(corpus.ENOUGH_TOKENS, "test", 3_000)
     small = _build(FileSource(str(tmp_path / "a")), tmp_path / "small", tokenizer_path)
     assert small["windows"]["test"]["windows"] == 4, "never fewer, though three would hold enough tokens"

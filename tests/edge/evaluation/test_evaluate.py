@@ -23,7 +23,8 @@ from minigpt_edge.data.pairs import format_pair
 from minigpt_edge.data.tasks.items import Item
 from minigpt_edge.evaluation import run as running
 from minigpt_edge.evaluation.multiple_choice import answer, summarize
-from minigpt_edge.evaluation.run import Request, Subject, evaluate, subject_of
+from minigpt_edge.evaluation.run import Options, evaluate
+from minigpt_edge.evaluation.subject import Subject, subject_of
 from minigpt_edge.evaluation.torch_engine import TorchEngine
 from minigpt_edge.evaluation.translation import chrf
 from minigpt_edge.models.base_model import resolve_model
@@ -122,11 +123,11 @@ def test_a_bundle_is_scored_by_its_own_base_model(place: Path, monkeypatch: pyte
     said = {"name": "model", "source": str(place / "model"), "sha256": base.fingerprint}
     subject = Subject(place / "model.gguf", "clauses", None, None, said)
     with Log(quiet=True) as log:
-        found = evaluate(subject, ["text"], Request(threads=1), log)["tasks"]["text:clauses"]
+        found = evaluate(subject, ["text"], Options(threads=1), log)["tasks"]["text:clauses"]
         assert found["bits_per_byte"] > 0 and found["perplexity_per_base_token"] > 1
         other = dataclasses.replace(subject, made_from={**said, "sha256": "0" * 64})
         with pytest.raises(UsageError, match="made from model .* which is not found"):
-            evaluate(other, ["text"], Request(threads=1), log)
+            evaluate(other, ["text"], Options(threads=1), log)
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(place: Path, model: Path) -> None:
@@ -260,10 +261,10 @@ def test_other_text_than_the_bundle_was_made_from_is_warned_of(
     said: list[str] = []
     with Log(quiet=True) as log:
         monkeypatch.setattr(log, "line", lambda *parts, **_: said.append(" ".join(map(str, parts))))
-        evaluate(subject, ["text"], Request(threads=1), log)
+        evaluate(subject, ["text"], Options(threads=1), log)
         assert any("made from other text of domain clauses" in line for line in said)
         with pytest.raises(UsageError, match="no source 'web'"):
-            evaluate(dataclasses.replace(subject, source="web"), ["text"], Request(threads=1), log)
+            evaluate(dataclasses.replace(subject, source="web"), ["text"], Options(threads=1), log)
 
 
 def test_a_domain_without_enough_text_for_questions_is_refused(

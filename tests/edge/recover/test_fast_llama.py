@@ -78,7 +78,8 @@ def test_without_a_compiler_training_goes_on_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minigpt_edge.models.checkpoint import load_model
-    from minigpt_edge.recover import fast_llama, recover
+    from minigpt_edge.recover import fast_llama, recover, session
+    from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
 
     def no_compiler(*_: Any, **__: Any) -> Any:
         def fail(*_: Any) -> Any:
@@ -89,16 +90,13 @@ def test_without_a_compiler_training_goes_on_and_says_so(
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(fast_llama.CompileError, match="no C"):
         fast_llama.compiled_parts(load_model(make_checkpoint(tmp_path / "model")), 2, 16)
-    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
+    monkeypatch.setattr(session, "COMPILE_FROM", 1)
     messages: list[str] = []
     result = recover.recover(
         tmp_path / "model",
         tmp_path / "out",
-        **make_corpus(tmp_path / "corpus"),
-        tokens=512,
-        sequence_length=64,
-        step_tokens=256,
-        threads=1,
+        TrainingTexts(**make_corpus(tmp_path / "corpus")),
+        RecoverConfig(tokens=512, sequence_length=64, step_tokens=256, threads=1),
         on_progress=lambda entry: messages.append(entry.get("message", "")),
     )
     assert any("no C++ compiler" in message for message in messages)

@@ -11,8 +11,9 @@ import torch  # noqa: TID253
 from finetune_helpers import make_checkpoint, make_corpus
 from safetensors.torch import load_file
 
+from minigpt_edge.recover.config import LORA_LR, RecoverConfig, TrainingTexts
 from minigpt_edge.recover.lora import Adapter
-from minigpt_edge.recover.recover import LORA_LR, recover
+from minigpt_edge.recover.recover import recover
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_file
 
@@ -36,7 +37,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pa
 
 
 def run(inputs: tuple[Path, dict[str, Path]], out: Path, **changes: Any) -> dict[str, Any]:
-    return recover(inputs[0], out, **inputs[1], **{**SMALL, **changes})
+    calls = {name: changes.pop(name) for name in ("before", "on_progress") if name in changes}
+    config = RecoverConfig(**{**SMALL, **changes})
+    return recover(inputs[0], out, TrainingTexts(**inputs[1]), config, **calls)
 
 
 def test_the_adapted_model_is_the_old_one_plus_scaled_products(inputs: Any) -> None:
@@ -164,9 +167,9 @@ def test_the_best_weights_are_kept(inputs: Any, tmp_path: Path) -> None:
 def test_long_training_says_that_it_is_not_compiled(
     inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge.recover import recover
+    from minigpt_edge.recover import session
 
-    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
+    monkeypatch.setattr(session, "COMPILE_FROM", 1)
     messages: list[str] = []
     run(inputs, tmp_path, tokens=512, on_progress=lambda e: messages.append(e.get("message", "")))
     assert any("not compiled" in message and "LoRA" in message for message in messages)

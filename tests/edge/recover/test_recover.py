@@ -36,9 +36,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pa
 
 
 def run(inputs: tuple[Path, dict[str, Path]], out: Path, **changes: Any) -> dict[str, Any]:
+    from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
     from minigpt_edge.recover.recover import recover
 
-    return recover(inputs[0], out, **inputs[1], **{**SMALL, **changes})
+    calls = {name: changes.pop(name) for name in ("before", "on_progress") if name in changes}
+    config = RecoverConfig(**{**SMALL, **changes})
+    return recover(inputs[0], out, TrainingTexts(**inputs[1]), config, **calls)
 
 
 def weights_hash(out: Path) -> str:
@@ -91,12 +94,14 @@ def test_a_killed_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path) -> No
     program = f"""
 import os, signal, sys
 from pathlib import Path
+from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
 from minigpt_edge.recover.recover import recover
 def kill(entry):
     if entry.get("step") == 4 and "loss" in entry:
         os.kill(os.getpid(), signal.SIGKILL)
-recover(Path({str(inputs[0])!r}), Path({str(tmp_path / "killed")!r}), train=Path({str(inputs[1]["train"])!r}),
-        validation=Path({str(inputs[1]["validation"])!r}), on_progress=kill, **{SMALL!r})
+texts = TrainingTexts.of(Path({str(inputs[1]["train"].parent)!r}))
+recover(Path({str(inputs[0])!r}), Path({str(tmp_path / "killed")!r}), texts, RecoverConfig(**{SMALL!r}),
+        on_progress=kill)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=120)
@@ -112,9 +117,9 @@ recover(Path({str(inputs[0])!r}), Path({str(tmp_path / "killed")!r}), train=Path
 def test_a_compiled_run_resumes_to_the_same_bits(
     inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge.recover import recover
+    from minigpt_edge.recover import session
 
-    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
+    monkeypatch.setattr(session, "COMPILE_FROM", 1)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     whole = run(inputs, tmp_path / "whole")
     assert whole["compiled"] and whole["after"]["bits_per_byte"] < whole["before"]["bits_per_byte"]
@@ -259,8 +264,9 @@ def test_bad_text_is_an_error(inputs: Any, tmp_path: Path) -> None:
 
 
 def test_packing_is_whole_text_in_an_order_of_the_seed(inputs: Any) -> None:
+    from minigpt_edge.data.corpus import read_documents
     from minigpt_edge.models.forward import read_tokenizer
-    from minigpt_edge.recover.packing import pack, read_documents
+    from minigpt_edge.recover.packing import pack
 
     texts, tokenizer = read_documents(inputs[1]["train"]), read_tokenizer(inputs[0])
     arguments = {"length": 32, "count": 300}
@@ -279,9 +285,9 @@ def test_packing_is_whole_text_in_an_order_of_the_seed(inputs: Any) -> None:
 def test_transformers_own_blocks_serve_what_the_fast_ones_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt_edge.recover import recover
+    from minigpt_edge.recover import session
 
-    monkeypatch.setattr(recover, "COMPILE_FROM", 1)
+    monkeypatch.setattr(session, "COMPILE_FROM", 1)
     checkpoint = make_checkpoint(tmp_path / "model", mlp_bias=True)
     messages: list[str] = []
     corpus = make_corpus(tmp_path / "corpus")

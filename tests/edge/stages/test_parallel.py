@@ -124,10 +124,10 @@ def test_what_several_processes_may_not_do(
 
 
 def test_a_step_is_dealt_out_evenly_or_refused() -> None:
-    from minigpt_edge.recover.settings import Settings
+    from minigpt_edge.recover.config import RecoverConfig
 
-    def settings(processes: int, micro: int = 4096) -> Settings:
-        return Settings(4096, 512, 2048, 1e-3, 0, 1, 1, 1, None, micro_tokens=micro, processes=processes)
+    def settings(processes: int, micro: int = 4096) -> RecoverConfig:
+        return RecoverConfig(4096, 512, 2048, micro_tokens=micro, processes=processes)
 
     assert [settings(n).micro_batch for n in (1, 2, 4)] == [4, 2, 1]
     assert settings(2, 512).micro_batch == 1
@@ -139,6 +139,7 @@ RESUME = """
 import os, sys
 from pathlib import Path
 from minigpt_edge.stages import parallel
+from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
 from minigpt_edge.recover.recover import recover
 
 def stop(entry):
@@ -146,9 +147,10 @@ def stop(entry):
         os._exit(1)
 
 with parallel.joined():
-    recover(Path("checkpoint"), Path(sys.argv[1]), train=Path("texts/train.jsonl"),
-            validation=Path("texts/validation.texts.json"), tokens=2048, sequence_length=64, step_tokens=256,
-            micro_tokens=64, lr=3e-3, threads=1, evaluations=4, checkpoint_seconds=0.0, on_progress=stop)
+    config = RecoverConfig(tokens=2048, sequence_length=64, step_tokens=256, micro_tokens=64, lr=3e-3,
+                           threads=1, evaluations=4, checkpoint_seconds=0.0)
+    texts = TrainingTexts.of(Path("texts"))
+    recover(Path("checkpoint"), Path(sys.argv[1]), texts, config, on_progress=stop)
 """
 
 

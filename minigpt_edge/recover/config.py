@@ -1,0 +1,121 @@
+"""How a pruned model is fine-tuned, and which texts it is fine-tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt_edge.stages import parallel
+from minigpt_edge_runtime.errors import EdgeError
+
+if TYPE_CHECKING:
+    from minigpt_edge.recover.teacher import Teacher
+
+MICRO_TOKENS = 4096  # tokens of one forward and backward pass
+STEP_TOKENS = 2048
+LR, LORA_LR = 6e-4, 2e-3
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainingTexts:
+    """A corpus's train.jsonl and its validation.texts.json."""
+
+    train: Path
+    validation: Path
+
+    @classmethod
+    def of(cls, corpus: Path) -> TrainingTexts:
+        """Those of a corpus stage directory."""
+        return cls(corpus / "train.jsonl", corpus / "validation.texts.json")
+
+
+@dataclass(frozen=True)
+class RecoverConfig:
+    """What decides the result of recovery besides its inputs.
+
+    Attributes:
+        tokens: how many to train on, rounded up to whole steps; the text repeats where it is shorter.
+        sequence_length, step_tokens: tokens of a sequence and of an optimizer step.
+        lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0. None takes LR or LORA_LR.
+        evaluations: on the validation windows, evenly spread, besides one before training.
+        patience: stop after that many evaluations in a row without improvement.
+        until_perplexity: stop at an evaluation with this perplexity per base token or less.
+        teacher: the dense model, whose predictions are part of the target; None does without.
+        lora_rank: train adapters of that rank beside the blocks' matrices and merge them at the end, instead
+            of training all weights; never compiled.
+        micro_tokens: of one forward and backward pass at most; fewer take less memory and more time.
+        processes: that train together, each on its share of every step.
+        checkpoint_seconds: time between training checkpoints.
+        resume: go on from the last whole training checkpoint, if there is one.
+
+    Raises:
+        EdgeError: a value that makes no sense.
+    """
+
+    tokens: int
+    sequence_length: int = 512
+    step_tokens: int = STEP_TOKENS
+    lr: float | None = None
+    seed: int = 0
+    threads: int = 2
+    evaluations: int = 3
+    patience: int = 2
+    until_perplexity: float | None = None
+    teacher: Teacher | None = None
+    lora_rank: int | None = None
+    micro_tokens: int = MICRO_TOKENS
+    processes: int = field(default_factory=parallel.processes)
+    # Two runs that differ in these alone have the same result.
+    checkpoint_seconds: float = field(default=90.0, compare=False)
+    resume: bool = field(default=True, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequence_length", "step_tokens", "threads", "evaluations", "patience"):
+            if getattr(self, name) < 1:
+                raise EdgeError(f"recovery: {name} must be at least 1, not {getattr(self, name)}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise EdgeError(f"recovery: the rank of LoRA must be at least 1, not {self.lora_rank}")
+        if not self.learning_rate > 0:
+            raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
+        if not 0 <= self.teacher_share <= 1:
+            raise EdgeError(f"recovery: the teacher's share must be 0 to 1, not {self.teacher_share}")
+        if self.sequences_per_step % self.processes:
+            raise EdgeError(
+                f"{self.processes} processes can't share a step of {self.sequences_per_step} sequences",
+                f"start a number of processes that divides {self.sequences_per_step}",
+            )
+
+    @property
+    def learning_rate(self) -> float:
+        """Its peak."""
+        return self.lr if self.lr is not None else LORA_LR if self.lora_rank else LR
+
+    @property
+    def teacher_share(self) -> float:
+        """The teacher's share of the target at the first step."""
+        return self.teacher.share if self.teacher else 0.0
+
+    @property
+    def sequences_per_step(self) -> int:
+        return max(1, self.step_tokens // self.sequence_length)
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences of one pass: the largest divisor of a process's share of a step within micro_tokens."""
+        most = max(1, self.micro_tokens // self.sequence_length)
+        own = self.sequences_per_step // self.processes
+        return max(n for n in range(1, own + 1) if n <= most and own % n == 0)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // (self.sequences_per_step * self.sequence_length))
+
+    def key(self) -> dict[str, Any]:
+        """What an interrupted run must have in common with the one that resumes it, as JSON."""
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
+        values |= {"lr": self.learning_rate, "teacher": self.teacher_share}
+        return {("teacher_share" if name == "teacher" else name): value for name, value in values.items()}
