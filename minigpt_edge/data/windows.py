@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.scoring.held_out import Window, read_held_out
 
 if TYPE_CHECKING:
@@ -106,7 +107,11 @@ class Texts(NamedTuple):
 
 def read_texts(path: Path) -> Texts:
     """An evaluation text file; EdgeError if it is missing, damaged or has no windows."""
-    content = read_held_out(path)
-    if content.document_start is None:
+    content = read_json(path)
+    try:
+        found = read_held_out(content)
+    except EdgeError as error:
+        raise EdgeError(f"{path}: {error.message}", error.hint) from error
+    if found.document_start is None:
         raise EdgeError(f"{path} does not name its document-start token", "make the corpus again")
-    return Texts(content.document_start, content.windows)
+    return Texts(found.document_start, found.windows)

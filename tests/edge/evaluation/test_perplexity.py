@@ -78,6 +78,7 @@ def test_bad_input_is_an_error_with_a_hint(tmp_path: Path) -> None:
     for damage, message in [
         ({**data, "document_start": "<nope>"}, "no document-start token"),
         ({**data, "windows": []}, "no windows"),
+        ({**data, "document_start": None}, "document-start token"),
         ({"windows": [{}]}, "not a texts file"),
     ]:
         texts.write_text(json.dumps(damage))
