@@ -37,6 +37,7 @@ def main() -> None:
             begun = time.perf_counter()
             (found,) = run.evaluate(subject, [task], options, log)["tasks"].values()
             seconds = time.perf_counter() - begun
+            assert "sum" in found  # both are questions
             rows.append({"task": task, "questions": found["sum"]["questions"], "seconds": round(seconds, 1)})
     file = {"name": subject.path.name, "bytes": subject.path.stat().st_size}
     result = {"file": file, "threads": given.threads, "rows": rows}
