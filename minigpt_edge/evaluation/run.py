@@ -28,7 +28,7 @@ from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.scoring.held_out import HeldOut, read_held_out, score_window, summarize
+from minigpt_edge_runtime.scoring.held_out import score_window, summarize
 
 if TYPE_CHECKING:
     from minigpt_edge.data.tasks.items import Item
@@ -133,8 +133,6 @@ class _Run:
         }
 
     def text(self, engine: Engine, name: str, texts: Texts) -> TextScores:
-        from minigpt_edge_runtime.scoring.held_out import score_window, summarize
-
         start, scored = engine.document_start(texts.document_start), []
         for number, window in enumerate(texts.windows):
             scored.append(score_window(engine, start, number, window))

@@ -24,7 +24,6 @@ from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, sour
 from minigpt_edge.data.windows import cut, read_texts
 from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
 
 A, B = "The first text, in two\nlines.", "The second: Übung, 日本語."
 
