@@ -107,32 +107,13 @@ class Decoder:
         if self.style.learned_positions:
             shapes["positions.weight"] = (self.context_length, self.hidden_size)
         for index, block in enumerate(self.blocks):
-            shapes |= {f"blocks.{index}.{name}": shape for name, shape in self._block_shapes(block).items()}
-        shapes |= self._norm_shapes("norm")
+            own = block_shapes(block, self.style, self.hidden_size, self.head_dim)
+            shapes |= {f"blocks.{index}.{name}": shape for name, shape in own.items()}
+        shapes |= _norm_shapes("norm", self.style, self.hidden_size)
         if not self.tied:
             shapes["head.weight"] = (self.vocab_size, self.hidden_size)
             if "head" in self.style.biased:
                 shapes["head.bias"] = (self.vocab_size,)
-        return shapes
-
-    def _norm_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        kinds = ("weight", "bias") if self.style.norm == "layer" else ("weight",)
-        return {f"{name}.{kind}": (self.hidden_size,) for kind in kinds}
-
-    def _block_shapes(self, block: Block) -> dict[str, tuple[int, ...]]:
-        hidden, width, style = self.hidden_size, block.intermediate_size, self.style
-        query, key = block.heads * self.head_dim, block.kv_heads * self.head_dim
-        matrices = {"query": (query, hidden), "key": (key, hidden), "value": (key, hidden)}
-        matrices["attention_output"] = (hidden, query)
-        matrices |= {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-        shapes = self._norm_shapes("attention_norm")
-        shapes |= self._norm_shapes("mlp_norm") if style.mlp_norm else {}
-        if style.head_norms:
-            shapes |= {"query_norm.weight": (self.head_dim,), "key_norm.weight": (self.head_dim,)}
-        for name in (*ATTENTION, *style.inner, "down"):
-            shapes[f"{name}.weight"] = matrices[name]
-            if name in style.biased:
-                shapes[f"{name}.bias"] = matrices[name][:1]
         return shapes
 
     def load(self, name: str) -> np.ndarray:
@@ -211,6 +192,27 @@ class Decoder:
                 f"the weights were changed after they were factored: delete {FACTORS}",
             )
         return b, a
+
+
+def block_shapes(block: Block, style: Style, hidden: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+    """Canonical name within a block -> shape, in file order."""
+    width, query, key = block.intermediate_size, block.heads * head_dim, block.kv_heads * head_dim
+    matrices = {"query": (query, hidden), "key": (key, hidden), "value": (key, hidden)}
+    matrices["attention_output"] = (hidden, query)
+    matrices |= {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    shapes = _norm_shapes("attention_norm", style, hidden)
+    shapes |= _norm_shapes("mlp_norm", style, hidden) if style.mlp_norm else {}
+    if style.head_norms:
+        shapes |= {"query_norm.weight": (head_dim,), "key_norm.weight": (head_dim,)}
+    for name in (*ATTENTION, *style.inner, "down"):
+        shapes[f"{name}.weight"] = matrices[name]
+        if name in style.biased:
+            shapes[f"{name}.bias"] = matrices[name][:1]
+    return shapes
+
+
+def _norm_shapes(name: str, style: Style, hidden: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{kind}": (hidden,) for kind in style.norm_kinds}
 
 
 def read_checkpoint(directory: Path) -> Decoder:

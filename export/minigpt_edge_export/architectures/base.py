@@ -54,6 +54,11 @@ class Style:
         """The parts whose outputs are the neurons."""
         return MLP[:2] if self.gated else MLP[1:2]
 
+    @property
+    def norm_kinds(self) -> tuple[str, ...]:
+        """The weights of a norm."""
+        return ("weight", "bias") if self.norm == "layer" else ("weight",)
+
 
 @dataclass(frozen=True)
 class GgufLayout:

@@ -212,8 +212,7 @@ class _Writer:
     def _norm(self, name: str, residual: str, skip: str) -> tuple[str, str]:
         """The norm of residual + skip, and that sum."""
         graph, rms, epsilon = self.graph, self.decoder.style.norm == "rms", self.decoder.eps
-        kinds = ("weight",) if rms else ("weight", "bias")
-        weights = [self._copied(f"{name}.{kind}") for kind in kinds]
+        weights = [self._copied(f"{name}.{kind}") for kind in self.decoder.style.norm_kinds]
         if not skip:
             operator = "RMSNormalization" if rms else "LayerNormalization"
             return graph.node(operator, [residual, *weights], name, axis=-1, epsilon=epsilon), residual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb 
 from minigpt_edge.models.attention import causal_attention
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import ATTENTION
+from minigpt_edge_export.decoder import Block, block_shapes
 from minigpt_edge_runtime.errors import EdgeError
 
 Position = tuple[Tensor, ...]  # rotary cos and sin [1, s, rotated values]; nothing where a table is added
@@ -27,10 +29,12 @@ class Arch:
     Attributes:
         architecture: that file's content.
         style: what the config means.
+        parallel: whether the MLP reads what attention reads, not what attention made of it.
         names: part -> path of its module in memory, within a block or the model.
         blocks_path: path of the blocks in the model.
         attention: path of a block's attention module.
         activation: the MLP's activation function.
+        biasless: no setting gives all matrices of a block biases.
     """
 
     # parts of a block that read the same input, and those that read what these make
@@ -40,18 +44,14 @@ class Arch:
         self.model_type = str(config["model_type"])
         self.architecture = architecture_of(self.model_type)
         self.style = self.architecture.style_of(config, "config.json")
+        self.parallel, self.FFN_READERS = self.style.parallel, self.style.inner
         self.names = dict(self.architecture.names)
         self.blocks_path = self.names["block"].partition(".{")[0]
         self.attention = self.names["attention_output"].rpartition(".")[0]
         self.activation = ACT2FN[self.architecture.get(config, "hidden_act", self.architecture.activation)]
-        biased = self.architecture.style(
-            {**config, **dict.fromkeys(self.architecture.bias_keys, True)}
-        ).biased
-        self.biasless = not {*ATTENTION, *self.style.inner, "down"} <= biased
-
-    @property
-    def FFN_READERS(self) -> tuple[str, ...]:
-        return self.style.inner
+        with_biases = {**config, **dict.fromkeys(self.architecture.bias_keys, True)}
+        matrices = {*ATTENTION, *self.style.inner, "down"}
+        self.biasless = not matrices <= self.architecture.style(with_biases).biased
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """An uninitialised float32 model of a config without `per_layer_config`."""
@@ -74,11 +74,6 @@ class Arch:
     def part(self, block: nn.Module, name: str) -> Any:
         """A block's module by the part's name in the architecture's file."""
         return block.get_submodule(self.names[name])
-
-    @property
-    def parallel(self) -> bool:
-        """Whether the MLP reads what attention reads, not what attention made of it."""
-        return self.style.parallel
 
     def embed(self, model: Any, ids: Tensor) -> Tensor:
         """Token ids [batch, s] -> hidden states [batch, s, hidden] that enter the first block."""
@@ -108,8 +103,7 @@ class Arch:
         batch, length, _ = normalised.shape
         dim = self.head_dim(block)
         q, k, v = (
-            self.part(block, name)(normalised).view(batch, length, -1, dim)
-            for name in ("query", "key", "value")
+            self.part(block, name)(normalised).view(batch, length, -1, dim) for name in self.ATTENTION_READERS
         )
         if self.style.head_norms:
             q, k = norm(self.part(block, "query_norm"), q), norm(self.part(block, "key_norm"), k)
@@ -211,15 +205,15 @@ class Arch:
     def block_parameters(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """Parameters of (one FFN neuron, one KV group, what a block has besides) under a config."""
         style = self.architecture.style_of(config, "config.json")
-        hidden, dim = config["hidden_size"], config["head_dim"]
         repeats = config["num_attention_heads"] // config["num_key_value_heads"]
-        neuron = (len(style.inner) + 1) * hidden + sum(part in style.biased for part in style.inner)
-        biases = {"query": repeats * dim, "key": dim, "value": dim}
-        group = (2 * repeats + 2) * dim * hidden
-        group += sum(size for part, size in biases.items() if part in style.biased)
-        norms = (1 + style.mlp_norm) * (2 if style.norm == "layer" else 1) * hidden
-        norms += 2 * dim if style.head_norms else 0
-        return neuron, group, norms + hidden * sum(p in style.biased for p in ("attention_output", "down"))
+
+        def parameters(width: int, groups: int) -> int:
+            block = Block(width, groups * repeats, groups)
+            shapes = block_shapes(block, style, config["hidden_size"], config["head_dim"])
+            return sum(map(math.prod, shapes.values()))
+
+        rest = parameters(0, 0)
+        return parameters(1, 0) - rest, parameters(0, 1) - rest, rest
 
     def keep_blocks(self, model: Any, kept: Sequence[int]) -> None:
         """Remove all blocks but `kept` (ascending indices) in place."""
