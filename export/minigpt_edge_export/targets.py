@@ -29,10 +29,8 @@ QUANTIZATIONS: dict[str, Quantization] = {
     **{name: Quantization(1) for name in ("f32", "f16", "bf16")},
     **{name: Quantization(32) for name in ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl")},
     **{name: Quantization(256) for name in ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_xs")},
-    **{
-        name: Quantization(256)
-        for name in ("q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "tq2_0", "tq1_0")
-    },
+    **{name: Quantization(256) for name in ("q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k")},
+    **{name: Quantization(256) for name in ("tq2_0", "tq1_0")},
     **{name: Quantization(256, True) for name in ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs")},
     **{name: Quantization(256, True) for name in ("iq2_xxs", "iq1_m", "iq1_s")},
 }
@@ -74,10 +72,6 @@ class Target:
         return self.types[0] not in (*UNQUANTIZED, "fp32", "fp16")
 
 
-def _target(name: str, types: tuple[str, ...]) -> Target:
-    return Target(f"gguf-{name}", "gguf", types)
-
-
 @dataclass(frozen=True)
 class Precision:
     """How an ONNX target stores its weights.
@@ -115,9 +109,9 @@ PRECISIONS: dict[str, Precision] = {
 _TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        *(_target(name, types) for name, types in _FAMILIES.items()),
+        *(Target(f"gguf-{name}", "gguf", types) for name, types in _FAMILIES.items()),
         *(Target(f"onnx-{name}", "onnx", (name,)) for name in PRECISIONS),
-        *(_target(name, (name,)) for name in QUANTIZATIONS),
+        *(Target(f"gguf-{name}", "gguf", (name,)) for name in QUANTIZATIONS),
     )
 }
 

@@ -58,10 +58,10 @@ def write_gguf(
         raise UsageError(f"unknown GGUF file type {file_type!r}", f"known: {', '.join(_FILE_TYPES)}")
     tokenizer = read_tokenizer(decoder.directory, decoder.vocab_size)
     layout = layout_of(decoder)
-    held = tensors_of(decoder, layout)
+    contents = tensors_of(decoder, layout)
     writer = _header(decoder, layout, file_type, metadata or {})
     tokenizer.write(writer)
-    tensors = _add_tensors(writer, held, file_type)
+    tensors = _add_tensors(writer, contents, file_type)
     text = sum(len(token.encode()) for token in (*tokenizer.tokens, *tokenizer.merges))
     overhead = text + 16 * (len(tokenizer.tokens) + len(tokenizer.merges)) + 256 * len(tensors) + 2**16
     need_space(
@@ -73,7 +73,9 @@ def write_gguf(
         _open(writer, temporary)
         try:
             for name, (kind, _) in tensors.items():
-                writer.write_tensor_data(_stored(load_tensor(decoder, layout, name, held[name]), name, kind))
+                writer.write_tensor_data(
+                    _stored(load_tensor(decoder, layout, name, contents[name]), name, kind)
+                )
         finally:
             writer.close()
 
@@ -161,11 +163,11 @@ def _add_sizes(writer: GGUFWriter, decoder: Decoder, layout: GgufLayout) -> None
 
 
 def _add_tensors(
-    writer: GGUFWriter, held: Mapping[str, Tensor], file_type: str
+    writer: GGUFWriter, contents: Mapping[str, Tensor], file_type: str
 ) -> dict[str, tuple[Type, int]]:
     """Announce all tensors; returns name -> type, bytes, in file order."""
     tensors = {}
-    for name, tensor in held.items():
+    for name, tensor in contents.items():
         kind = Type[_FILE_TYPES[file_type][0]] if len(tensor.shape) > 1 else Type.F32
         size = math.prod(tensor.shape) * (4 if kind == Type.F32 else 2)
         writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)

@@ -52,7 +52,7 @@ def write_onnx(
         decoder: its directory also holds the tokenizer.
         directory: appears whole or not at all; must not exist.
         imatrix: GGUF tensor name -> float32 [row length], mean squared input, for integer precisions.
-        grams: what `onnx_grams.collect_grams` returned: the blocks' matrices of integer precisions are then
+        grams: what `grams.collect_grams` returned: the blocks' matrices of integer precisions are then
             quantized by GPTQ.
         metadata: further facts to store, such as name, license and base_model.
 

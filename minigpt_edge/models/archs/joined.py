@@ -53,10 +53,10 @@ class Arch(base.Arch):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
-        self.stored = {name: part for part, name in self.names.items()}
+        self._stored_parts = {name: part for part, name in self.names.items()}
         self.names |= {part: f"{self.attention}.{name}" for part, name in _PARTS.items()}
         self.names |= self.renamed
-        self._held = {name: part for part, name in self.names.items()}
+        self._parts = {name: part for part, name in self.names.items()}
         self._name = re.compile(rf"((?:{re.escape(self.blocks_path)}\.\d+\.)?)(.+)\.(weight|bias)")
 
     def build(self, config: dict[str, Any]) -> nn.Module:
@@ -79,7 +79,7 @@ class Arch(base.Arch):
             prefix, module, kind = self._split(name)
             if prefix and self.architecture.transposed and tensor.dim() > 1:
                 tensor = tensor.t()
-            part = self.stored.get(module, "")
+            part = self._stored_parts.get(module, "")
             if part == "joined":
                 for third, rows in zip(_THREE, self._thirds(tensor, head_dim), strict=True):
                     found[f"{prefix}{self.names[third]}.{kind}"] = rows
@@ -92,7 +92,7 @@ class Arch(base.Arch):
         names = self.architecture.names
         for name, tensor in weights.items():
             prefix, module, kind = self._split(name)
-            part = self._held.get(module, "")
+            part = self._parts.get(module, "")
             if part in _THREE[1:]:
                 continue
             if part == "query":
