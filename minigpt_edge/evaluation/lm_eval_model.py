@@ -1,6 +1,7 @@
 """Bundles, model files and checkpoints as a model of lm-evaluation-harness.
 
-    python -m minigpt_edge.lm_eval_model --model minigpt-edge --model_args path=BUNDLE --tasks boolq
+    python -m minigpt_edge.evaluation.lm_eval_model --model minigpt-edge \\
+        --model_args path=BUNDLE --tasks boolq
 
 takes lm_eval's own options; in Python, importing this module registers the model "minigpt-edge".
 """
@@ -10,13 +11,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from minigpt_edge.evaluation.subject import subject_of
 from minigpt_edge_runtime.click_group import show_error
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.scoring.choices import Pair, encode_pair, score_pairs
+from minigpt_edge_runtime.scoring.choices import encode_pair, score_pairs
 from minigpt_edge_runtime.scoring.likelihood import token_nll
 
 try:
@@ -53,13 +55,13 @@ class EdgeModel(LM):
         """Log-likelihood in nats, and whether greedy decoding would give the continuation."""
         from tqdm import tqdm
 
-        pairs = [encode_pair(self.engine, self.start, *request.args) for request in requests]
-        found: list[tuple[float, bool]] = []
-        questions = [[pairs[index] for index in group] for group in _groups(requests)]
+        questions = [
+            [encode_pair(self.engine, self.start, *request.args) for request in group]
+            for _, group in groupby(requests, lambda request: (request.task_name, request.doc_id))
+        ]
         scores = score_pairs(self.engine, questions)
-        for scored in tqdm(scores, total=len(questions), disable=disable_tqdm, desc="questions"):
-            found += scored
-        return found
+        progress = tqdm(scores, total=len(questions), disable=disable_tqdm, desc="questions")
+        return [scored for question in progress for scored in question]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood in nats of whole texts, in windows that do not overlap."""
@@ -69,13 +71,9 @@ class EdgeModel(LM):
         for request in requests:
             tokens = self.engine.tokenize(request.args[0])
             windows = get_rolling_token_windows(tokens, self.start, self.engine.context_length - 1, 1)
-            pairs = [Pair(*make_disjoint_window(window)) for window in windows]
-            found.append(
-                -sum(
-                    float(token_nll(self.engine, [*p.context, *p.continuation], len(p.context)).sum())
-                    for p in pairs
-                )
-            )
+            pairs = (make_disjoint_window(window) for window in windows)
+            nll = (token_nll(self.engine, [*before, *after], len(before)).sum() for before, after in pairs)
+            found.append(-sum(map(float, nll)))
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -100,21 +98,6 @@ class EdgeModel(LM):
             sampling = Sampling(temperature=0, repeat_penalty=1.0)
             found.append("".join(Generation(session, tokens, sampling, longest, stop)))
         return found
-
-
-def _groups(requests: Sequence[Any]) -> list[list[int]]:
-    """Indices of requests that follow each other and belong to one question."""
-    groups: list[list[int]] = []
-    for index, request in enumerate(requests):
-        same = index and (request.task_name, request.doc_id) == (
-            requests[index - 1].task_name,
-            requests[index - 1].doc_id,
-        )
-        if same:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 if __name__ == "__main__":

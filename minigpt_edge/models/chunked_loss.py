@@ -51,7 +51,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         rows = min(tokens, chunk_rows(len(weight)))
         narrow = hidden.new_empty(rows, len(weight))  # made once: fresh memory costs more than the arithmetic
         wide, normal = (torch.empty(narrow.shape, dtype=torch.float32) for _ in range(2))
-        taught = torch.empty_like(wide) if soft else None
+        teacher_p = torch.empty_like(wide) if soft else None
         label_share = 1.0 - soft.share if soft else 1.0
         for start in range(0, tokens, rows):
             part = slice(start, start + rows)
@@ -61,10 +61,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             torch.log_softmax(wide[: len(x)].copy_(logits), -1, out=log_p)
             total -= log_p.gather(1, y[:, None]).sum(dtype=torch.float64)
             p = log_p.exp_().scatter_add_(1, y[:, None], torch.full_like(log_p[:, :1], -label_share))
-            if soft and taught is not None:
+            if soft and teacher_p is not None:
                 torch.mm(soft.hidden[part], soft.weight.t(), out=logits)
-                torch.softmax(wide[: len(x)].copy_(logits), -1, out=taught[: len(x)])
-                p.sub_(taught[: len(x)], alpha=soft.share)
+                torch.softmax(wide[: len(x)].copy_(logits), -1, out=teacher_p[: len(x)])
+                p.sub_(teacher_p[: len(x)], alpha=soft.share)
             grad = logits.copy_(p.mul_(1.0 / tokens))
             torch.mm(grad, cast, out=out)
             grad_weight += grad.t() @ x

@@ -9,10 +9,8 @@ from typing import Any
 
 from minigpt_edge.stages.memory import PROCESS, check
 
-COMPILED = 400 << 20  # the compiler of the training step
-
-
-EAGER = 1.5  # activations that adapters keep, whose step is not compiled, over those of all weights
+COMPILED = 400 << 20  # bytes that the compiler of the training step takes
+EAGER = 1.5  # a step with adapters is not compiled and keeps so many times the activations
 
 
 def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: int, *, lora: bool) -> int:
@@ -28,9 +26,8 @@ def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: in
     from minigpt_edge.models.precision import compute_dtype
 
     size = compute_dtype().itemsize
-    hidden, width, blocks = (
-        config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
-    )
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers")
+    hidden, width, blocks = (config[name] for name in sizes)
     trained = 4 * parameters * (1 if lora else 4)  # weights; gradients and AdamW's two moments
     step = micro * blocks * (10 * hidden + 4 * width) * size * (EAGER if lora else 1)
     return math.ceil(PROCESS + COMPILED + trained + size * teacher + 4 * parameters + step)
@@ -50,14 +47,13 @@ class Recovery:
         from minigpt_edge.models.checkpoint import read_config, stored_parameters
 
         config, parameters = read_config(self.checkpoint), stored_parameters(self.checkpoint)
-        taught = stored_parameters(self.teacher) if self.teacher else 0
-        return of_recovery(config, parameters, taught, micro, lora=self.lora)
+        teacher = stored_parameters(self.teacher) if self.teacher else 0
+        return of_recovery(config, parameters, teacher, micro, lora=self.lora)
 
     def check(self, micro: int) -> None:
         """EdgeError if so many tokens in one pass take more than there is."""
-        ways = [
-            "give --max-memory (smaller passes)" if self.limit is None else "allow more with --max-memory"
-        ]
+        smaller = "give --max-memory (smaller passes)"
+        ways = [smaller if self.limit is None else "allow more with --max-memory"]
         ways += ["--distill 0 (no dense model)"] if self.teacher else []
         ways += [] if self.lora else ["--lora-rank 16"]
         check(self.needed(micro), self.limit, "recovery", ", ".join(ways) + " or --no-recover")

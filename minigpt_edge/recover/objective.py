@@ -5,17 +5,13 @@ Import this module inside functions: it needs torch at its head to subclass its 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.models import forward
-from minigpt_edge.models.chunked_loss import chunked_cross_entropy
+from minigpt_edge.models.chunked_loss import SoftLabels, chunked_cross_entropy
 from minigpt_edge.recover import fast_llama
-from minigpt_edge.recover.teacher import soft_labels
-
-if TYPE_CHECKING:
-    from minigpt_edge.recover.fast_llama import Compiled
+from minigpt_edge.recover.fast_llama import Compiled, Parts
 
 
 class Objective(nn.Module):
@@ -40,11 +36,22 @@ class Objective(nn.Module):
             share: of the teacher's predictions in the target.
         """
         known, (teacher,) = ids[:, :-1], self._unseen
-        own, taught = self.parts or (None, None)
-        if own is None:
-            hidden = forward.hidden_states(self.model, known)
-        else:
-            hidden = fast_llama.hidden_states(self.model, known, own)
-        soft = None if teacher is None else soft_labels(teacher, known, taught, share)
-        read, weight = forward.head_of(self.model, hidden.flatten(0, 1))
+        student_parts, teacher_parts = self.parts or (None, None)
+        read, weight = _head(self.model, known, student_parts)
+        soft = None if teacher is None else soft_labels(teacher, known, teacher_parts, share)
         return chunked_cross_entropy(read, weight, ids[:, 1:].flatten(), soft)
+
+
+def soft_labels(teacher: nn.Module, ids: Tensor, parts: Parts | None, share: float) -> SoftLabels:
+    """A loaded teacher's predictions for token ids [batch, s]."""
+    with torch.no_grad():
+        return SoftLabels(*_head(teacher, ids, parts), share)
+
+
+def _head(model: nn.Module, ids: Tensor, parts: Parts | None) -> tuple[Tensor, Tensor]:
+    """What a model's head reads [batch * s, width], and its weight, for token ids [batch, s]."""
+    if parts is None:
+        hidden = forward.hidden_states(model, ids)
+    else:
+        hidden = fast_llama.hidden_states(model, ids, parts)
+    return forward.head_of(model, hidden.flatten(0, 1))

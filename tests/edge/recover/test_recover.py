@@ -188,7 +188,8 @@ def test_known_scores_are_not_measured_again(inputs: Any, tmp_path: Path) -> Non
 
 def test_a_teacher_gives_its_predictions_for_the_kept_tokens(inputs: Any) -> None:
     from minigpt_edge.models.checkpoint import load_model
-    from minigpt_edge.recover.teacher import Teacher, soft_labels
+    from minigpt_edge.recover.objective import soft_labels
+    from minigpt_edge.recover.teacher import Teacher
 
     kept = (*range(280), 290)
     model = load_model(inputs[0])
