@@ -36,15 +36,15 @@ fmt: $(READY) ## put style and formatting right where that can be done automatic
 
 check: lint type test ## everything a change has to pass
 
-bench: $(READY) ## take the speed figures again (a quiet machine, about an hour)
+bench: $(READY) ## take the speed figures again (a quiet machine, about half an hour)
 	$(BIN)/python benchmarks/speed/calibration_speed.py
 	$(BIN)/python benchmarks/speed/finetune_speed.py
-	$(BIN)/python benchmarks/speed/scores.py
 	$(BIN)/python benchmarks/tables/tables.py
 
 bench-methods: $(READY) ## the tables of docs/evidence.md: methods, sizes, peers, questions (hours; resumes)
 	$(BIN)/python benchmarks/experiments/front.py
 	$(BIN)/python benchmarks/experiments/methods.py
+	$(BIN)/python benchmarks/experiments/scores.py
 	$(BIN)/python benchmarks/experiments/equal_time.py
 	$(BIN)/python benchmarks/experiments/questions.py
 	$(BIN)/python benchmarks/peers/pruning.py

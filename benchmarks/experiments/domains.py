@@ -49,7 +49,7 @@ def models_of(bench: Bench, part: str) -> Iterator[tuple[str, Path, Path, dict[s
 def _dense(bench: Bench) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
     from minigpt_edge.prune.prune import IMPORTANCE
 
-    whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
+    whole = bench.prune(sparsity=0.0, min_count=0)  # nothing is removed: for its importance matrix
     importance = whole.path / IMPORTANCE
     yield "dense", bench.base.path, importance, {"work_seconds": _seconds(whole)}
     tuned = bench.recover(whole, distill=0.0)
@@ -265,7 +265,7 @@ def main() -> None:
 
 
 def of_domain(bench: Bench, domain: str, part: str) -> dict[str, Any]:
-    """What is told of a part's models of a domain, and where and when it was measured."""
+    """What is reported of a part's models of a domain, and where and when it was measured."""
     dropped = {**bench.text.metrics["dropped"], "read": bench.text.metrics["documents_read"]}
     rows, seconds = rows_of(bench, domain, part)
     splits, pairs = bench.text.metrics["splits"], bench.text.metrics.get("pairs")

@@ -45,8 +45,8 @@ def files(bench: Bench, name: str, checkpoint: Path, importance: Path) -> list[d
     rows = []
     for kind, made, holds in gguf_files(bench, name, checkpoint, importance, TYPES):
         path = made.path / ("model.gguf" if kind != "f16" else F16)
-        held = {"holds": holds} if holds else {}
-        rows.append({"model": name, "type": kind, **held, **quality(bench, path, made.digest)})
+        more = {"holds": holds} if holds else {}
+        rows.append({"model": name, "type": kind, **more, **quality(bench, path, made.digest)})
     return rows
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=all_cores())
     bench = opened(parser.parse_args().threads)
     with bench.log:
-        whole = bench.prune(sparsity=0.0, min_count=0)  # nothing goes: for its importance matrix
+        whole = bench.prune(sparsity=0.0, min_count=0)  # nothing is removed: for its importance matrix
         ours = bench.prune(sparsity=PAPER_SPARSITY)
         trimmed = {"min_count": 5, "calibration_tokens": PUBLISHED_TOKENS}
         depth = bench.prune(method="blocks", sparsity=0.42, **trimmed)

@@ -1,4 +1,4 @@
-"""Facts before and after rank reduction, chosen on 20 % of the questions, told of 80 %.
+"""Facts before and after rank reduction, chosen on 20 % of the questions, scored on 80 %.
 
     python benchmarks/experiments/laser.py [--questions N] [--work FOLDER]
 

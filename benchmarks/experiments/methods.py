@@ -109,13 +109,13 @@ def medical_text(cache: Path) -> Path:
 
 
 def _facts(stage: Any) -> dict[str, Any]:
-    told = ("zeros", "seconds_of", "removed_blocks")
+    more = ("zeros", "seconds_of", "removed_blocks")
     return {
         "sparsity": stage.metrics["sparsity"],
         "parameters": stage.metrics["parameters"]["kept"],
         "seconds": stage.manifest["seconds"],
         "peak_rss_mb": stage.manifest["peak_rss_mb"],
-        **{key: stage.metrics[key] for key in told if key in stage.metrics},
+        **{key: stage.metrics[key] for key in more if key in stage.metrics},
     }
 
 

@@ -36,13 +36,13 @@ def part_of_text(bench: Bench, tokens: int) -> Path:
     def make(out: Path) -> dict[str, Any]:
         documents = corpus.read_split(bench.text.path, "train")
         random.Random(bench.recipe.seed).shuffle(documents)
-        tokenizer, held = read_tokenizer(bench.base.path), 0
+        tokenizer, count = read_tokenizer(bench.base.path), 0
         with open(out / "train.jsonl", "w", encoding="utf-8") as lines:
-            while held < tokens:
+            while count < tokens:
                 text = documents.pop()
-                held += len(tokenizer.encode(text, add_special_tokens=False).ids) + 1
+                count += len(tokenizer.encode(text, add_special_tokens=False).ids) + 1
                 lines.write(json.dumps({"text": text}) + "\n")
-        return {"base_tokens": held}
+        return {"base_tokens": count}
 
     inputs = {"corpus": bench.text.digest}
     stage = bench.stage("part", make, settings={"tokens": tokens}, inputs=inputs)
@@ -172,8 +172,8 @@ def terms_quality(bench: Bench, checkpoint: Path, rare: list[str]) -> dict[str, 
         found += len(spans)
         size += len(text.encode()) - sum(end - begin for begin, end in spans)
         for loss, (begin, end) in zip(losses, encoded.offsets, strict=True):
-            held = any(begin < last and end > first for first, last in spans)
-            inside, outside = inside + loss * held, outside + loss * (not held)
+            is_rare = any(begin < last and end > first for first, last in spans)
+            inside, outside = inside + loss * is_rare, outside + loss * (not is_rare)
     return {
         "occurrences": found,
         "nats_per_occurrence": inside / found,

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib.bench import opened
 from benchmarks.lib.results import RESULTS, write_result
 
 RESULT = RESULTS / "calibration_speed.json"
@@ -24,8 +25,7 @@ def main() -> None:
     """Measure and write the result."""
     import torch
 
-    from minigpt_edge.data import corpus, domains
-    from minigpt_edge.models import base_model
+    from minigpt_edge.data import corpus
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.models.precision import compute_dtype
     from minigpt_edge.prune.prepare import calibration_windows
@@ -39,20 +39,12 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=Recipe.calibration_tokens)
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
-    base = base_model.resolve_model()
-    settings = shrink_settings(
-        Recipe(domain="law", calibration_tokens=given.calibration_tokens, threads=given.threads)
-    )
+    bench = opened(given.threads)
+    base, documents = bench.base, corpus.read_split(bench.text.path, "train")
+    settings = shrink_settings(bench.context(calibration_tokens=given.calibration_tokens).recipe)
     low = compute_dtype() is torch.bfloat16
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        corpus.build_corpus(
-            domains.load_domain("law").chosen(),
-            out / "corpus",
-            base_tokenizer_path=base.tokenizer,
-            document_start=base.document_start,
-        )
-        documents = corpus.read_split(out / "corpus", "train")
         torch.set_num_threads(given.threads)
         torch.set_flush_denormal(True)
         model: Any = load_model(base.path)

@@ -123,10 +123,10 @@ def _recovery(result: dict[str, Any]) -> list[str]:
 def _front(result: dict[str, Any]) -> list[str]:
     models = list(dict.fromkeys(row["model"] for row in result["rows"]))
     kinds = list(dict.fromkeys(row["type"] for row in result["rows"]))
-    held = {(row["model"], row["type"]): row for row in result["rows"]}
+    known = {(row["model"], row["type"]): row for row in result["rows"]}
 
     def cell(model: str, kind: str) -> str:
-        row = held.get((model, kind))
+        row = known.get((model, kind))
         return f"{row['bytes'] / 1e6:.1f} · {row['bits_per_byte']:.4f}" if row else MISSING
 
     cells = [[kind.upper(), *(cell(model, kind) for model in models)] for kind in kinds]
@@ -174,8 +174,8 @@ def _equal_time(result: dict[str, Any]) -> list[str]:
     cells = []
     for name in ("ours", "dense"):
         row = result[name]
-        gone = percent(row.get("sparsity", 0.0))
-        cells.append([name, gone, f"{row['tokens']:,}", duration(row["seconds"]), _bits(row["test"])])
+        removed = percent(row.get("sparsity", 0.0))
+        cells.append([name, removed, f"{row['tokens']:,}", duration(row["seconds"]), _bits(row["test"])])
     columns = ["", "removed", "tokens", "time, pruning counted", "bits per byte"]
     note = f"Ours ÷ dense {number(result['bits_ratio'], 3)}, one run each on an idle machine. "
     return [_table("Fine-tuned for the same time", columns, cells, note + _origin(result))]
@@ -187,9 +187,11 @@ def _peers(result: dict[str, Any]) -> list[str]:
         if "failed" in row:
             cells.append([row["peer"], row["variant"], f"failed: {row['failed']}", MISSING, MISSING])
             continue
-        gone = percent(row["sparsity"]) if row["zeros"] < 0.01 else f"{row['zeros']:.0%} of weights are zero"
+        removed = (
+            percent(row["sparsity"]) if row["zeros"] < 0.01 else f"{row['zeros']:.0%} of weights are zero"
+        )
         spent = duration(row.get("work_seconds"))
-        cells.append([row["peer"], row["variant"], gone, _bits(row["test"]), spent])
+        cells.append([row["peer"], row["variant"], removed, _bits(row["test"]), spent])
     columns = ["", "variant", "removed", "bits per byte", "time"]
     note = (
         "Masks of llm-compressor make no file smaller; in those called 42 as many weights are zero as ours "
@@ -314,7 +316,7 @@ def _laser(result: dict[str, Any]) -> list[str]:
                 [name, chosen, reductions, *(_with_error(test[key]) for key in ("accuracy", "log_loss"))]
             )
     columns = ["questions", "chosen by", "reductions", "accuracy", "nats per token of the answer"]
-    note = f"{result['questions']} of each: chosen on a fifth, told of the others; ± one standard error. "
+    note = f"{result['questions']} of each: chosen on a fifth, scored on the others; ± one standard error. "
     return [_table("Rank reduction and facts (LASER)", columns, cells, note + _origin(result))]
 
 
