@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
+def _number(name: str, kind: click.ParamType, text: str, default: float | None = None) -> Any:
+    """An option that takes a number."""
+    return click.option(name, type=kind, default=default, show_default=default is not None, help=text)
+
+
 @click.command()
 @click.option("--domain", help="A known domain (see `minigpt-edge domains`).")
 @click.option(
@@ -32,35 +37,35 @@ _PATH = click.Path(path_type=Path)
     "--target", "targets", multiple=True, default=("gguf-q4",), show_default=True, help="May be repeated."
 )
 @click.option("--out", type=_PATH, help="The bundle's directory [default: MODEL-DOMAIN].")
-@click.option(
+@_number(
     "--sparsity",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Fraction of the parameters that go, vocabulary counted; of the blocks' weights for masks "
+    click.FloatRange(0, 1, max_open=True),
+    "Fraction of the parameters to remove, vocabulary counted; of the blocks' weights for masks "
     f"[default: {PAPER_SPARSITY}].",
 )
 @click.option("--max-size", metavar="SIZE", help="Instead: bytes of the GGUF file at most, such as 40MB.")
 @click.option("--max-params", metavar="N", help="Instead: parameters at most, such as 60M.")
-@click.option(
+@_number(
     "--min-speedup",
-    type=click.FloatRange(1),
-    help="Instead: decoding over the dense model's at the same type, predicted from the bytes it reads.",
+    click.FloatRange(1),
+    "Instead: decoding over the dense model's at the same type, predicted from the bytes it reads.",
 )
-@click.option(
+@_number(
     "--threshold",
-    type=click.FloatRange(0),
-    help="Instead, with --method contextual: mean |activation| up to which units go (Mini-GPTs' epsilon).",
+    click.FloatRange(0),
+    "Instead, with --method contextual: remove units up to this mean |activation| (Mini-GPTs' epsilon).",
 )
-@click.option(
+@_number(
     "--embedding-threshold",
-    type=click.FloatRange(0, 1),
-    help="With --method contextual: share of the training tokens up to which tokens go.",
+    click.FloatRange(0, 1),
+    "With --method contextual: remove tokens up to this share of the training tokens.",
 )
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
     default=DEFAULT_METHOD,
     show_default=True,
-    help="How it is decided what stays (see `minigpt-edge methods`).",
+    help="How it is decided what is kept (see `minigpt-edge methods`).",
 )
 @click.option(
     "--pattern",
@@ -71,7 +76,7 @@ _PATH = click.Path(path_type=Path)
     "--reductions",
     metavar="L:M:RHO,...",
     help="With --method laser: block, matrix (q k v o gate up down attn mlp all) and share of the rank that "
-    "stays [default: searched on held-out text].",
+    "is kept [default: searched on held-out text].",
 )
 @click.option(
     "--widths",
@@ -82,52 +87,48 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--refit/--no-refit",
     default=None,
-    help="Least-squares refit of what is kept [default: what the method does].",
+    help="Least-squares refit of the kept weights [default: what the method does].",
 )
 @click.option("--plan", type=_PATH, help="Keep what this plan.json keeps.")
-@click.option(
+@_number(
     "--min-count",
-    type=click.IntRange(0),
-    default=5,
-    show_default=True,
-    help="Tokens seen less often in the training text leave the vocabulary; 0 keeps all.",
+    click.IntRange(0),
+    "Tokens seen less often in the training text are removed from the vocabulary; 0 keeps all.",
+    Recipe.min_count,
 )
-@click.option("--keep-tokens", type=_PATH, help="A file of terms, one a line, that stay in the vocabulary.")
-@click.option(
+@click.option("--keep-tokens", type=_PATH, help="A file of terms, one a line, to keep in the vocabulary.")
+@_number(
     "--calibration-tokens",
-    type=click.IntRange(1),
-    default=Recipe.calibration_tokens,
-    show_default=True,
-    help="Training text that the model is measured on and refitted to.",
+    click.IntRange(1),
+    "Training text that the model is measured on and refitted to.",
+    Recipe.calibration_tokens,
 )
-@click.option(
+@_number(
     "--recover-tokens",
-    type=click.IntRange(1),
-    default=Recipe.recover_tokens,
-    show_default=True,
-    help="Training text that the pruned model is fine-tuned on.",
+    click.IntRange(1),
+    "Training text that the pruned model is fine-tuned on.",
+    Recipe.recover_tokens,
 )
 @click.option(
     "--recover-until",
     type=click.Choice(["dense"]),
     help="Stop fine-tuning when validation perplexity is the dense model's (the rule of Mini-GPTs).",
 )
-@click.option(
+@_number(
     "--distill",
-    type=click.FloatRange(0, 1),
-    default=Recipe.distill,
-    show_default=True,
-    help="Share of the dense model's predictions in what fine-tuning aims at, falling to 0 at its end.",
+    click.FloatRange(0, 1),
+    "Share of the dense model's predictions in what fine-tuning aims at, falling to 0 at its end.",
+    Recipe.distill,
 )
-@click.option(
+@_number(
     "--lora-rank",
-    type=click.IntRange(1),
-    help="Fine-tune LoRA adapters of this rank, merged at the end, instead of all weights.",
+    click.IntRange(1),
+    "Fine-tune LoRA adapters of this rank, merged at the end, instead of all weights.",
 )
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the predicted size, and stop.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_number("--seed", click.IntRange(0), "", Recipe.seed)
 @click.option("--threads", type=click.IntRange(1), default=parallel.all_cores, show_default="all cores")
 @click.option(
     "--max-memory",
@@ -137,7 +138,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--work", type=_PATH, help="Where finished stages are kept [default: the cache].")
 @click.option("--offline", is_flag=True, help="Never touch the network.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier bundle in --out.")
-@click.option("--log-json", is_flag=True, help="Say what happens as lines of JSON on stderr.")
+@click.option("--log-json", is_flag=True, help="Log lines of JSON to stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def build(
     as_json: bool,
@@ -173,7 +174,7 @@ def build(
     else:
         print_table(built.report, Console())
     done = "is up to date, nothing to do" if built.unchanged else "is ready"
-    click.echo(f"the shrunk model as a Hugging Face directory: {built.checkpoint}", err=True)
+    click.echo(f"the pruned model as a Hugging Face directory: {built.checkpoint}", err=True)
     click.echo(f'{built.directory} {done}; try: minigpt-edge run {built.directory} "…"', err=True)
 
 
@@ -194,7 +195,7 @@ def _plan_text(plan: dict[str, Any]) -> str:
     """A plan as lines for people."""
     dense, kept = plan["parameters"]["dense"], plan["parameters"]["kept"]
     lines = [
-        f"parameters  {dense / 1e6:.1f} M -> {kept / 1e6:.1f} M ({plan['sparsity']:.2%} gone)",
+        f"parameters  {dense / 1e6:.1f} M -> {kept / 1e6:.1f} M ({plan['sparsity']:.2%} removed)",
         f"vocabulary  {plan['vocabulary'][0]:,} -> {plan['vocabulary'][1]:,}",
         f"widths      {plan['widths'][0]} -> {' '.join(map(str, plan['widths'][1]))}",
         f"kv groups   {plan['kv_groups'][0]} -> {' '.join(map(str, plan['kv_groups'][1]))}",
@@ -202,6 +203,6 @@ def _plan_text(plan: dict[str, Any]) -> str:
     for name, target in plan["targets"].items():
         lines.append(
             f"{name:<11} {target['bytes'] / 1e6:.2f} MB as {target['type'].upper()}, decoding "
-            f"{target['speedup']:.2f} x the dense model's if reading weights decides"
+            f"{target['speedup']:.2f} x the dense model's where decoding is memory-bandwidth-bound"
         )
     return "\n".join(lines)

@@ -3,76 +3,67 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import click
 
-
-def _show(rows: list[dict[str, str]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
-        return
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        click.echo(f"{row['name']:<{width}}  {row['about']}".rstrip())
+Rows = list[dict[str, str]]
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def _listing(rows: Callable[[], Rows]) -> click.Command:
+    """The command that lists what a function returns; it is called and explained as that is."""
+
+    @click.command(rows.__name__, help=rows.__doc__)
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    def command(as_json: bool) -> None:
+        found = rows()
+        width = max(len(row["name"]) for row in found)
+        lines = [f"{row['name']:<{width}}  {row['about']}".rstrip() for row in found]
+        click.echo(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines))
+
+    return command
 
 
-@click.command()
-@_JSON
-def tasks(as_json: bool) -> None:
+@_listing
+def tasks() -> Rows:
     """List the question sets that `evaluate` knows."""
     from minigpt_edge.data.tasks import known_tasks
 
-    rows = [
+    mmlu = {"about": "examinations of 57 subjects; MIT", "hub": "cais/mmlu", "licence": "MIT"}
+    return [
         {"name": t.name, "about": f"{t.title}; {t.licence}", "hub": t.hub.dataset, "licence": t.licence}
         for t in known_tasks().values()
-    ]
-    rows.append(
-        {
-            "name": "mmlu:SUBJECT",
-            "about": "examinations of 57 subjects; MIT",
-            "hub": "cais/mmlu",
-            "licence": "MIT",
-        }
-    )
-    _show(rows, as_json)
+    ] + [{"name": "mmlu:SUBJECT", **mmlu}]
 
 
-@click.command()
-@_JSON
-def models(as_json: bool) -> None:
+@_listing
+def models() -> Rows:
     """List the base models that have a short name."""
     from minigpt_edge.models.base_model import default_model, known_models
 
-    rows = [
+    return [
         {"name": name, "about": f"{entry['package']}{' (default)' if name == default_model() else ''}"}
         for name, entry in known_models().items()
     ]
-    _show(rows, as_json)
 
 
-@click.command()
-@_JSON
-def targets(as_json: bool) -> None:
+@_listing
+def targets() -> Rows:
     """List the targets: families first, which choose a type by measured quality per byte."""
     from minigpt_edge_export.targets import list_targets
 
-    rows = [
+    return [
         {"name": t.name, "about": "" if t.exact else f"the best of {', '.join(t.types)}"}
         for t in list_targets()
     ]
-    _show(rows, as_json)
 
 
-@click.command()
-@_JSON
-def methods(as_json: bool) -> None:
+@_listing
+def methods() -> Rows:
     """List the pruning methods."""
     from minigpt_edge.prune.methods.registry import DEFAULT_METHOD, METHODS
 
-    rows = [
+    return [
         {
             "name": m.name,
             "about": f"{m.summary}{' (default)' if m.name == DEFAULT_METHOD else ''} [{m.paper}]",
@@ -81,4 +72,3 @@ def methods(as_json: bool) -> None:
         }
         for m in METHODS.values()
     ]
-    _show(rows, as_json)

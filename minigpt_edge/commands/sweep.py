@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,13 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     count = len(asked.builds)
     console.print(f"{count} builds, {min(asked.jobs, count)} at a time, into {asked.out}", soft_wrap=True)
 
-    def say(name: str, row: dict[str, Any]) -> None:
+    def on_end(name: str, row: dict[str, Any]) -> None:
         ended = f"[red]failed:[/] {row['failed']}" if "failed" in row else "built"
         console.print(f"  {name}  {ended}", soft_wrap=True)
 
-    rows = sweeps.run_sweep(asked, options, say)
+    rows = sweeps.run_sweep(asked, options, on_end)
     if as_json:
-        click.echo(sweeps.as_json(rows))
+        click.echo(json.dumps({"builds": rows}, ensure_ascii=False))
     else:
         _show(rows)
     if failed := sum("failed" in row for row in rows):
@@ -74,7 +75,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("build", "file", "gone", "size", "bits per byte", "tokens/s"):
+    for title in ("build", "file", "removed", "size", "bits per byte", "tokens/s"):
         table.add_column(title, justify="left" if title in ("build", "file") else "right", overflow="fold")
     for row in rows:
         for made in row.get("files", []):

@@ -25,7 +25,7 @@ class Events:
 
     def __init__(self) -> None:
         self._sinks: list[Callable[[str], None]] = []
-        self._held: list[str] | None = []  # what was said before there was a run directory
+        self._early: list[str] | None = []  # lines from before there was a run directory
         self._begun = time.monotonic()
         self._progress = 0.0
 
@@ -38,9 +38,9 @@ class Events:
         runs = work / "runs"
         folder = runs / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
         folder.mkdir(parents=True, exist_ok=True)
-        for line in self._held or []:
+        for line in self._early or []:
             _append(folder / "events.jsonl", line)
-        self._held = None
+        self._early = None
         self.to(lambda line: _append(folder / "events.jsonl", line))
         for old in sorted(path for path in runs.iterdir() if path.is_dir())[:-KEPT]:
             with suppress(OSError):
@@ -58,8 +58,8 @@ class Events:
         if isinstance(facts.get("text"), str):
             facts["text"] = _MARKUP.sub("", facts["text"])
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
-        if self._held is not None:
-            self._held.append(line)
+        if self._early is not None:
+            self._early.append(line)
         for write in self._sinks:
             write(line)
 

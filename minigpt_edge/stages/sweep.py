@@ -7,7 +7,6 @@ on where it was when it is given again.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -117,13 +116,13 @@ def _arguments(name: str, value: Any, options: Mapping[str, bool]) -> Iterator[s
         yield f"--{name}={one}"
 
 
-def run_sweep(sweep: Sweep, options: Mapping[str, bool], say: Any) -> list[dict[str, Any]]:
-    """Run all builds; what came of each, in the order of the file, also in OUT/sweep.json.
+def run_sweep(sweep: Sweep, options: Mapping[str, bool], on_end: Any) -> list[dict[str, Any]]:
+    """Run all builds; what became of each, in the order of the file, also in OUT/sweep.json.
 
     A build that fails does not stop the others.
 
     Args:
-        say: called as say(name, row) when a build has ended.
+        on_end: called as on_end(name, row) when a build has ended.
     """
     rows: dict[str, dict[str, Any]] = {}
     try:
@@ -137,7 +136,7 @@ def run_sweep(sweep: Sweep, options: Mapping[str, bool], say: Any) -> list[dict[
             for future in as_completed(started):
                 name = started[future]
                 rows[name] = future.result()
-                say(name, rows[name])
+                on_end(name, rows[name])
         except BaseException:  # Ctrl-C: the builds end as well, and what they finished stays
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:
@@ -156,35 +155,23 @@ def _build(
     command = [sys.executable, "-m", "minigpt_edge", "build", f"--threads={sweep.threads}"]
     command += [part for key, value in given.items() for part in _arguments(key, value, options)]
     bundle, log = sweep.out / name, sweep.out / f"{name}.log"
-    with open(log, "wb") as said:
-        process = subprocess.Popen([*command, f"--out={bundle}"], stdout=said, stderr=said)
+    with open(log, "wb") as file:
+        process = subprocess.Popen([*command, f"--out={bundle}"], stdout=file, stderr=file)
         running.append(process)
         code = process.wait()
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
-        return {
-            "options": given,
-            "failed": errors[-1].removeprefix("error: ") if errors else "see " + str(log),
+        return {"options": given, "failed": errors[-1].removeprefix("error: ") if errors else f"see {log}"}
+    report = read_json(bundle / "report.json")
+    files = [
+        {
+            "file": model["file"],
+            "bytes": model["bytes"],
+            "bits_per_byte": model["quality"]["bits_per_byte"],
+            "tokens_per_second": model["speed"]["decode_tokens_per_second"],
         }
-    return {"options": given, **_figures(read_json(bundle / "report.json"))}
-
-
-def _figures(report: dict[str, Any]) -> dict[str, Any]:
-    shipped = [model for model in report["models"] if model["role"] == "shipped"]
-    return {
-        "sparsity": report["sparsity"]["achieved"],
-        "files": [
-            {
-                "file": model["file"],
-                "bytes": model["bytes"],
-                "bits_per_byte": model["quality"]["bits_per_byte"],
-                "tokens_per_second": model["speed"]["decode_tokens_per_second"],
-            }
-            for model in shipped
-        ],
-    }
-
-
-def as_json(rows: list[dict[str, Any]]) -> str:
-    return json.dumps({"builds": rows}, ensure_ascii=False)
+        for model in report["models"]
+        if model["role"] == "shipped"
+    ]
+    return {"options": given, "sparsity": report["sparsity"]["achieved"], "files": files}
