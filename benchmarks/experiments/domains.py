@@ -114,10 +114,9 @@ def evaluated(
 def _seen(bench: Bench, made: Any, path: Path) -> dict[str, Any]:
     """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
     from minigpt_edge.data.corpus import read_documents
-    from minigpt_edge.data.windows import MAX_TOKENS, choose_windows
+    from minigpt_edge.data.windows import MAX_TOKENS, choose_windows, write_texts
     from minigpt_edge_runtime.bench.fresh import run_fresh
     from minigpt_edge_runtime.engines.text import open_tokenizer
-    from minigpt_edge_runtime.files import write_json
 
     def make(out: Path) -> dict[str, Any]:
         texts = read_documents(bench.text.path / "train.jsonl")
@@ -132,8 +131,7 @@ def _seen(bench: Bench, made: Any, path: Path) -> dict[str, Any]:
                 break
         longest = min(MAX_TOKENS, bench.base.context * 3 // 4)  # as the corpus has it
         windows = choose_windows(documents, tokenizer, SEEN_TOKENS, longest)
-        content = {"document_start": bench.base.document_start, "split": "train", "windows": windows}
-        write_json(out / "seen.texts.json", content)
+        write_texts(out / "seen.texts.json", bench.base.document_start, "train", windows)
         return dict(
             run_fresh("quality", path, texts=str(out / "seen.texts.json"), threads=bench.recipe.threads)
         )

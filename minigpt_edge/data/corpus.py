@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge.data.near_duplicates import NearDuplicates
 from minigpt_edge.data.pairs import distinct_pairs
 from minigpt_edge.data.sources import Source
-from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows
+from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows, write_texts
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import os_error, sha256_file, write_json, write_text
+from minigpt_edge_runtime.files import os_error, sha256_file, sha256_text, write_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,7 +68,10 @@ def build_corpus(
         name: choose_windows(splits[name], tokenizer, budget, window_tokens)
         for name, budget in ENOUGH_TOKENS.items()
     }
-    _check_windows(counts, windows)
+    for name, chosen in windows.items():
+        if len(chosen) < MIN_WINDOWS:
+            hint = f"add text: about {20 * MIN_WINDOWS // 2} documents of a page or more are enough"
+            raise _too_small(f"{len(chosen)} pieces of text for {name}", counts, MIN_WINDOWS, hint)
     info = {
         "sources": [source.about() for source in sources],
         "documents_read": len(texts),
@@ -78,11 +80,18 @@ def build_corpus(
         "splits": counts,
         "split_rule": "sha256 of the text as a fraction: < 0.8 train, < 0.9 validation, else test",
         "base_tokenizer_sha256": sha256_file(base_tokenizer_path),
-        "windows": {name: _size(chosen) for name, chosen in windows.items()},
+        "windows": {
+            name: {"windows": len(chosen), "base_tokens": sum(window.base_tokens for window in chosen)}
+            for name, chosen in windows.items()
+        },
         "languages": languages([document["text"] for document in kept]),
-        "sha256": _sha256("\n".join(document["id"] for document in kept)),
+        "sha256": sha256_text("\n".join(document["id"] for document in kept)),
     }
-    _write(out_dir, splits, windows, document_start, info)
+    for name, documents in splits.items():
+        write_documents(out_dir / f"{name}.jsonl", documents)
+    for name, chosen in windows.items():
+        write_texts(out_dir / f"{name}.texts.json", document_start, name, chosen)
+    write_json(out_dir / "corpus.json", info)
     return info
 
 
@@ -108,7 +117,7 @@ def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str,
         if len(text) < MIN_CHARACTERS:
             dropped["short"] += 1
             continue
-        identity = _sha256(text)
+        identity = sha256_text(text)
         dropped["identical"] += identity in by_id
         by_id[identity] = text
     kept = []
@@ -157,16 +166,12 @@ def split_documents(documents: Iterable[dict[str, str]]) -> dict[str, list[dict[
 
 def _counts(documents: list[dict[str, str]], tokenizer: Tokenizer) -> dict[str, int]:
     texts = [document["text"] for document in documents]
-    tokens = sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return {
         "documents": len(texts),
         "bytes": sum(len(text.encode()) for text in texts),
-        "base_tokens": tokens,
+        "base_tokens": sum(len(encoding.ids) for encoding in encoded),
     }
-
-
-def _size(windows: list[dict[str, Any]]) -> dict[str, int]:
-    return {"windows": len(windows), "base_tokens": sum(window["base_tokens"] for window in windows)}
 
 
 def check_enough(counts: dict[str, dict[str, int]], needed: int) -> None:
@@ -177,43 +182,19 @@ def check_enough(counts: dict[str, dict[str, int]], needed: int) -> None:
     """
     have = counts["train"]["base_tokens"]
     if have < needed:
-        raise EdgeError(
-            f"the corpus is too small: {have:,} tokens for training ({_there(counts)}), {needed:,} are "
-            "needed",
-            "add text, or calibrate on fewer tokens (--calibration-tokens)",
-        )
+        hint = "add text, or calibrate on fewer tokens (--calibration-tokens)"
+        raise _too_small(f"{have:,} tokens for training", counts, needed, hint)
 
 
-def _there(counts: dict[str, dict[str, int]]) -> str:
-    size = sum(split["bytes"] for split in counts.values())
-    documents = sum(split["documents"] for split in counts.values())
-    return f"{documents:,} different documents with {size:,} bytes"
+def _too_small(have: str, counts: dict[str, dict[str, int]], needed: int, hint: str) -> EdgeError:
+    documents, size = (sum(split[key] for split in counts.values()) for key in ("documents", "bytes"))
+    there = f"{documents:,} different documents with {size:,} bytes"
+    return EdgeError(f"the corpus is too small: {have} ({there}), {needed:,} are needed", hint)
 
 
-def _check_windows(counts: dict[str, dict[str, int]], windows: dict[str, list[dict[str, Any]]]) -> None:
-    for name, chosen in windows.items():
-        if len(chosen) < MIN_WINDOWS:
-            raise EdgeError(
-                f"the corpus is too small: {len(chosen)} pieces of text for {name} ({_there(counts)}), "
-                f"{MIN_WINDOWS} are needed",
-                f"add text: about {20 * MIN_WINDOWS // 2} documents of a page or more are enough",
-            )
-
-
-def _write(
-    out_dir: Path,
-    splits: dict[str, list[dict[str, str]]],
-    windows: dict[str, list[dict[str, Any]]],
-    document_start: str,
-    info: dict[str, Any],
-) -> None:
-    for name, documents in splits.items():
-        lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in documents]
-        write_text(out_dir / f"{name}.jsonl", "".join(lines))
-    for name, chosen in windows.items():
-        texts = {"document_start": document_start, "split": name, "windows": chosen}
-        write_json(out_dir / f"{name}.texts.json", texts)
-    write_json(out_dir / "corpus.json", info)
+def write_documents(path: Path, documents: Iterable[dict[str, str]]) -> None:
+    """Write a split's file: one JSON object {"text", "id"} per line."""
+    write_text(path, "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents))
 
 
 def read_split(corpus_dir: Path, split: str) -> list[str]:
@@ -232,7 +213,3 @@ def read_documents(path: Path) -> list[str]:
         raise os_error(error, path) from error
     except (ValueError, KeyError, TypeError) as error:
         raise EdgeError(f"{path} is not a split of a corpus ({error})", "make the corpus again") from error
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,6 @@ A reader takes the files of a source, sorted, and the source's options; it gives
 from __future__ import annotations
 
 import gzip
-import hashlib
 import html
 import json
 import lzma
@@ -19,6 +18,7 @@ from xml.etree import ElementTree
 from minigpt_edge.data.documents import decoded
 from minigpt_edge.data.pairs import pair_document
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import sha256_text
 
 _AGAIN = "remove the cached package so that it is fetched again"
 _BLANK = re.compile(r"[ \t]+")
@@ -115,7 +115,7 @@ def read_wikipedia(files: Sequence[Path], options: Options) -> Iterator[str]:
             title, markup = page[1], html.unescape(page[2])
             if re.match(r"\w+:\S", title) or markup[:12].lower().startswith("#redirect"):
                 continue
-            fraction = int(hashlib.sha256(title.encode()).hexdigest()[:8], 16) / 2**32
+            fraction = int(sha256_text(title)[:8], 16) / 2**32
             names = re.findall(r"\[\[category:([^\]|]+)", markup, re.IGNORECASE)
             if fraction < share and any(include.search(n) and not exclude.search(n) for n in names):
                 yield _plain(mwparserfromhell.parse(markup).strip_code())

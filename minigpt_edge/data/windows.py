@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.files import read_json, sha256_text, write_json
 from minigpt_edge_runtime.scoring.held_out import Window, read_held_out
 
 if TYPE_CHECKING:
@@ -19,12 +18,12 @@ MAX_BYTES = 4_000
 MAX_TOKENS = 1_000
 MIN_BYTES = 200
 PER_DOCUMENT = 2
-MIN_WINDOWS = 4  # in a split; fewer say too little about a domain
+MIN_WINDOWS = 4  # Fewer in a split say too little about a domain.
 
 
 def choose_windows(
     documents: Iterable[dict[str, str]], tokenizer: Tokenizer, tokens: int, longest: int = MAX_TOKENS
-) -> list[dict[str, Any]]:
+) -> list[Window]:
     """At least four windows with at least `tokens` base tokens in all, or all there are if they hold fewer.
 
     Each has at most 4,000 bytes and `longest` tokens of `tokenizer`, and ends at a line end where there is
@@ -36,19 +35,20 @@ def choose_windows(
         tokens: how many base tokens are enough.
 
     Returns:
-        {"text", "bytes", "base_tokens"} each, in the order of their hashes.
+        The windows in the order of their hashes.
     """
     candidates: list[tuple[str, str]] = []
     for document in documents:
         pieces = [piece for piece in cut(document["text"]) if len(piece.encode()) >= MIN_BYTES]
-        candidates += sorted((_hash(f"{document['id']} {piece}"), piece) for piece in pieces)[:PER_DOCUMENT]
-    windows: list[dict[str, Any]] = []
+        hashed = sorted((sha256_text(f"{document['id']} {piece}"), piece) for piece in pieces)
+        candidates += hashed[:PER_DOCUMENT]
+    windows: list[Window] = []
     total = 0
     for _, piece in sorted(candidates):
         if total >= tokens and len(windows) >= MIN_WINDOWS:
             break
         text, count = _fitted(piece, tokenizer, longest)
-        windows.append({"text": text, "bytes": len(text.encode()), "base_tokens": count})
+        windows.append(Window(text, len(text.encode()), count))
         total += count
     return windows
 
@@ -65,7 +65,7 @@ def cut(text: str, limit: int = MAX_BYTES) -> list[str]:
         if end >= len(data):
             end = len(data)
         else:
-            while data[end] & 0xC0 == 0x80:  # the inside of a character
+            while data[end] & 0xC0 == 0x80:  # This byte is inside of a character.
                 end -= 1
             for mark in (b"\n", b" "):
                 if (last := data.rfind(mark, start + 1, end)) > 0:
@@ -87,10 +87,6 @@ def _fitted(piece: str, tokenizer: Tokenizer, longest: int) -> tuple[str, int]:
     return piece, len(encoding.ids)
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class Texts(NamedTuple):
     """An evaluation text file (`*.texts.json`): windows, each scored from the token `document_start` on."""
 
@@ -103,6 +99,12 @@ class Texts(NamedTuple):
             "document_start": self.document_start,
             "windows": [asdict(window) for window in self.windows[:count]],
         }
+
+
+def write_texts(path: Path, document_start: str, split: str, windows: Sequence[Window]) -> None:
+    """Write an evaluation text file, which the runtime reads too."""
+    texts = [asdict(window) for window in windows]
+    write_json(path, {"document_start": document_start, "split": split, "windows": texts})
 
 
 def read_texts(path: Path) -> Texts:

@@ -29,7 +29,11 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a JSON value in its canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return sha256_text(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
