@@ -9,8 +9,8 @@ from typing import Any
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
-from minigpt_edge.prune.methods.registry import STRUCTURED
-from minigpt_edge.prune.settings import check_recipe, shrink_settings
+from minigpt_edge.prune.methods.registry import pruner_of
+from minigpt_edge.prune.settings import check_recipe, prune_settings
 from minigpt_edge.prune.stage import plan_only, prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import recover_stage
@@ -77,7 +77,7 @@ def follow(recipe: Recipe, log: Log) -> None:
 def dry_run(recipe: Recipe, log: Log) -> dict[str, Any]:
     """What a build would keep of each block and how large its files would be; see `prune.preview`."""
     _checked(recipe)
-    if shrink_settings(recipe).pattern != STRUCTURED:
+    if not pruner_of(prune_settings(recipe)).sized:
         raise UsageError("--dry-run is for methods that remove units", "leave it out")
     context = _context(recipe, log)
     return plan_only(context, corpus_stage(context))

@@ -131,10 +131,6 @@ class Recipe:
         gguf = any(name.startswith("gguf") for name in self.targets)
         if (self.max_size or self.min_speedup) and not gguf:
             raise UsageError(f"{given[0]} works with GGUF targets", "add --target gguf-q4")
-        if (
-            self.threshold is not None or self.embedding_threshold is not None
-        ) and self.method != "contextual":
-            raise UsageError("thresholds are those of Mini-GPTs", "add --method contextual")
 
     def _check_idle(self) -> None:
         """UsageError for an option that would do nothing beside another."""

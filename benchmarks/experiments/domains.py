@@ -47,7 +47,7 @@ def models_of(bench: Bench, part: str) -> Iterator[tuple[str, Path, Path, dict[s
 
 
 def _dense(bench: Bench) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
-    from minigpt_edge.prune.prune import IMPORTANCE
+    from minigpt_edge.prune.context import IMPORTANCE
 
     whole = bench.prune(sparsity=0.0, min_count=0)  # nothing is removed: for its importance matrix
     importance = whole.path / IMPORTANCE
@@ -60,8 +60,7 @@ def _pruned(
     bench: Bench, sparsity: float, *, untuned: bool
 ) -> Iterator[tuple[str, Path, Path, dict[str, Any]]]:
     """One sparsity's model, and the same before fine-tuning where `untuned`."""
-    from minigpt_edge.prune.prepare import CHECKPOINT
-    from minigpt_edge.prune.prune import IMPORTANCE
+    from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE
 
     pruned = bench.prune(sparsity=sparsity)
     importance = pruned.path / IMPORTANCE

@@ -74,8 +74,7 @@ def without_layers(
 
 def main() -> None:
     """Make and measure every file, write the result."""
-    from minigpt_edge.prune.prepare import CHECKPOINT
-    from minigpt_edge.prune.prune import IMPORTANCE
+    from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE
     from minigpt_edge.recipe import PAPER_SPARSITY
     from minigpt_edge.stages.parallel import all_cores
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import ablations
 from benchmarks.lib.bench import PUBLISHED_TOKENS, Bench, Parts, opened, run
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)
@@ -50,13 +51,14 @@ def one_shot_runs() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def one_shot(bench: Bench) -> list[dict[str, Any]]:
-    """A row per method and sparsity."""
+    """A row per method and sparsity, ablations included."""
+    ablations.register()
     return pruned_rows(bench, one_shot_runs())
 
 
 def pruned_rows(bench: Bench, runs: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """A row per run, before recovery."""
-    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.context import CHECKPOINT
     from minigpt_edge_runtime.errors import EdgeError
 
     rows = []

@@ -70,7 +70,7 @@ def curve(checkpoint: Path, documents: Path, stage: Any) -> list[dict[str, float
 
 def trained(bench: Bench, pruned: Any, distinct: int) -> dict[str, Any]:
     """Quality after TRAINED tokens from a text of `distinct` tokens; the best evaluation's weights."""
-    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.context import CHECKPOINT
 
     documents, checkpoint = part_of_text(bench, distinct), pruned.path / CHECKPOINT
     stage = bench.train(checkpoint, pruned.digest, TRAINED, documents=documents, evaluations=EPOCHS)
@@ -85,7 +85,7 @@ def trained(bench: Bench, pruned: Any, distinct: int) -> dict[str, Any]:
 
 def one_shot(bench: Bench, pruned: Any) -> dict[str, Any]:
     """What pruning left, and its quality before training."""
-    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.context import CHECKPOINT
 
     return {
         "parameters": pruned.metrics["parameters"]["kept"],
@@ -184,7 +184,7 @@ def terms_quality(bench: Bench, checkpoint: Path, rare: list[str]) -> dict[str, 
 
 def terms(bench: Bench) -> list[dict[str, Any]]:
     """Rare terms' tokens removed, and protected by --keep-tokens, before and after training."""
-    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.context import CHECKPOINT
 
     rare = rare_terms(bench)
     listed = bench.work / "rare-terms.txt"

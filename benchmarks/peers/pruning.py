@@ -47,9 +47,9 @@ def windows(bench: Bench) -> Any:
     """The calibration windows of methods that only score, int64 [64, 512], in the base model's tokens."""
     from minigpt_edge.data import corpus
     from minigpt_edge.prune.prepare import calibration_windows
-    from minigpt_edge.prune.settings import shrink_settings
+    from minigpt_edge.prune.settings import prune_settings
 
-    settings = shrink_settings(bench.recipe)
+    settings = prune_settings(bench.recipe)
     tokens = dataclasses.replace(settings, calibration_tokens=PUBLISHED_TOKENS)
     documents = corpus.read_split(bench.text.path, "train")
     return calibration_windows(documents, bench.base.path, bench.base.document_start, tokens)
@@ -130,7 +130,7 @@ def recovered(bench: Bench, peer: str, variant: str, fraction: float) -> dict[st
 
 def main() -> None:
     """Run every tool, fine-tune the best of each, write the result."""
-    from minigpt_edge.prune.prepare import CHECKPOINT
+    from minigpt_edge.prune.context import CHECKPOINT
     from minigpt_edge.recipe import PAPER_SPARSITY
     from minigpt_edge.stages.parallel import all_cores
 

@@ -28,10 +28,11 @@ def main() -> None:
     from minigpt_edge.data import corpus
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.models.precision import compute_dtype
-    from minigpt_edge.prune.prepare import calibration_windows
-    from minigpt_edge.prune.prune import shrink
-    from minigpt_edge.prune.settings import WINDOW, shrink_settings
-    from minigpt_edge.prune.streams import MICRO_BATCH_TOKENS
+    from minigpt_edge.prune.context import MICRO_BATCH_TOKENS, PruneInputs
+    from minigpt_edge.prune.methods.registry import pruner_of
+    from minigpt_edge.prune.prepare import calibration_windows, prepare
+    from minigpt_edge.prune.result import write_pruned
+    from minigpt_edge.prune.settings import WINDOW, prune_settings
     from minigpt_edge.recipe import Recipe
     from minigpt_edge.stages.parallel import all_cores
 
@@ -41,7 +42,7 @@ def main() -> None:
     given = parser.parse_args()
     bench = opened(given.threads)
     base, documents = bench.base, corpus.read_split(bench.text.path, "train")
-    settings = shrink_settings(bench.context(calibration_tokens=given.calibration_tokens).recipe)
+    settings = prune_settings(bench.context(calibration_tokens=given.calibration_tokens).recipe)
     low = compute_dtype() is torch.bfloat16
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -62,7 +63,9 @@ def main() -> None:
             marks[what] = time.monotonic() - begun
 
         begun = time.monotonic()
-        metrics = shrink(base.path, base.fingerprint, documents, out, settings, on_progress=mark)
+        inputs = PruneInputs(base.path, base.fingerprint, bench.text.path, settings, on_progress=mark)
+        context = prepare(inputs, out)
+        metrics = write_pruned(context, pruner_of(settings).apply(context))
         spent = time.monotonic() - begun
     result = {
         "tokens": windows.numel(),

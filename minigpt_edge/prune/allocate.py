@@ -1,4 +1,4 @@
-"""How much of each block goes: decided by estimated loss per parameter, under an exact budget.
+"""How much of each block is removed: decided by estimated loss per parameter, under an exact budget.
 
 Removing units from a block changes its output by e. To second order the loss then rises by
 1/2 tr(S E[e e^T]), where S is the Fisher information of the block's output: the mean of g g^T over the
@@ -10,19 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
-from minigpt_edge.models.archs.base import Arch
 from minigpt_edge.models.precision import compute_dtype
 from minigpt_edge.models.resident import offload
 from minigpt_edge.prune.backward import backward
-from minigpt_edge.prune.methods.least_squares import Refitted
+from minigpt_edge.prune.context import WIDTH_MULTIPLE, Done, unwatched
 from minigpt_edge.prune.moments import add_gram, mirror
 from minigpt_edge.prune.plan import BlockPlan
+from minigpt_edge.prune.refit import Refitted
 from minigpt_edge_runtime.errors import EdgeError
+
+if TYPE_CHECKING:
+    from minigpt_edge.models.archs.base import Arch
+    from minigpt_edge.prune.scores import BlockScores
 
 GROUP_RISK = 2.0  # removing KV groups costs more than estimated: measured, see docs/decisions.md
 WIDTHS_PER_STEP = 6  # widths removed between two refits of the removal path, at least
@@ -76,12 +81,7 @@ class _Probe:
 
 
 def measure_costs(
-    model: Any,
-    arch: Arch,
-    windows: Tensor,
-    multiple: int,
-    seed: int,
-    on_block: Callable[[int, int], None] = lambda done, total: None,
+    model: Any, arch: Arch, windows: Tensor, seed: int, on_block: Done = unwatched
 ) -> list[Costs]:
     """Costs of every block of a dense model; two forward passes and a backward one over `windows` [n, s]."""
     generator = torch.Generator().manual_seed(seed)
@@ -97,7 +97,7 @@ def measure_costs(
         for probe in probes:
             probe.remove()
         with torch.inference_mode():
-            costs.append(_block_costs(block, arch.group_size(block), probes, windows.numel(), multiple))
+            costs.append(_block_costs(block, arch.group_size(block), probes, windows.numel()))
         on_block(total - index, total)
     return costs[::-1]
 
@@ -109,17 +109,17 @@ def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative, drawn)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: int, multiple: int) -> Costs:
+def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: int) -> Costs:
     attention, ffn = probes
     gram, fisher = attention.means(tokens)
     groups = [GROUP_RISK * c for c in _group_path(gram, attention.linear.weight.t(), fisher, group)]
     gram, ffn_fisher = ffn.means(tokens)
-    widths, path = _removal_path(gram, ffn.linear.weight.t(), ffn_fisher, multiple)
+    widths, path = _removal_path(gram, ffn.linear.weight.t(), ffn_fisher)
     return Costs(widths, path, groups, offload(block, [fisher, ffn_fisher]))
 
 
 def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> list[float]:
-    """Cost of removing 0, 1, ... KV groups, each time the cheapest of those left; one always stays."""
+    """Cost of removing 0, 1, ... KV groups, each time the cheapest of those left; one is always kept."""
     left = Refitted.of(gram, gram @ weight, fisher)
     costs = [0.0]
     for _ in range(len(gram) // group - 1):
@@ -130,14 +130,12 @@ def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> lis
     return costs
 
 
-def _removal_path(
-    gram: Tensor, weight: Tensor, fisher: Tensor, multiple: int
-) -> tuple[list[int], list[float]]:
-    """Widths from all neurons down to `multiple`, and the cost of each when removed in OBS order."""
+def _removal_path(gram: Tensor, weight: Tensor, fisher: Tensor) -> tuple[list[int], list[float]]:
+    """Widths from all neurons down to WIDTH_MULTIPLE, and the cost of each when removed in OBS order."""
     total, cross = len(gram), gram @ weight
     full = float(((weight @ fisher) * cross).sum())
     left = Refitted.of(gram, cross, fisher)
-    widths = list(range(total // multiple * multiple, 0, -multiple))
+    widths = list(range(total // WIDTH_MULTIPLE * WIDTH_MULTIPLE, 0, -WIDTH_MULTIPLE))
     costs = [0.0]
     at, stride = 0, max(WIDTHS_PER_STEP, len(widths) // REFITS)
     while at < len(widths) - 1:
@@ -155,17 +153,43 @@ def _removal_path(
     return widths, costs
 
 
-def _hull(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Lower convex hull of (parameters removed, cost), so that greedy removal is optimal."""
+@dataclass(frozen=True, order=True)
+class _Step:
+    """The next cut of one block's FFN or attention, cheapest per parameter first.
+
+    Attributes:
+        slope: rise of the loss per parameter, on the lower convex hull of the block's costs.
+        parameters: what the step removes.
+        kept: neurons or KV groups after it.
+    """
+
+    slope: float
+    block: int
+    kind: str
+    removed: int
+    parameters: int
+    kept: int
+
+
+def _steps(block: int, kind: str, unit: int, points: list[tuple[int, float]]) -> list[_Step]:
+    """The steps from each of (units kept, cost) to the next; slopes never fall, so that greedy is optimal."""
+    full = points[0][0] if points else 0
     hull: list[tuple[int, float]] = []
-    for x, y in points:
+    for kept, y in points:
+        x = (full - kept) * unit
         while len(hull) > 1:
             (x0, y0), (x1, y1) = hull[-2:]
             if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
                 break
             hull.pop()
         hull.append((x, y))
-    return hull
+    slopes = [(x1, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in pairwise(hull)]
+    steps = []
+    for (before, _), (kept, _) in pairwise(points):
+        removed = (full - kept) * unit
+        slope = next(slope for end, slope in slopes if removed <= end)
+        steps.append(_Step(slope, block, kind, removed, (before - kept) * unit, kept))
+    return steps
 
 
 def allocate(
@@ -176,61 +200,45 @@ def allocate(
     Args:
         costs: of every block.
         neuron, group: parameters of one FFN neuron and of one KV group.
-        remove: how many parameters must go; what goes is at least that, within one width step.
+        remove: how many parameters to remove; at least that is removed, within one width step.
         min_width: narrowest FFN allowed.
         slack: a step that would overshoot by more is left out if what is missing without it is less.
 
     Raises:
         EdgeError: even the smallest blocks would not remove so many.
     """
-    kept_groups = [len(cost.attention) for cost in costs]
-    widths = [cost.widths[0] for cost in costs]
-    slopes: list[tuple[float, int, str, list[int]]] = []
+    kept = {"ffn": [cost.widths[0] for cost in costs], "attention": [len(cost.attention) for cost in costs]}
+    steps: list[_Step] = []
     for index, cost in enumerate(costs):
-        ffn = [
-            ((cost.widths[0] - w) * neuron, c)
-            for w, c in zip(cost.widths, cost.ffn, strict=True)
-            if w >= min_width
-        ]
-        attention = [(k * group, c) for k, c in enumerate(cost.attention)]
-        for kind, points in (("ffn", ffn), ("attention", attention)):
-            hull = _hull(points)
-            xs = [x for x, _ in points]
-            for (x0, y0), (x1, y1) in zip(hull, hull[1:], strict=False):
-                steps = [x for x in xs if x0 < x <= x1]
-                slopes.append(((y1 - y0) / (x1 - x0), index, kind, steps))
-    gone = 0
-    for _, index, kind, steps in sorted(slopes, key=lambda slope: slope[:3]):
-        for x in steps:
-            if gone >= remove:
-                return widths, kept_groups
-            if kind == "ffn":
-                width = costs[index].widths[0] - x // neuron
-                step = (widths[index] - width) * neuron
-                if gone + step > remove + slack and gone >= remove - slack and slack:
-                    return widths, kept_groups
-                gone += step
-                widths[index] = width
-            elif x - (len(costs[index].attention) - kept_groups[index]) * group > 0:
-                if gone + group > remove + 32 * neuron:
-                    continue  # a whole group would overshoot the budget
-                kept_groups[index] = len(costs[index].attention) - x // group
-                gone += group
-    if gone < remove:
-        raise EdgeError(
-            f"only {gone / 1e6:.1f} M parameters of the blocks can go, but {remove / 1e6:.1f} M must",
-            "ask for a lower --sparsity, or a smaller vocabulary",
-        )
-    return widths, kept_groups
+        narrower = [(w, c) for w, c in zip(cost.widths, cost.ffn, strict=True) if w >= min_width]
+        fewer = [(len(cost.attention) - k, c) for k, c in enumerate(cost.attention)]
+        steps += _steps(index, "ffn", neuron, narrower) + _steps(index, "attention", group, fewer)
+    removed = 0
+    for step in sorted(steps):
+        if removed >= remove:
+            break
+        after = removed + step.parameters
+        if step.kind == "attention" and after > remove + WIDTH_MULTIPLE * neuron:
+            continue  # A whole KV group would overshoot the budget.
+        if step.kind == "ffn" and slack and after > remove + slack and removed >= remove - slack:
+            break
+        removed = after
+        kept[step.kind][step.block] = step.kept
+    else:
+        if removed < remove:
+            raise EdgeError(
+                f"only {removed / 1e6:.1f} M parameters of the blocks can be removed, "
+                f"but {remove / 1e6:.1f} M must be",
+                "ask for a lower --sparsity, or a smaller vocabulary",
+            )
+    return kept["ffn"], kept["attention"]
 
 
-def threshold_plan(
-    scores: list[tuple[Tensor, Tensor]], threshold: float, multiple: int
-) -> tuple[BlockPlan, ...]:
-    """What stays under one threshold for all blocks' scores of (KV groups, neurons).
+def threshold_plan(scores: BlockScores, threshold: float, multiple: int) -> tuple[BlockPlan, ...]:
+    """What is kept under one threshold for all blocks' scores of (KV groups, neurons).
 
-    At least one group and `multiple` neurons stay, and widths are rounded up to `multiple`: the best of what
-    is below the threshold stays too.
+    At least one group and `multiple` neurons are kept, and widths are rounded up to `multiple`: the best of
+    what is below the threshold is kept too.
     """
     plans = []
     for groups, neurons in scores:
@@ -247,7 +255,7 @@ def best_units(scores: tuple[Tensor, Tensor], groups: int, width: int) -> BlockP
 
 
 def global_plan(
-    scores: list[tuple[Tensor, Tensor]], neuron: int, group: int, remove: int, multiple: int
+    scores: BlockScores, neuron: int, group: int, remove: int, multiple: int
 ) -> tuple[BlockPlan, ...]:
     """The `threshold_plan` whose threshold removes `remove` parameters or, by less than a step, fewer.
 
@@ -255,7 +263,7 @@ def global_plan(
         EdgeError: even the highest threshold would not remove so many.
     """
 
-    def gone(plan: tuple[BlockPlan, ...]) -> int:
+    def removed(plan: tuple[BlockPlan, ...]) -> int:
         pairs = zip(scores, plan, strict=True)
         return sum(
             (len(s[0]) - len(kept.kv_groups)) * group + (len(s[1]) - len(kept.neurons)) * neuron
@@ -264,16 +272,16 @@ def global_plan(
 
     limits = torch.cat([torch.cat(pair) for pair in scores]).unique()  # every threshold that matters
     low, high = 0, len(limits) - 1
-    if gone(threshold_plan(scores, float(limits[-1]), multiple)) < remove:
-        raise EdgeError("so much can't go: no block would be left", "ask for a lower --sparsity")
+    if removed(threshold_plan(scores, float(limits[-1]), multiple)) < remove:
+        raise EdgeError("so much can't be removed: no block would be left", "ask for a lower --sparsity")
     while high - low > 1:
         middle = (low + high) // 2
-        if gone(threshold_plan(scores, float(limits[middle]), multiple)) <= remove:
+        if removed(threshold_plan(scores, float(limits[middle]), multiple)) <= remove:
             low = middle
         else:
             high = middle
     plan, beyond = (threshold_plan(scores, float(limits[at]), multiple) for at in (low, high))
     for index in range(len(plan)):  # many units may share the next threshold: take it block by block
         further = (*plan[:index], beyond[index], *plan[index + 1 :])
-        plan = further if gone(further) <= remove else plan
+        plan = further if removed(further) <= remove else plan
     return plan

@@ -1,18 +1,26 @@
-"""How much goes, and where: the vocabulary first, then the sizes of the blocks, under one budget."""
+"""How much is removed, and where: the vocabulary first, then the sizes of the blocks, under one budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models import archs
-from minigpt_edge.prune.methods.registry import Method
-from minigpt_edge.prune.plan import BlockPlan, Plan
+from minigpt_edge.prune.context import (
+    CHECKPOINT,
+    SPARSITY_TOLERANCE,
+    WIDTH_MULTIPLE,
+    PruneContext,
+    PruneInputs,
+    PruneSettings,
+)
+from minigpt_edge.prune.plan import BlockPlan
+from minigpt_edge.prune.sizing import SizeModel
 from minigpt_edge.prune.vocabulary import choose as vocabulary
 from minigpt_edge.prune.vocabulary.trim import config_token_ids
+from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
@@ -21,78 +29,22 @@ from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKE
 if TYPE_CHECKING:
     import torch
 
-    from minigpt_edge.models.archs.base import Arch
-    from minigpt_edge.prune.calibrate import Wanted
+    from minigpt_edge.prune.scores import UnitScores
 
-WIDTH_MULTIPLE = 32  # the block of the 32-wide quantization types
-SENSITIVITY_TOKENS = 8192
-SPARSITY_TOLERANCE = 0.005
 NAME_BYTES = 512  # of a GGUF file, kept free for what it says about itself
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A budget that is not a sparsity: "parameters" or "bytes" of the file at most, "speedup" of decoding
-    at least.
-
-    `target` names the file format and type that bytes and speed are reckoned for.
-    """
-
-    kind: str
-    value: float
-    target: str
-
-
-@dataclass(frozen=True)
-class ShrinkSettings:
-    """What decides the result of pruning, besides the model and the corpus.
-
-    Attributes:
-        sparsity: fraction of the parameters that go (of the blocks' matrices, for masks).
-        limit: in place of `sparsity`.
-        threshold: in place of `sparsity`, for the contextual method: mean |activation| of what goes.
-        pattern: "structured", "unstructured", "n:m", "blocks", "rank".
-        widths: "free", "equal" or "global"; see `Method.widths`.
-        min_count: tokens seen less often go; 0 keeps all.
-        reductions: of the method laser, such as "26:up:0.1"; "" searches.
-        whole_attention: no KV group goes, since a target could not carry it.
-        embedding_threshold: tokens whose share of the training tokens is not above it go; None for min_count.
-    """
-
-    sparsity: float
-    method: str
-    widths: str
-    min_count: int
-    calibration_tokens: int
-    window: int
-    seed: int
-    threads: int
-    pattern: str = "structured"
-    compensation: str | None = None
-    limit: Limit | None = None
-    threshold: float | None = None
-    reductions: str = ""
-    embedding_threshold: float | None = None
-    whole_attention: bool = False
-    width_multiple: int = WIDTH_MULTIPLE
-
-    @property
-    def exact(self) -> bool:
-        """Whether a fraction of the parameters is what was asked for."""
-        return self.limit is None and self.threshold is None
 
 
 def choose_vocabulary(
-    base: Path,
-    config: dict[str, Any],
-    documents: Sequence[str],
-    settings: ShrinkSettings,
-    remove: int,
-    terms: Sequence[str],
+    inputs: PruneInputs, config: dict[str, Any], documents: Sequence[str], remove: int
 ) -> tuple[int, ...]:
-    """Kept token ids. Where the blocks can't meet the sparsity exactly, the vocabulary's size does."""
+    """Kept token ids. Where the blocks can't meet the sparsity exactly, the vocabulary's size does.
+
+    Args:
+        config: the dense model's.
+        documents: texts of the training split.
+        remove: parameters to remove from vocabulary and blocks.
+    """
+    settings, base = inputs.settings, inputs.base
     data = read_json(base / TOKENIZER)
     by_share = settings.embedding_threshold is not None
     if (settings.exact and remove <= 0) or (settings.min_count == 0 and not by_share):
@@ -100,178 +52,193 @@ def choose_vocabulary(
     generation = base / GENERATION_CONFIG
     always = config_token_ids(config, read_json(generation) if generation.exists() else {})
     counts = vocabulary.count_tokens(open_tokenizer(data), documents)
-    choose = partial(vocabulary.choose_tokens, data, counts, keep=terms, always=always)
+    choose = partial(vocabulary.choose_tokens, data, counts, keep=inputs.terms, always=always)
     least = settings.min_count
     if settings.embedding_threshold is not None:
         least = int(settings.embedding_threshold * int(counts.sum())) + 1
     tokens = choose(min_count=least)
     if not settings.exact:
         return tuple(tokens)
-    row = row_parameters(config)
-    gone = config["vocab_size"] - len(tokens)
-    if gone * row > remove:  # a low sparsity is met by the rarest tokens alone
+    row = int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
+    removed = (config["vocab_size"] - len(tokens)) * row
+    if removed > remove:  # a low sparsity is met by the rarest tokens alone
         return tuple(
             choose(size=min(len(vocabulary.read_vocabulary(data).ids), config["vocab_size"] - remove // row))
         )
     if settings.widths == "equal":
-        left = remove - gone * row
-        taken = _taken(config, _equal(config, left, settings, up=True))
-        return tuple(choose(size=config["vocab_size"] - max(0, remove - taken) // row))
+        sizes = _equal(config, remove - removed, settings, up=True)
+        blocks = parameters_removed(config, [sizes] * config["num_hidden_layers"])
+        return tuple(choose(size=config["vocab_size"] - max(0, remove - blocks) // row))
     return tuple(tokens)
 
 
-def row_parameters(config: dict[str, Any]) -> int:
-    """Parameters of one token: a row of the embedding, and of the head where it is not tied."""
-    return int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
-
-
 def _equal(
-    config: dict[str, Any], remove: int, settings: ShrinkSettings, *, up: bool = False
+    config: dict[str, Any], remove: int, settings: PruneSettings, *, up: bool = False
 ) -> tuple[int, int]:
     """(width, KV groups) of all blocks that remove about, or with `up` at least, `remove` parameters.
 
-    KV groups go by the share of the blocks' parameters that goes; FFN neurons give the rest.
+    KV groups are removed by the share of the blocks' parameters to remove; FFN neurons give the rest.
     """
-    multiple = settings.width_multiple
     neuron, group, _ = archs.load_arch(config).block_parameters(config)
     width, groups, blocks = (
         config[key] for key in ("intermediate_size", "num_key_value_heads", "num_hidden_layers")
     )
     share = max(0.0, remove / (blocks * (width * neuron + groups * group)))
     kept = groups if settings.whole_attention else max(1, groups - int(share * groups))
-    steps = (remove / blocks - (groups - kept) * group) / (neuron * multiple)
-    left = width - max(0, -int(-steps // 1) if up else round(steps)) * multiple
-    if left < multiple:
-        raise EdgeError("so much can't go: no FFN neurons would be left", "ask for less")
+    steps = (remove / blocks - (groups - kept) * group) / (neuron * WIDTH_MULTIPLE)
+    left = width - max(0, -int(-steps // 1) if up else round(steps)) * WIDTH_MULTIPLE
+    if left < WIDTH_MULTIPLE:
+        raise EdgeError("so much can't be removed: no FFN neurons would be left", "ask for less")
     return left, kept
 
 
-def _taken(config: dict[str, Any], sizes: tuple[int, int]) -> int:
-    """Parameters that blocks of equal (width, KV groups) lack."""
+def parameters_removed(config: dict[str, Any], blocks: Sequence[tuple[int, int]]) -> int:
+    """Parameters that blocks of these (width, KV groups) lack."""
     neuron, group, _ = archs.load_arch(config).block_parameters(config)
-    width, kept = sizes
-    lost = (config["intermediate_size"] - width) * neuron + (config["num_key_value_heads"] - kept) * group
-    return int(lost) * int(config["num_hidden_layers"])
+    width, groups = config["intermediate_size"], config["num_key_value_heads"]
+    return sum((width - w) * neuron + (groups - g) * group for w, g in blocks)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What every block keeps, and what gives its outputs' Fisher information where that was measured."""
+    """How much of each block is kept, or exactly what.
 
-    wanted: Wanted
+    Attributes:
+        widths, kv_groups: how many neurons and KV groups of each block.
+        exact: which.
+        metrics: per block, gives the Fisher information of the outputs of attention and FFN, where that was
+            measured.
+    """
+
+    widths: list[int]
+    kv_groups: list[int]
+    exact: tuple[BlockPlan, ...] | None = None
     metrics: list[Callable[[], list[torch.Tensor]]] | None = None
 
+    @classmethod
+    def exactly(cls, blocks: tuple[BlockPlan, ...]) -> Decision:
+        """To keep these KV groups and neurons."""
+        return cls([len(b.neurons) for b in blocks], [len(b.kv_groups) for b in blocks], blocks)
 
-def decide(
-    model: Any,
-    arch: Arch,
-    config: dict[str, Any],
-    windows: torch.Tensor,
-    settings: ShrinkSettings,
-    method: Method,
-    remove: int,
-    plan: Plan | None,
-    fits: Callable[[Wanted], bool] | None,
-    on_progress: Progress,
-) -> Decision:
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, KV groups) of each block."""
+        return list(zip(self.widths, self.kv_groups, strict=True))
+
+    def keep(self, index: int) -> tuple[int, int] | tuple[tuple[int, ...], tuple[int, ...]]:
+        """What a block keeps of its (KV groups, neurons): how many, or which."""
+        if self.exact:
+            return self.exact[index].kv_groups, self.exact[index].neurons
+        return self.kv_groups[index], self.widths[index]
+
+
+def decide(context: PruneContext, method: UnitScores) -> Decision:
     """Sizes, or exact units, of every block of a model whose vocabulary is trimmed already.
 
-    Args:
-        remove: parameters of the blocks that have to go, where `fits` is None.
-        fits: whether a choice is within the limit; the choice that removes least and fits is taken.
+    `context.remove` parameters of the blocks are removed or, where there is a limit, as few as meet it.
 
     Raises:
-        EdgeError: not enough can go.
+        EdgeError: not enough can be removed.
     """
-    from minigpt_edge.prune.calibrate import Wanted
-
-    blocks = config["num_hidden_layers"]
-    full = [config["intermediate_size"]] * blocks, [config["num_key_value_heads"]] * blocks
-    neuron, _, _ = arch.block_parameters(config)
-    if plan:
-        if settings.whole_attention and any(len(b.kv_groups) < full[1][0] for b in plan.blocks):
+    config, settings = context.config, context.settings
+    blocks, groups = config["num_hidden_layers"], config["num_key_value_heads"]
+    if context.plan:
+        if settings.whole_attention and any(len(b.kv_groups) < groups for b in context.plan.blocks):
             raise EdgeError(
                 "the plan removes KV groups, which a target can't carry", "leave GGUF targets out"
             )
-        return Decision(Wanted(*full, exact=plan.blocks))
+        return Decision.exactly(context.plan.blocks)
     if settings.threshold is not None:
-        return Decision(_by_threshold(model, arch, windows, settings, full, on_progress))
-    enough = remove < neuron * settings.width_multiple if fits is None else fits(Wanted(*full))
-    if enough:
-        return Decision(Wanted(*full))
-    choose, metrics = _chooser(model, arch, config, windows, settings, method, on_progress)
-    return Decision(choose(remove) if fits is None else _least(choose, fits, config, neuron), metrics)
+        return _by_threshold(context, method, settings.threshold)
+    whole = Decision([config["intermediate_size"]] * blocks, [groups] * blocks)
+    neuron, _, _ = context.arch.block_parameters(config)
+    fits = _limit(context)
+    if context.remove < neuron * WIDTH_MULTIPLE if fits is None else fits(whole):
+        return whole
+    choose = _chooser(context, method)
+    return choose(context.remove) if fits is None else _least(choose, fits, config, neuron)
 
 
-def _by_threshold(
-    model: Any,
-    arch: Arch,
-    windows: torch.Tensor,
-    settings: ShrinkSettings,
-    full: tuple[list[int], list[int]],
-    on_progress: Progress,
-) -> Wanted:
+def _by_threshold(context: PruneContext, method: UnitScores, threshold: float) -> Decision:
     from minigpt_edge.prune.allocate import threshold_plan
-    from minigpt_edge.prune.calibrate import Wanted, score_blocks
-    from minigpt_edge.prune.methods.contextual import mean_l1
+    from minigpt_edge.prune.calibrate import score_blocks
 
-    scores = score_blocks(model, arch, windows, mean_l1, partial(on_progress, "activations"))
-    exact = threshold_plan(scores, settings.threshold or 0.0, settings.width_multiple)
-    if settings.whole_attention:
-        exact = tuple(BlockPlan(tuple(range(full[1][0])), block.neurons) for block in exact)
-    return Wanted(*full, exact=exact)
+    if method.threshold_scores is None:
+        raise ValueError("the method has no threshold")
+    progress = context.progress("activations")
+    scores = score_blocks(context.model, context.arch, context.windows, method.threshold_scores, progress)
+    exact = threshold_plan(scores, threshold, WIDTH_MULTIPLE)
+    if context.settings.whole_attention:
+        every = tuple(range(context.config["num_key_value_heads"]))
+        exact = tuple(BlockPlan(every, block.neurons) for block in exact)
+    return Decision.exactly(exact)
 
 
-def _chooser(
-    model: Any,
-    arch: Arch,
-    config: dict[str, Any],
-    windows: torch.Tensor,
-    settings: ShrinkSettings,
-    method: Method,
-    on_progress: Progress,
-) -> tuple[Callable[[int], Wanted], list[Callable[[], list[torch.Tensor]]] | None]:
-    """A function from parameters to remove to what stays; what it needs is measured here, once."""
+def _chooser(context: PruneContext, method: UnitScores) -> Callable[[int], Decision]:
+    """A function from parameters to remove to what is kept; what it needs is measured here, once."""
     from minigpt_edge.prune.allocate import allocate, best_units, global_plan, measure_costs
-    from minigpt_edge.prune.calibrate import Wanted, score_blocks
+    from minigpt_edge.prune.calibrate import score_blocks
 
+    model, arch, config, settings = context.model, context.arch, context.config, context.settings
     neuron, group, _ = arch.block_parameters(config)
-    multiple, blocks = settings.width_multiple, config["num_hidden_layers"]
-    probe = windows[: max(1, SENSITIVITY_TOKENS // windows.shape[1])]
+    blocks = config["num_hidden_layers"]
     scores = metrics = None
-    if "gradient" in method.reads:
-        from minigpt_edge.prune.methods import taylor
-
-        scores = taylor.unit_scores(model, arch, probe, partial(on_progress, "gradients"))
-    elif settings.widths == "global":
-        scores = score_blocks(model, arch, windows, method.scores, partial(on_progress, "activations"))
+    if method.of_model:
+        scores = method.of_model(model, arch, context.probe, context.progress("gradients"))
+    elif settings.widths == "global" and method.scores:
+        progress = context.progress("activations")
+        scores = score_blocks(model, arch, context.windows, method.scores, progress)
     if settings.widths == "free":
-        costs = measure_costs(
-            model, arch, probe, multiple, settings.seed, partial(on_progress, "sensitivity")
-        )
+        costs = measure_costs(model, arch, context.probe, settings.seed, context.progress("sensitivity"))
         metrics = [cost.metrics for cost in costs]
         slack = int(SPARSITY_TOLERANCE * sum(parameter.numel() for parameter in model.parameters()))
 
-    def choose(remove: int) -> Wanted:
+    def choose(remove: int) -> Decision:
         if settings.widths == "global" and scores:
-            plans = global_plan(scores, neuron, group, remove, multiple)
-            return Wanted([len(p.neurons) for p in plans], [len(p.kv_groups) for p in plans], plans)
+            return Decision.exactly(global_plan(scores, neuron, group, remove, WIDTH_MULTIPLE))
         if settings.widths == "free":
-            widths, kept = allocate(costs, neuron, group, remove, min_width=4 * multiple, slack=slack)
+            narrowest = 4 * WIDTH_MULTIPLE
+            widths, kept = allocate(costs, neuron, group, remove, min_width=narrowest, slack=slack)
         else:
             width, groups = _equal(config, remove, settings)
             widths, kept = [width] * blocks, [groups] * blocks
         exact = None
         if scores:
             exact = tuple(best_units(s, g, w) for s, g, w in zip(scores, kept, widths, strict=True))
-        return Wanted(widths, kept, exact)
+        return Decision(widths, kept, exact, metrics)
 
-    return choose, metrics
+    return choose
+
+
+def kept_parameters(context: PruneContext, blocks: Sequence[tuple[int, int]]) -> int:
+    """Parameters of the model if its blocks had these (width, KV groups)."""
+    from minigpt_edge.models.checkpoint import count_parameters
+
+    return count_parameters(context.model) - parameters_removed(context.config, blocks)
+
+
+def size_model(context: PruneContext, target: str) -> SizeModel:
+    """Predicts the bytes of a target's file from sizes of blocks and the trimmed tokenizer."""
+    tokenizer = context.directory / CHECKPOINT
+    return SizeModel(context.inputs.base, tokenizer, parse_target(target), context.config)
+
+
+def _limit(context: PruneContext) -> Callable[[Decision], bool] | None:
+    """Whether a decision meets the limit, if there is one."""
+    limit, tokens = context.settings.limit, len(context.tokens)
+    if limit is None:
+        return None
+    if limit.kind == "parameters":
+        return lambda decision: kept_parameters(context, decision.sizes) <= limit.value
+    files = size_model(context, limit.target)
+    if limit.kind == "bytes":
+        return lambda decision: files.file_bytes(tokens, decision.sizes) + NAME_BYTES <= limit.value
+    return lambda decision: files.speedup(tokens, decision.sizes) >= limit.value
 
 
 def _least(
-    choose: Callable[[int], Wanted], fits: Callable[[Wanted], bool], config: dict[str, Any], neuron: int
-) -> Wanted:
+    choose: Callable[[int], Decision], fits: Callable[[Decision], bool], config: dict[str, Any], neuron: int
+) -> Decision:
     """The choice that removes the fewest parameters and fits, found by bisection."""
     unit = neuron * WIDTH_MULTIPLE
     high = config["num_hidden_layers"] * config["intermediate_size"] // WIDTH_MULTIPLE

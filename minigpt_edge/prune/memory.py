@@ -22,7 +22,7 @@ def of_pruning(config: dict[str, Any], parameters: int, tokens: int, *, lazy: bo
     """
     from minigpt_edge.evaluation.perplexity import BATCH_TOKENS
     from minigpt_edge.models.precision import compute_dtype
-    from minigpt_edge.prune.decide import SENSITIVITY_TOKENS
+    from minigpt_edge.prune.context import SENSITIVITY_TOKENS
     from minigpt_edge.prune.streams import KEPT_BYTES
 
     size, blocks = compute_dtype().itemsize, config["num_hidden_layers"]

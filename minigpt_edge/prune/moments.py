@@ -60,7 +60,7 @@ class Moments:
         self.energy += float(y.square().sum())
         self.tokens += len(x)
 
-    def add_up(self) -> None:
+    def all_reduce(self) -> None:
         """Sum over the processes, each of which has added its own tokens."""
         scalars = torch.tensor([self.energy, self.tokens], dtype=torch.float64)
         parallel.all_reduce(self.gram, self.cross, scalars)

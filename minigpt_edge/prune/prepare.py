@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.prune.decide import Progress, ShrinkSettings, choose_vocabulary
-from minigpt_edge.prune.methods.registry import BLOCKS, STRUCTURED
-from minigpt_edge.prune.plan import Plan, check_plan, read_plan
+from minigpt_edge.data.corpus import read_split
+from minigpt_edge.models import archs
+from minigpt_edge.prune import memory
+from minigpt_edge.prune.context import CHECKPOINT, PruneContext, PruneInputs, PruneSettings
+from minigpt_edge.prune.decide import choose_vocabulary
+from minigpt_edge.prune.methods.registry import pruner_of
+from minigpt_edge.prune.plan import check_plan, read_plan
 from minigpt_edge.prune.vocabulary.trim import remap_config, trim_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, read_json, write_json
@@ -19,42 +22,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-CHECKPOINT = "checkpoint"
 
-
-@dataclass(frozen=True)
-class Ready:
-    """A model whose vocabulary is trimmed, and what its blocks are decided from.
-
-    Attributes:
-        dense: its parameters before.
-        remove: how many still have to go.
-    """
-
-    model: Any
-    config: dict[str, Any]
-    plan: Plan | None
-    tokens: tuple[int, ...]
-    windows: torch.Tensor
-    dense: int
-    remove: int
-
-
-def prepare(
-    base: Path,
-    fingerprint: str,
-    documents: Sequence[str],
-    out: Path,
-    settings: ShrinkSettings,
-    plan: Path | None,
-    terms: Sequence[str],
-    on_progress: Progress,
-    lazy: bool,
-) -> Ready:
+def prepare(inputs: PruneInputs, directory: Path) -> PruneContext:
     """Load a checkpoint, trim its vocabulary, write the tokenizer and configs, cut calibration windows.
 
-    Args:
-        lazy: leave the model's blocks on disk.
+    Raises:
+        EdgeError: the plan is another model's, or there is too little text, disk or memory.
     """
     import torch
 
@@ -67,33 +40,36 @@ def prepare(
         trim_embeddings,
     )
 
+    settings, base, pruner = inputs.settings, inputs.base, pruner_of(inputs.settings)
+    lazy = memory.stays_on_disk(base, settings.calibration_tokens, inputs.max_memory, may=pruner.blockwise)
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # products with denormal numbers are many times slower
-    config = read_config(base)
-    given = read_plan(plan) if plan else None
-    if given and plan:
-        check_plan(given, config, fingerprint, plan)
+    config, documents = read_config(base), read_split(inputs.corpus, "train")
+    plan = read_plan(inputs.plan) if inputs.plan else None
+    if plan and inputs.plan:
+        check_plan(plan, config, inputs.fingerprint, inputs.plan)
     # what is written at the end, and what changed blocks take until then
-    need_space(out, 4 * stored_parameters(base) * (2 if lazy else 1), "pruning")
-    model: Any = load_model(base, lazy=lazy, changed=out / "blocks")
+    need_space(directory, 4 * stored_parameters(base) * (2 if lazy else 1), "pruning")
+    model: Any = load_model(base, lazy=lazy, changed=directory / "blocks")
     attention.use_in(model)
     dense = count_parameters(model)
-    shrinks = settings.pattern in (STRUCTURED, BLOCKS)
-    remove = round(settings.sparsity * dense) if shrinks else 0
-    on_progress("vocabulary", 0, 1)
-    tokens = given.tokens if given else choose_vocabulary(base, config, documents, settings, remove, terms)
-    old_to_new = trim_tokenizer(base, out / CHECKPOINT, tokens)
+    remove = round(settings.sparsity * dense) if pruner.removes else 0
+    inputs.on_progress("vocabulary", 0, 1)
+    tokens = plan.tokens if plan else choose_vocabulary(inputs, config, documents, remove)
+    old_to_new = trim_tokenizer(base, directory / CHECKPOINT, tokens)
     trim_embeddings(model, tokens)
-    _write_configs(base, out / CHECKPOINT, old_to_new)
-    on_progress("vocabulary", 1, 1)
-    windows = calibration_windows(documents, out / CHECKPOINT, model.minigpt_edge["document_start"], settings)
+    _write_configs(base, directory / CHECKPOINT, old_to_new)
+    inputs.on_progress("vocabulary", 1, 1)
+    start = model.minigpt_edge["document_start"]
+    windows = calibration_windows(documents, directory / CHECKPOINT, start, settings)
     remove -= dense - count_parameters(model)
-    return Ready(model, config, given, tokens, windows, dense, remove)
+    arch = archs.load_arch(config)
+    return PruneContext(inputs, directory, model, arch, config, windows, tokens, plan, dense, remove)
 
 
 def calibration_windows(
-    documents: Sequence[str], tokenizer_dir: Path, document_start: str, settings: ShrinkSettings
+    documents: Sequence[str], tokenizer_dir: Path, document_start: str, settings: PruneSettings
 ) -> torch.Tensor:
     """Windows of token ids, int64 [n, window], each starting with the document-start token.
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from minigpt_edge.models import base_model
-from minigpt_edge.prune.decide import Limit, ShrinkSettings
-from minigpt_edge.prune.methods.registry import BLOCKS, RANK, STRUCTURED, get_method
+from minigpt_edge.prune.context import Limit, PruneSettings
+from minigpt_edge.prune.methods.registry import METHODS, get_method, pruner_of
 from minigpt_edge.prune.vocabulary.terms import read_terms
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
 from minigpt_edge.stages.console import Log
@@ -17,50 +17,43 @@ from minigpt_edge_runtime.errors import EdgeError, UsageError
 WINDOW = 512  # tokens of a window or sequence that calibration and training read, if the context has so many
 
 
+# Fields of a recipe that only some pruners take.
+_OPTIONS = (
+    *("sparsity", "threshold", "embedding_threshold", "reductions", "widths", "refit", "plan"),
+    *("max_size", "max_params", "min_speedup", "keep_tokens"),
+)
+
+
 def check_recipe(recipe: Recipe) -> None:
     """UsageError if the recipe's method is unknown, or can't do what the recipe asks beside it."""
     method = get_method(recipe.method)
     pattern = recipe.pattern or method.patterns[0]
-    masks = ":" in pattern and any(":" in known for known in method.patterns)
-    if pattern not in method.patterns and not masks:
-        raise UsageError(
-            f"{recipe.method} has no pattern {pattern!r}", f"it has {', '.join(method.patterns)}"
-        )
-    if recipe.refit is False and "gram" in method.reads:
+    pruner = method.pruner(pattern)
+    if not pruner.recovers and recipe.recover != "no":
+        raise UsageError("fine-tuning would undo the low rank of the matrices", "add --no-recover")
+    for name in _OPTIONS:
+        if getattr(recipe, name) is not None and name not in pruner.options:
+            fitting = [m.name for m in METHODS.values() if any(name in p.options for p in m.pruners)]
+            raise UsageError(
+                f"--{name.replace('_', '-')} does nothing with {recipe.method} ({pattern})",
+                f"leave it out, or choose another method or pattern: {', '.join(fitting)} can use it",
+            )
+    if recipe.refit is False and pruner.needs_refit:
         raise UsageError(
             f"{recipe.method} scores a unit by what a refit can't make up for, so it always refits",
             "leave --no-refit out, or choose another method: `minigpt-edge methods`",
         )
-    if pattern == RANK and recipe.recover != "no":
-        raise UsageError("fine-tuning would undo the low rank of the matrices", "add --no-recover")
-    if pattern == RANK and recipe.sparsity is not None:
-        raise UsageError(f"{recipe.method} has no sparsity: it goes as far as quality allows", "leave it out")
-    if recipe.reductions is not None and pattern != RANK:
-        raise UsageError("--reductions are those of LASER", "add --method laser")
-    if pattern not in (STRUCTURED, BLOCKS) and recipe.keep_tokens is not None:
-        raise UsageError(
-            f"--keep-tokens does nothing with {recipe.method} ({pattern}), which keeps the whole vocabulary",
-            "leave it out",
-        )
-    if pattern != STRUCTURED:
-        for name in ("widths", "refit", "plan", "max_size", "max_params", "min_speedup"):
-            if getattr(recipe, name) is not None:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for methods that remove units, {recipe.method} "
-                    f"({pattern}) does not",
-                    f"leave it out, or choose --pattern {STRUCTURED}",
-                )
 
 
-def shrink_settings(recipe: Recipe) -> ShrinkSettings:
+def prune_settings(recipe: Recipe) -> PruneSettings:
     """What a recipe says of pruning, the method's own choices filled in; UsageError as `check_recipe`."""
     check_recipe(recipe)
     method = get_method(recipe.method)
     pattern = recipe.pattern or method.patterns[0]
-    sparsity = PAPER_SPARSITY if recipe.sparsity is None else recipe.sparsity
-    if ":" in pattern and recipe.sparsity is None:
-        n, m = pattern.split(":")
-        sparsity = int(n) / int(m)
+    pruner = method.pruner(pattern)
+    sparsity = recipe.sparsity
+    if sparsity is None:
+        sparsity = pruner.default_sparsity(pattern) or PAPER_SPARSITY
     target = next((name for name in recipe.targets if name.startswith("gguf")), recipe.targets[0])
     limit = None
     for kind, value in (
@@ -70,10 +63,10 @@ def shrink_settings(recipe: Recipe) -> ShrinkSettings:
     ):
         limit = Limit(kind, value, target) if value is not None else limit
     compensation = {None: None, True: "least_squares", False: "none"}[recipe.refit]
-    return ShrinkSettings(
+    return PruneSettings(
         sparsity=sparsity,
         method=recipe.method,
-        widths=recipe.widths or method.widths,
+        widths=recipe.widths or pruner.widths,
         min_count=recipe.min_count,
         calibration_tokens=recipe.calibration_tokens,
         window=WINDOW,
@@ -88,14 +81,14 @@ def shrink_settings(recipe: Recipe) -> ShrinkSettings:
     )
 
 
-def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> ShrinkSettings:
-    """`shrink_settings`, held to what the targets can carry of this architecture, which is said."""
+def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> PruneSettings:
+    """`prune_settings`, limited to what the targets can carry of this architecture, which is said."""
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.layout import layout_of, takes_uneven
 
-    settings = replace(shrink_settings(recipe), window=min(WINDOW, base.context))
+    settings = replace(prune_settings(recipe), window=min(WINDOW, base.context))
     gguf = any(parse_target(name).format == "gguf" for name in recipe.targets)
-    if settings.pattern != STRUCTURED or not gguf or takes_uneven(decoder := read_checkpoint(base.path)):
+    if not pruner_of(settings).sized or not gguf or takes_uneven(decoder := read_checkpoint(base.path)):
         return settings
     log.line(
         "targets",
@@ -106,7 +99,7 @@ def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> Shr
 
 
 def keep_terms(recipe: Recipe) -> list[str]:
-    """The terms whose tokens have to stay."""
+    """The terms whose tokens have to be kept."""
     return read_terms(recipe.keep_tokens) if recipe.keep_tokens else []
 
 

@@ -22,10 +22,10 @@ class SizeModel:
 
     Sizes of blocks are given as (FFN width, KV groups), first block to last; there may be fewer than the
     dense model has. A family such as gguf-q4 is taken at the smallest type that is worth trying on the dense
-    model: what it chooses later is held to the same bytes.
+    model: what it chooses later meets the same bytes.
 
     Attributes:
-        kind: the type that is reckoned with.
+        kind: the type that is estimated with.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class SizeModel:
         base: Path,
         tokenizer_dir: Path,
         target: Target,
-        metadata: Mapping[str, str],
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """
@@ -41,7 +40,6 @@ class SizeModel:
             base: checkpoint directory of the dense model.
             tokenizer_dir: the tokenizer's files, config.json and generation_config.json as the file will have
                 them: token ids in those configs are the trimmed vocabulary's.
-            metadata: what the file will say about itself.
             config: the model's as it will be, if pruning gives its matrices biases; None for the base's.
 
         Raises:
@@ -58,7 +56,7 @@ class SizeModel:
         self._dense = read_checkpoint(base)
         architecture = self._dense.architecture
         self._style = architecture.style_of(config, str(base)) if config else self._dense.style
-        self._tokenizer_dir, self._metadata = tokenizer_dir, dict(metadata)
+        self._tokenizer_dir = tokenizer_dir
         self._tokenizers: dict[int, int] = {}
         self.kind = min(
             candidates(target, self._dense),
@@ -80,7 +78,7 @@ class SizeModel:
             self._tokenizers[vocab_size] = tokenizer_bytes(tokenizer)
         decoder = self._decoder(vocab_size, blocks)
         with tempfile.TemporaryDirectory() as folder:
-            header = write_outline(decoder, Path(folder) / "outline.gguf", metadata=self._metadata)
+            header = write_outline(decoder, Path(folder) / "outline.gguf")
         weights = sum(padded(size) for size in self._sizes(decoder).values())
         return padded(header + self._tokenizers[vocab_size]) + weights
 
@@ -89,7 +87,7 @@ class SizeModel:
         return self._read(self._decoder(vocab_size, blocks))
 
     def speedup(self, vocab_size: int, blocks: Blocks) -> float:
-        """Decoded tokens per second ÷ the dense model's at the same type, if reading weights decides."""
+        """Decoded tokens/s ÷ the dense model's at the same type, if decoding is memory-bandwidth-bound."""
         return self._read(self._dense) / self.decode_bytes(vocab_size, blocks)
 
     def _read(self, decoder: Decoder) -> int:

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.data import corpus
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import evaluate_checkpoint, quality_text
-from minigpt_edge.prune.prepare import CHECKPOINT
-from minigpt_edge.prune.prune import preview, shrink
+from minigpt_edge.prune.context import CHECKPOINT, PruneInputs
+from minigpt_edge.prune.methods.registry import get_method
+from minigpt_edge.prune.prepare import prepare
+from minigpt_edge.prune.result import preview, write_pruned
 from minigpt_edge.prune.settings import fitted_settings, given_plan, keep_terms
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.context import BuildContext
@@ -22,56 +23,53 @@ CODE = ("minigpt_edge.prune", *EVALUATE_CODE)
 
 
 def plan_only(context: BuildContext, text: Stage) -> dict[str, Any]:
-    """What a build would keep of each block and how large its files would be; see `prune.preview`."""
+    """What a build would keep of each block and how large its files would be; see `result.preview`."""
+    targets = [name for name in context.recipe.targets if parse_target(name).format == "gguf"]
+    return preview(_inputs(context, text, "plan"), targets)
+
+
+def _inputs(context: BuildContext, text: Stage, verb: str) -> PruneInputs:
+    """What pruning starts from; progress is logged under `verb`."""
     recipe, base, log = context.recipe, context.base, context.log
-    return preview(
+    return PruneInputs(
         base.path,
         base.fingerprint,
-        corpus.read_split(text.path, "train"),
+        text.path,
         fitted_settings(recipe, base, log),
-        [name for name in recipe.targets if parse_target(name).format == "gguf"],
         plan=given_plan(recipe),
         terms=keep_terms(recipe),
-        on_progress=lambda what, done, total: log.step(f"plan: {what}", done, total),
+        on_progress=lambda what, done, total: log.step(f"{verb}: {what}", done, total),
         max_memory=recipe.max_memory,
     )
 
 
 def prune_stage(context: BuildContext, text: Stage) -> Stage:
     """The pruned checkpoint, its plan and the importance matrix."""
-    recipe, base, log = context.recipe, context.base, context.log
-    settings, terms, plan = fitted_settings(recipe, base, log), keep_terms(recipe), given_plan(recipe)
+    inputs, log = _inputs(context, text, "prune"), context.log
+    method = get_method(inputs.settings.method)
 
     def make(out: Path) -> dict[str, Any]:
         with parallel.own_folder(out) as folder:
-            metrics = shrink(
-                base.path,
-                base.fingerprint,
-                corpus.read_split(text.path, "train"),
-                folder,
-                settings,
-                plan=plan,
-                terms=terms,
-                on_progress=lambda what, done, total: log.step(f"prune: {what}", done, total),
-                max_memory=recipe.max_memory,
-            )
+            prepared = prepare(inputs, folder)
+            pruned = method.pruner(inputs.settings.pattern).apply(prepared)
+            metrics = write_pruned(prepared, pruned)
         if parallel.rank():
             return metrics
         log.step("prune: evaluation")
-        return {**metrics, "quality": evaluate_checkpoint(out / CHECKPOINT, text, recipe.threads)}
+        return {**metrics, "quality": evaluate_checkpoint(out / CHECKPOINT, text, context.recipe.threads)}
 
     log.step("prune")
     stage = run_stage(
         context.work,
         StageSpec(
             "prune",
-            settings={**asdict(settings), "terms": terms, **parallel.process_setting()},
+            settings={**asdict(inputs.settings), "terms": inputs.terms, **parallel.process_setting()},
             inputs={
-                "model": base.fingerprint,
+                "model": inputs.fingerprint,
                 "corpus": text.digest,
-                **({"plan": sha256_file(plan)} if plan else {}),
+                **({"plan": sha256_file(inputs.plan)} if inputs.plan else {}),
             },
-            code=CODE,
+            code=(*CODE, *method.code),
             together=True,
         ),
         make,

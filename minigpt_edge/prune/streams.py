@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.models.archs.base import Arch
 from minigpt_edge.models.precision import compute_dtype
+from minigpt_edge.prune.context import MICRO_BATCH_TOKENS, VALIDATION_SHARE
 from minigpt_edge.prune.moments import Moments
 from minigpt_edge.stages import parallel
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD, gguf_name
 
-MICRO_BATCH_TOKENS = 4096
-VALIDATION_SHARE = 0.15  # of the calibration windows: chooses the ridge, then joins the fit
+HEADS = (EMBEDDING, HEAD)  # GGUF names; the same matrix where they are tied
 KEPT_BYTES = 2**30  # of a half's units; more of them are computed again when they are needed again
 
 
@@ -25,15 +27,38 @@ KEPT_BYTES = 2**30  # of a half's units; more of them are computed again when th
 class Half:
     """Attention or FFN of a block: how its units are computed, and which matrix reads them.
 
-    `gguf` are the GGUF names of the matrices that read the input, and of the one that reads the units.
+    Attributes:
+        name: "attention" or "ffn".
+        index: the block's.
+        block: float32, for its norms.
+        fast: its copy in the dtype of the products.
+        enter: (block, hidden states) -> the half's normalised input.
+        values: (block, normalised input) -> the units.
+        out: block -> the matrix that reads the units.
+        parts: names of the matrices that read the input, and of the one that reads the units.
+        group: consecutive units that are kept or removed together.
     """
 
     name: str
+    index: int
+    block: Any
+    fast: Any
     enter: Callable[[Any, Tensor], Tensor]
     values: Callable[[Any, Tensor], Tensor]
     out: Callable[[Any], nn.Linear]
-    gguf: tuple[tuple[str, ...], str]
+    parts: tuple[tuple[str, ...], str]
     group: int
+
+    @property
+    def reader(self) -> nn.Linear:
+        """The block's matrix that reads the units."""
+        return self.out(self.block)
+
+    def importance(self, read: Tensor, energy: Tensor) -> dict[str, Tensor]:
+        """Entries of the importance matrix from mean squares of the input [hidden] and of the units."""
+        inputs = {name: read.clone() for name in self.parts[0]}  # Files take no tensor twice.
+        squares = {**inputs, self.parts[1]: energy}
+        return {gguf_name(f"blocks.{self.index}.{name}.weight"): mean for name, mean in squares.items()}
 
 
 class Stream:
@@ -65,15 +90,18 @@ class Stream:
         self.entered: tuple[Tensor, Tensor | None] | None = None
         self.step = max(1, MICRO_BATCH_TOKENS // windows.shape[1])
 
-    def halves(self, block: Any) -> tuple[Half, Half]:
+    def halves(self, index: int, block: Any) -> tuple[Half, Half]:
         """The two halves of a block that the streams enter now, in the order they are computed."""
-        arch = self.arch
+        arch, fast = self.arch, copy.deepcopy(block).to(self.dtype)
         if arch.parallel:
             dense = None if self.dense is None else self.dense.to(self.dtype, copy=True)
             self.entered = self.pruned.to(self.dtype, copy=True), dense
         return (
             Half(
                 "attention",
+                index,
+                block,
+                fast,
                 arch.attention_input,
                 lambda part, x: arch.mix(part, x, self.position),
                 arch.attention_out,
@@ -82,6 +110,9 @@ class Stream:
             ),
             Half(
                 "ffn",
+                index,
+                block,
+                fast,
                 arch.ffn_input,
                 arch.neurons,
                 arch.ffn_out,
@@ -96,33 +127,29 @@ class Stream:
             for first in range(start, stop, self.step):
                 yield slice(first, min(first + self.step, stop)), part
 
-    def gather(self, half: Half, block: Any, fast: Any, read: Tensor) -> tuple[Units, list[Moments]]:
-        """Advance the dense stream by a half; the pruned stream's units and [fitted, held-out] moments.
-
-        Args:
-            block: float32, for its norms; fast: its copy in the stream's dtype.
-            read: float32 [hidden], zeros; becomes the summed squared inputs.
+    def gather(self, half: Half) -> tuple[Units, list[Moments], Tensor]:
+        """Advance the dense stream by a half, and measure the pruned stream.
 
         Returns:
-            the units, and moments, none without a dense stream.
+            the units; their moments, [fitted, held out], none without a dense stream; the summed squared
+            inputs, float32 [hidden].
         """
-        width, hidden = half.out(fast).in_features, self.pruned.shape[-1]
-        bias = half.out(block).bias
-        units = Units(self, half, block, fast)
+        width, hidden = half.reader.in_features, self.pruned.shape[-1]
+        read, bias, units = torch.zeros(hidden), half.reader.bias, Units(self, half)
         taught = None if self.dense is None else self.entering(half, self.dense, 1)
         moments = [Moments.zeros(width, hidden) for _ in range(2)] if self.dense is not None else []
         for rows, part in self.batches():
             values = units.compute(rows, read)
             if self.dense is not None and taught is not None:
-                wanted = half.values(fast, half.enter(block, taught[rows].float()).to(self.dtype))
-                self.dense[rows] += half.out(fast)(wanted)
+                wanted = half.values(half.fast, half.enter(half.block, taught[rows].float()).to(self.dtype))
+                self.dense[rows] += half.out(half.fast)(wanted)
                 wanted = self.dense[rows] - self.pruned[rows]
                 wanted = wanted if bias is None else wanted - bias
                 moments[part].add(values.flatten(0, 1), wanted.flatten(0, 1))
         parallel.all_reduce(read)
         for sums in moments:
-            sums.add_up()
-        return units, moments
+            sums.all_reduce()
+        return units, moments, read
 
     def entering(self, half: Half, stream: Tensor, which: int) -> Tensor:
         """What a half reads of the pruned (0) or dense (1) stream."""
@@ -131,7 +158,7 @@ class Stream:
 
     def advance(self, units: Units, kept: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Add units[..., kept] @ weight [kept, hidden] + bias to the pruned stream."""
-        # zero rows for what goes: multiplying all of it is faster than gathering what stays
+        # Removed units have zero rows: multiplying all units is faster than gathering the kept ones.
         full = torch.zeros(units.width, weight.shape[1], dtype=self.dtype)
         full[kept] = weight.to(self.dtype)
         for rows, _ in self.batches():
@@ -139,27 +166,34 @@ class Stream:
         if bias is not None:
             self.pruned += bias
 
+    def head_importance(self, model: nn.Module) -> dict[str, Tensor]:
+        """Entries of the importance matrix for the head, and for the embedding where they are tied."""
+        finals = (self.arch.final_norm(model, self.pruned[rows]) for rows, _ in self.batches())
+        squares = torch.stack([final.square().sum((0, 1)) for final in finals]).sum(0)
+        parallel.all_reduce(squares)
+        return dict.fromkeys(HEADS, squares / self.tokens)
+
 
 class Units:
-    """What the kept stream makes of a half: neurons, or mixed values of heads [windows, s, width].
+    """What the pruned stream makes of a half: neurons, or mixed values of heads [windows, s, width].
 
     Kept where they are few, else computed again for every batch of windows that is asked for.
     """
 
-    def __init__(self, stream: Stream, half: Half, block: Any, fast: Any) -> None:
-        self.stream, self.half, self.block, self.fast = stream, half, block, fast
-        self.width = half.out(fast).in_features
+    def __init__(self, stream: Stream, half: Half) -> None:
+        self.stream, self.half = stream, half
+        self.width = half.out(half.fast).in_features
         shape = (*stream.pruned.shape[:2], self.width)
         few = stream.dtype.itemsize * math.prod(shape) <= KEPT_BYTES
         self.values = torch.empty(shape, dtype=stream.dtype) if few else None
 
     def compute(self, rows: slice, read: Tensor | None = None) -> Tensor:
-        """The units of some windows, from the stream as it is; adds up squared inputs [hidden] in `read`."""
-        entering = self.stream.entering(self.half, self.stream.pruned, 0)[rows].float()
-        normalised = self.half.enter(self.block, entering)
+        """The units of some windows, from the stream as it is; sums squared inputs [hidden] in `read`."""
+        half, stream = self.half, self.stream
+        normalised = half.enter(half.block, stream.entering(half, stream.pruned, 0)[rows].float())
         if read is not None:
             read += normalised.square().sum((0, 1))
-        values = self.half.values(self.fast, normalised.to(self.stream.dtype))
+        values = half.values(half.fast, normalised.to(stream.dtype))
         if self.values is not None:
             self.values[rows] = values
         return values

@@ -7,8 +7,7 @@ from typing import Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
-from minigpt_edge.prune.prepare import CHECKPOINT
-from minigpt_edge.prune.prune import PLAN
+from minigpt_edge.prune.context import CHECKPOINT, PLAN
 from minigpt_edge.prune.settings import WINDOW
 from minigpt_edge.recover.memory import Recovery
 from minigpt_edge.stages.context import BuildContext

@@ -9,7 +9,7 @@ from typing import Any
 
 from minigpt_edge.data.held_out import HELD_OUT, held_out_sample
 from minigpt_edge.data.windows import read_texts
-from minigpt_edge.prune.prune import PLAN
+from minigpt_edge.prune.context import PLAN
 from minigpt_edge.report.build_report import BuildReport
 from minigpt_edge.ship.export_stages import model_path
 from minigpt_edge.ship.finished import Finished

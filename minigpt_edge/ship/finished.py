@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minigpt_edge.prune.prepare import CHECKPOINT
+from minigpt_edge.prune.context import CHECKPOINT
 from minigpt_edge.ship.job import Export
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.prune.methods.registry import RANK
-from minigpt_edge.prune.settings import shrink_settings
+from minigpt_edge.prune.methods.registry import pruner_of
+from minigpt_edge.prune.settings import prune_settings
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.report.build_report import (
     BaseModelFacts,
@@ -98,8 +98,8 @@ def text_licences(text: dict[str, Any]) -> list[str]:
 
 def sparsity_facts(recipe: Recipe, pruned: dict[str, Any]) -> Sparsity:
     """What was asked for and what was removed, from the prune stage's metrics."""
-    settings = shrink_settings(recipe)
-    fraction = settings.exact and settings.pattern != RANK and recipe.plan is None
+    settings = prune_settings(recipe)
+    fraction = settings.exact and "sparsity" in pruner_of(settings).options and recipe.plan is None
     limits = {name: getattr(recipe, name) for name in ("max_size", "max_params", "min_speedup", "threshold")}
     return Sparsity(
         asked=settings.sparsity if fraction else None,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt_edge.prune.prune import IMPORTANCE
+from minigpt_edge.prune.context import IMPORTANCE
 from minigpt_edge.report.build_report import BuildReport, read_report
 from minigpt_edge.ship.bundling import assemble
 from minigpt_edge.ship.export_stages import f16_stage, gguf_stage, onnx_stage

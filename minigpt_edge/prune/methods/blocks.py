@@ -1,10 +1,10 @@
-"""Whole blocks by measured effect: the loss decides which go, and a neighbour takes over what it can.
+"""Whole blocks by measured effect: the loss decides which are removed, a neighbour takes over what it can.
 
 As in Shortened LLaMA (arXiv 2402.02834) a block is judged by the loss without it, but anew after each
-removal. As in ReplaceMe (arXiv 2505.02819) a linear map stands in for what went; here it is the whole FFN
-output matrix of the block before the gap, refitted so that the dense model's hidden state after the gap comes
-out. A gap at the beginning has no block before it: the first block that stays is refitted to the dense
-state after itself.
+removal. As in ReplaceMe (arXiv 2505.02819) a linear map stands in for what was removed; here it is the whole
+FFN output matrix of the block before the gap, refitted so that the dense model's hidden state after the gap
+comes out. A gap at the beginning has no block before it: the first kept block is refitted to the dense state
+after itself.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: TID253 - imported on demand
-from torch import Tensor, nn  # noqa: TID253
-
-from minigpt_edge.models.archs.base import Arch
-from minigpt_edge.models.chunked_loss import chunked_nll
-from minigpt_edge.models.forward import head_of
-from minigpt_edge.models.precision import compute_dtype
-from minigpt_edge.prune.methods.least_squares import best_ridge, refit
-from minigpt_edge.prune.moments import Moments
-from minigpt_edge.prune.streams import MICRO_BATCH_TOKENS, VALIDATION_SHARE
+from minigpt_edge.prune.context import (
+    BLOCKS,
+    MICRO_BATCH_TOKENS,
+    VALIDATION_SHARE,
+    Done,
+    PruneContext,
+    Pruned,
+    unwatched,
+)
+from minigpt_edge.prune.method import Method, Pruner
 from minigpt_edge_runtime.errors import EdgeError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from minigpt_edge.models.archs.base import Arch
 
 HELD_OUT_TOKENS = 4096  # at most: every trial of a removal runs over them
 CANDIDATES = 8  # blocks tried anew for a removal: those that raised the loss least when last tried
@@ -32,13 +37,13 @@ CANDIDATES = 8  # blocks tried anew for a removal: those that raised the loss le
 
 @dataclass(frozen=True)
 class DropResult:
-    """What went, by the block's index in the dense model, and what it cost.
+    """What was removed, by the block's index in the dense model, and what it cost.
 
     Attributes:
         removed: in the order of removal.
         losses: nats per held-out token, dense and after each removal, before anything is refitted.
         refitted: blocks whose FFN output matrix took over what a gap beside them did.
-        tried: blocks for which that was tried; where the held-out loss did not fall, the old matrix stays.
+        tried: blocks for which that was tried; where the held-out loss did not fall, the old matrix is kept.
         loss: nats per held-out token at the end.
     """
 
@@ -50,16 +55,50 @@ class DropResult:
 
 
 def blocks_for(arch: Arch, config: dict[str, Any], parameters: int) -> int:
-    """How many blocks of a config's size come closest to that many parameters; one always stays."""
+    """How many blocks of a config's size come closest to that many parameters; one is always kept."""
     neuron, group, norms = arch.block_parameters(config)
     block = neuron * config["intermediate_size"] + group * config["num_key_value_heads"] + norms
     return min(max(0, round(parameters / block)), config["num_hidden_layers"] - 1)
+
+
+class DepthPruner(Pruner):
+    """Removes whole blocks."""
+
+    patterns = (BLOCKS,)
+    options = ("sparsity", "keep_tokens")
+    removes = True
+    widths = "global"
+
+    def apply(self, context: PruneContext) -> Pruned:
+        """Remove the number of blocks that comes closest to the parameters to remove."""
+        from minigpt_edge.prune.calibrate import measure_importance
+
+        model, arch, windows = context.model, context.arch, context.windows
+        whole, count = context.whole_blocks(), blocks_for(arch, context.config, context.remove)
+        result = drop_blocks(model, arch, windows, count, on_step=context.progress("blocks"))
+        return Pruned(
+            [block for index, block in enumerate(whole) if index not in result.removed],
+            measure_importance(model, arch, windows),
+            metrics={"removed_blocks": result.removed, "losses": result.losses},
+        )
+
+
+METHOD = Method(
+    "blocks",
+    "whole blocks by measured loss, the neighbour refitted where that helps",
+    "Shortened LLaMA, arXiv 2402.02834; ReplaceMe, arXiv 2505.02819",
+    (DepthPruner(),),
+)
 
 
 class _Forward:
     """The blocks in `compute_dtype()` beside the float32 model; streams [windows, s, hidden] are float32."""
 
     def __init__(self, model: Any, arch: Arch, windows: Tensor) -> None:
+        import torch
+
+        from minigpt_edge.models.precision import compute_dtype
+
         self.model, self.arch, self.windows, self.dtype = model, arch, windows, compute_dtype()
         self.blocks: list[Any] = arch.blocks(model)
         self.fast: list[Any] = self.blocks
@@ -95,6 +134,9 @@ class _Forward:
 
     def loss(self, x: Tensor, indices: list[int], windows: Tensor) -> float:
         """Nats per next token of `windows` when their stream x goes through the blocks of these indices."""
+        from minigpt_edge.models.chunked_loss import chunked_nll
+        from minigpt_edge.models.forward import head_of
+
         total, count = 0.0, 0
         for rows in self.batches(0, len(x)):
             stream = x[rows]
@@ -112,7 +154,7 @@ def drop_blocks(
     windows: Tensor,
     count: int,
     *,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_step: Done = unwatched,
 ) -> DropResult:
     """Remove `count` blocks of a model in place, and refit the blocks beside the gaps where that helps.
 
@@ -129,15 +171,18 @@ def drop_blocks(
         on_step: called with (steps done, steps): a step is a trial or a block of the second pass.
 
     Raises:
-        EdgeError: no block would stay.
+        EdgeError: no block would be left.
     """
+    import torch
+
     total = len(arch.blocks(model))
     if not 0 <= count < total:
         raise EdgeError(
-            f"{count} of {total} blocks can't go: at least one has to stay", "ask for a lower --sparsity"
+            f"{count} of {total} blocks can't be removed: at least one has to be kept",
+            "ask for a lower --sparsity",
         )
     held_out = max(1, min(int(len(windows) * VALIDATION_SHARE), HELD_OUT_TOKENS // windows.shape[1]))
-    trials = sum(min(total - gone, CANDIDATES if gone else total) for gone in range(count))
+    trials = sum(min(total - removed, CANDIDATES if removed else total) for removed in range(count))
     steps = trials + (total if count else 0)
     with torch.no_grad():  # not inference mode, whose tensors could not be trained later
         forward = _Forward(model, arch, windows)
@@ -153,6 +198,8 @@ def _choose(
     forward: _Forward, held_out: int, count: int, on_trial: Callable[[int], None]
 ) -> tuple[list[int], list[float]]:
     """The blocks to remove, in order, and the loss before and after each."""
+    import torch
+
     ids = forward.windows[:held_out]
     left = list(range(len(forward.blocks)))
     states = [forward.embed(slice(held_out))]  # what enters each block that is left
@@ -168,8 +215,8 @@ def _choose(
     losses = [forward.loss(states[-1], left[-1:], ids)]
     rises = dict.fromkeys(left, 0.0)  # of the loss, when a block was last tried
     done = 0
-    for gone in range(count):
-        candidates = sorted(left, key=rises.__getitem__)[: CANDIDATES if gone else len(left)]
+    for _ in range(count):
+        candidates = sorted(left, key=rises.__getitem__)[: CANDIDATES if removed else len(left)]
         for index in candidates:
             at = left.index(index)
             rises[index] = forward.loss(states[at], left[at + 1 :], ids) - losses[-1]
@@ -245,6 +292,9 @@ class _Entered:
 
 def _fit(block: _Entered, after: Tensor, wanted: Tensor, held_out: int) -> Tensor:
     """A block's FFN output matrix [hidden, width] that brings `after` closest to `wanted`."""
+    from minigpt_edge.prune.moments import Moments
+    from minigpt_edge.prune.refit import best_ridge, refit
+
     weight, bias = block.out().weight.t(), block.out().bias
     moments = [Moments.zeros(*weight.shape) for _ in range(2)]
     for part, (start, stop) in enumerate(((held_out, len(after)), (0, held_out))):
@@ -260,11 +310,13 @@ def _fit(block: _Entered, after: Tensor, wanted: Tensor, held_out: int) -> Tenso
 
 def _loss_with(block: _Entered, after: Tensor, weight: Tensor, left: list[int]) -> float:
     """Held-out loss of the smaller model if a block's FFN output matrix were `weight`."""
+    from torch.nn.functional import linear
+
     forward, bias = block.forward, block.out().bias
     fast, fast_bias = weight.to(forward.dtype), None if bias is None else bias.to(forward.dtype)
-    stream = torch.empty_like(after)
+    stream = after.new_empty(after.shape)
     for rows in forward.batches(0, len(after)):
-        made = nn.functional.linear(block.neurons(after, rows), fast, fast_bias)
+        made = linear(block.neurons(after, rows), fast, fast_bias)
         stream[rows] = after[rows] + made
     later = [other for other in left if other > block.index]
     return forward.loss(stream, later, forward.windows[: len(after)])

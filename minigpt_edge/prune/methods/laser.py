@@ -1,6 +1,6 @@
 """LASER (arXiv 2312.13558): chosen matrices replaced by their best approximations of low rank.
 
-A reduction is the paper's (l, tau, rho): block, matrix, and the share of the full rank that stays. The one
+A reduction is the paper's (l, tau, rho): block, matrix, and the share of the full rank that is kept. The one
 that helps most is searched among single ones; several are composed greedily from the last block to the first.
 Both go by a score on validation data, and both leave the model as they found it.
 """
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.prune.context import RANK, Done, PruneContext, Pruned, unwatched
+from minigpt_edge.prune.method import Method, Pruner
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_runtime.errors import UsageError
 
@@ -35,7 +37,6 @@ COMPOSE_RHOS = (0.55, 0.1, 0.06, 0.02)  # of the authors' script
 
 # score(model, first): the higher the better; no block before `first` differs from the dense model
 Score = Callable[[Any, int], float]
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def parse_reductions(text: str) -> list[Reduction]:
 
 
 def rank_of(shape: Sequence[int], rho: float) -> int:
-    """The rank that stays of a matrix: rho of the full rank, rounded down, at least 1."""
+    """The rank that is kept of a matrix: rho of the full rank, rounded down, at least 1."""
     return max(1, int(rho * min(shape)))
 
 
@@ -124,6 +125,49 @@ def _cut(factors: tuple[Tensor, Tensor], rho: float) -> tuple[Tensor, Tensor]:
     b, a = factors
     rank = rank_of((len(b), a.shape[1]), rho)
     return b[:, :rank].contiguous(), a[:rank].contiguous()
+
+
+class RankPruner(Pruner):
+    """Lowers the rank of matrices as far as held-out text does not suffer."""
+
+    patterns = (RANK,)
+    options = ("reductions",)
+    recovers = False
+
+    def apply(self, context: PruneContext) -> Pruned:
+        """Do the reductions that were named; else the best single one's, composed over all blocks."""
+        from minigpt_edge.prune.calibrate import measure_importance
+
+        model, arch, named = context.model, context.arch, context.settings.reductions
+        wanted, metrics = (parse_reductions(named), {}) if named else _searched(context)
+        factors = apply_reductions(model, arch, wanted, context.progress("ranks"))
+        spared = sum(b.shape[0] * a.shape[1] - b.numel() - a.numel() for b, a in factors.values())
+        metrics |= {"reductions": ",".join(map(str, wanted)), "spared_where_factors_run": max(0, spared)}
+        importance = measure_importance(model, arch, context.windows)
+        return Pruned(context.whole_blocks(), importance, metrics=metrics, factors=factors)
+
+
+METHOD = Method(
+    "laser",
+    "low rank in chosen matrices as far as held-out text does not suffer; no fine-tuning",
+    "LASER, arXiv 2312.13558",
+    (RankPruner(),),
+)
+
+
+def _searched(context: PruneContext) -> tuple[list[Reduction], dict[str, Any]]:
+    """The composition of the matrix whose best single reduction is the best, and its scores."""
+    from minigpt_edge.evaluation.probe import Probe
+
+    model, arch, texts = context.model, context.arch, context.probe.tolist()
+    matrices = [name for name in ("gate", "up", "down") if name in arch.names]
+    score = Probe(model, arch, texts, [1] * len(texts)).likelihood
+    reducer = Reducer(model, arch)
+    tried = candidates(range(reducer.blocks // 2, reducer.blocks), matrices)
+    best = search(reducer, score, tried, context.progress("single reductions"))[0].reduction
+    found = compose(reducer, score, best.matrix, on_step=context.progress("composition"))
+    scores = {"dense": found.dense, "reduced": found.score}
+    return list(found.reductions), {"score": scores, "best_single": str(best)}
 
 
 @dataclass(frozen=True)
@@ -192,7 +236,7 @@ class Reducer:
 
 
 def apply_reductions(
-    model: Any, arch: Arch, reductions: Iterable[Reduction], on_step: OnStep = lambda done, total: None
+    model: Any, arch: Arch, reductions: Iterable[Reduction], on_step: Done = unwatched
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Reduce a model in place; what `checkpoint.save_factors` writes: module path -> (b, a).
 
@@ -218,7 +262,7 @@ def search(
     reducer: Reducer,
     score: Score,
     tried: Sequence[Reduction],
-    on_step: OnStep = lambda done, total: None,
+    on_step: Done = unwatched,
 ) -> list[Trial]:
     """Try reductions one at a time; best score first, of equal ones the stronger reduction."""
     trials = []
@@ -237,12 +281,12 @@ def compose(
     score: Score,
     matrix: str,
     rhos: Sequence[float] = COMPOSE_RHOS,
-    on_step: OnStep = lambda done, total: None,
+    on_step: Done = unwatched,
 ) -> Composition:
     """Reduce a matrix of every block, from the last to the first, as far as the score does not fall.
 
     In each block the shares are tried from the largest on. The first that lowers the score is taken back, and
-    the one before it stays; so does everything kept in later blocks.
+    the one before it is kept; so is everything kept in later blocks.
     """
     model, blocks = reducer.model, reducer.blocks
     dense = best = score(model, blocks)

@@ -1,15 +1,16 @@
-"""Magnitude: small weights go, whatever they are multiplied with. The baseline of every pruning paper."""
+"""Magnitude: small weights are removed, whatever they are multiplied with. Every pruning paper's baseline."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor  # noqa: TID253 - imported on demand by Method.scores and mask_blocks
-
-from minigpt_edge.prune.methods.registry import UnitStatistics
+from minigpt_edge.prune.masks import MaskPruner, Pattern
+from minigpt_edge.prune.method import Method
+from minigpt_edge.prune.scores import UnitStatistics
+from minigpt_edge.prune.units import UnitPruner
 
 if TYPE_CHECKING:
-    from minigpt_edge.prune.methods.pattern import Pattern
+    from torch import Tensor
 
 
 def scores(statistics: UnitStatistics) -> Tensor:
@@ -21,12 +22,15 @@ def scores(statistics: UnitStatistics) -> Tensor:
     return statistics.weight.norm(dim=1).view(-1, statistics.group).norm(dim=1)
 
 
-def scores_high(statistics: UnitStatistics) -> Tensor:
-    """The ablation: the units of highest norm are worth least. float32 [units / group]."""
-    return -scores(statistics)
-
-
-def mask(weight: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
-    """True where a weight [outputs, inputs] goes: the lowest |W| of the matrix, or of each n:m block."""
+def mask(weight: Tensor, _: None, pattern: Pattern, sparsity: float) -> Tensor:
+    """True where a weight [outputs, inputs] is removed: the lowest |W| of the matrix, or n:m block."""
     sizes = weight.abs().reshape(1, -1)
     return pattern.lowest(sizes, sparsity).view_as(weight)
+
+
+METHOD = Method(
+    "magnitude",
+    "norm of the weights that read a unit, the lowest are removed; masks: |weight|, by matrix",
+    "Han et al., arXiv 1506.02626",
+    (UnitPruner(scores), MaskPruner(mask=mask)),
+)

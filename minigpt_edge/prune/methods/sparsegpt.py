@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch  # noqa: TID253 - imported on demand by mask_blocks
-from torch import Tensor  # noqa: TID253
+from minigpt_edge.prune.masks import DAMPING, GRAM, MaskPruner, Pattern
+from minigpt_edge.prune.method import Method
 
 if TYPE_CHECKING:
-    from minigpt_edge.prune.methods.pattern import Pattern
+    from torch import Tensor
 
-DAMPINGS = (0.01, 0.1, 1.0)  # of the mean diagonal: the paper's, and what is tried where that is not enough
-BLOCK_COLUMNS = 128  # among these the lowest scores go, and the columns beyond are updated once
+DAMPINGS = (
+    DAMPING,
+    0.1,
+    1.0,
+)  # of the mean diagonal: the paper's, and what is tried beyond it
+BLOCK_COLUMNS = 128  # among these the lowest scores are removed, and the columns beyond are updated once
 STEP_COLUMNS = 16  # the same inside a block: most of the work is products of matrices, not of vectors
 
 
@@ -49,6 +53,8 @@ def _inverse_factor(hessian: Tensor) -> tuple[Tensor, float]:
     H = R R^T with R upper triangular, by a Cholesky factorization from the last column to the first; U is
     R^-1. That never forms H^-1, whose own factorization is what fails first in float32.
     """
+    import torch
+
     diagonal = hessian.diagonal()
     dead = (diagonal == 0).float()
     mean = diagonal.mean() + dead.mean()
@@ -66,12 +72,14 @@ def _solve_block(columns: Tensor, upper: Tensor, pattern: Pattern, sparsity: flo
 
     `upper` is their part of the factor.
     """
+    import torch
+
     scale = upper.diagonal()[:, None]
     # chosen from the weights as they are at the start of the block, or of each m columns
-    gone = torch.empty_like(columns, dtype=torch.bool)
+    removed = torch.empty_like(columns, dtype=torch.bool)
     if not pattern.m:
         scores = (columns / scale).square().reshape(1, -1)
-        gone = pattern.lowest(scores, sparsity).view_as(columns)
+        removed = pattern.lowest(scores, sparsity).view_as(columns)
     errors = torch.zeros_like(columns)
     unit = pattern.m or 1
     step = max(STEP_COLUMNS // unit, 1) * unit
@@ -81,9 +89,17 @@ def _solve_block(columns: Tensor, upper: Tensor, pattern: Pattern, sparsity: flo
             if pattern.m and i % pattern.m == 0:
                 now = slice(i, i + pattern.m)
                 scores = (columns[now] / scale[now]).square()
-                gone[now] = pattern.lowest(scores.t().contiguous(), sparsity).t()
-            torch.mul(columns[i] / scale[i], gone[i], out=errors[i])
+                removed[now] = pattern.lowest(scores.t().contiguous(), sparsity).t()
+            torch.mul(columns[i] / scale[i], removed[i], out=errors[i])
             columns[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i], alpha=-1)
         columns[end:].addmm_(upper[start:end, end:].t(), errors[start:end], alpha=-1)
-    columns.masked_fill_(gone, 0)
+    columns.masked_fill_(removed, 0)
     return errors
+
+
+METHOD = Method(
+    "sparsegpt",
+    "masks with the update of the kept weights, from the inverse Hessian",
+    "SparseGPT, arXiv 2301.00774",
+    (MaskPruner(GRAM, solve=solve),),
+)

@@ -1,30 +1,30 @@
 """LLM-Pruner's first-order Taylor importance (arXiv 2305.11627): |weight x gradient of the loss|.
 
 Removing a weight w changes the loss by about w * g, so a unit is worth the sum of |w * g| over all weights
-that go with it. That is the default of the published code (`--taylor param_first`, `--grouping_strategy sum`,
-hf_llama_pruner.TaylorImportance); its `vectorize` is the other form, |sum of w * g| per row or column.
+that are removed with it. That is the default of the published code (`--taylor param_first`,
+`--grouping_strategy sum`, hf_llama_pruner.TaylorImportance); its `vectorize` is the other form,
+|sum of w * g| per row or column.
 For grouped-query attention that code adds up query rows by `view(-1, rows of k).sum(0)`, which gives a
 KV group the query heads of other groups; here each group has its own. Biases do not count, as there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: TID253 - imported on demand
-from torch import Tensor, nn  # noqa: TID253
+from minigpt_edge.prune.context import Done, unwatched
+from minigpt_edge.prune.method import Method
+from minigpt_edge.prune.units import UnitPruner
 
-from minigpt_edge.models.archs.base import Arch
-from minigpt_edge.prune.backward import backward
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from minigpt_edge.models.archs.base import Arch
+    from minigpt_edge.prune.scores import BlockScores
 
 
-def unit_scores(
-    model: Any,
-    arch: Arch,
-    windows: Tensor,
-    on_block: Callable[[int, int], None] = lambda done, total: None,
-) -> list[tuple[Tensor, Tensor]]:
+def unit_scores(model: Any, arch: Arch, windows: Tensor, on_block: Done = unwatched) -> BlockScores:
     """Taylor importance of every block's KV groups and FFN neurons, the higher the more worth keeping.
 
     From the gradient of the mean loss over all next tokens of `windows`. Memory: what enters each block, and
@@ -38,7 +38,10 @@ def unit_scores(
     Returns:
         Per block (float32 [KV groups], float32 [neurons]).
     """
-    total, found = len(arch.blocks(model)), list[tuple[Tensor, Tensor]]()
+    from minigpt_edge.prune.backward import backward
+
+    found: BlockScores = []
+    total = len(arch.blocks(model))
     predicted = len(windows) * (windows.shape[1] - 1)
 
     def ask(block: Any) -> list[tuple[Tensor, Tensor | None]]:
@@ -73,7 +76,7 @@ def _block_scores(arch: Arch, block: Any) -> tuple[Tensor, Tensor]:
 
 def _units(writers: list[nn.Linear], reader: nn.Linear, units: int) -> Tensor:
     """Sum of |w * g| over each unit's rows of the writers and columns of the reader."""
-    total = torch.zeros(units)
+    total = reader.weight.detach().new_zeros(units)
     for linear in (*writers, reader):
         weight, gradient = linear.weight.detach(), linear.weight.grad
         if gradient is None:
@@ -81,3 +84,11 @@ def _units(writers: list[nn.Linear], reader: nn.Linear, units: int) -> Tensor:
         salience = (weight * gradient).abs()
         total += salience.sum(0 if linear is reader else 1).view(units, -1).sum(1)
     return total
+
+
+METHOD = Method(
+    "taylor",
+    "|weight x gradient| summed over a unit's weights, from a backward pass",
+    "LLM-Pruner, arXiv 2305.11627",
+    (UnitPruner(of_model=unit_scores),),
+)

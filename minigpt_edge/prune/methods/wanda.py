@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor  # noqa: TID253 - imported on demand by Method.scores and mask_blocks
-
-from minigpt_edge.prune.methods.registry import UnitStatistics
+from minigpt_edge.prune.masks import NORMS, MaskPruner, Pattern
+from minigpt_edge.prune.method import Method
+from minigpt_edge.prune.scores import UnitStatistics
+from minigpt_edge.prune.units import UnitPruner
 
 if TYPE_CHECKING:
-    from minigpt_edge.prune.methods.pattern import Pattern
+    from torch import Tensor
 
 
 def scores(statistics: UnitStatistics) -> Tensor:
@@ -22,9 +23,17 @@ def scores(statistics: UnitStatistics) -> Tensor:
 
 
 def mask(weight: Tensor, norms: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
-    """True where a weight [outputs, inputs] goes: the lowest scores of each output's row, or n:m block.
+    """True where a weight [outputs, inputs] is removed: the lowest scores of each output's row, or n:m block.
 
     Args:
         norms: ||X_j||_2 of each input over the calibration tokens, in any unit, float32 [inputs].
     """
     return pattern.lowest(weight.abs() * norms, sparsity)
+
+
+METHOD = Method(
+    "wanda",
+    "|weight| x norm of its input, by row; structured: averaged over a unit's outputs",
+    "Wanda, arXiv 2306.11695; structured as Wanda-sp in FLAP, arXiv 2312.11983",
+    (UnitPruner(scores), MaskPruner(NORMS, mask)),
+)

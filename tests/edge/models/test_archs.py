@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch  # noqa: TID253
+from pruning import prune_units
 from tiny_families import FAMILIES, narrow, write_family
 from tiny_llama import Checkpoint
 from transformers import AutoModelForCausalLM  # noqa: TID253
@@ -18,8 +19,7 @@ from minigpt_edge.evaluation.probe import Probe
 from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.attention import use_in
 from minigpt_edge.models.checkpoint import count_parameters, load_model, save_model
-from minigpt_edge.prune.calibrate import Wanted, shrink_blocks
-from minigpt_edge.prune.methods.registry import get_method
+from minigpt_edge.prune.decide import Decision
 from minigpt_edge.recover.flops import training_flops
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
@@ -129,10 +129,10 @@ def test_calibration_prunes_every_architecture(
     before = sum_nll(model, ROWS.tolist())
     if method == "flap" and arch.biasless:
         with pytest.raises(EdgeError, match="no biases"):
-            shrink_blocks(model, arch, ROWS, Wanted([64, 96], [2, 1]), get_method(method))
+            prune_units(model, ROWS, Decision([64, 96], [2, 1]), method)
         return
     groups = arch.kv_groups(arch.blocks(model)[0])
-    result = shrink_blocks(model, arch, ROWS, Wanted([64, 96], [groups, groups]), get_method(method))
+    result = prune_units(model, ROWS, Decision([64, 96], [groups, groups]), method)
     assert [arch.sizes(block)["intermediate_size"] for block in arch.blocks(model)] == [64, 96]
     assert sum_nll(model, ROWS.tolist()) < 3 * before
     names = {entry.split(".")[2] for entry in result.importance if entry.startswith("blk.")}
@@ -159,7 +159,7 @@ def test_a_refit_of_everything_changes_nothing(
                 linear.bias[-1] = linear.bias[0]
     before = logits(model)
     groups = arch.kv_groups(block)
-    shrink_blocks(model, arch, rows, Wanted([95, 96], [groups, groups]), get_method("least_squares"))
+    prune_units(model, rows, Decision([95, 96], [groups, groups]), "least_squares")
     difference = (logits(model) - before).abs().mean() / before.abs().mean()
     assert difference < 0.02
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch  # noqa: TID253
 from finetune_helpers import make_checkpoint
+from pruning import prune_context, prune_units
 from tiny_families import FAMILIES, write_family
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
@@ -18,10 +19,10 @@ from minigpt_edge.models.checkpoint import load_model, save_model, trim_embeddin
 from minigpt_edge.models.resident import OnDisk, resident
 from minigpt_edge.prune import streams
 from minigpt_edge.prune.allocate import measure_costs
-from minigpt_edge.prune.calibrate import Wanted, measure_importance, score_blocks, shrink_blocks
+from minigpt_edge.prune.calibrate import measure_importance, score_blocks
+from minigpt_edge.prune.decide import Decision
+from minigpt_edge.prune.masks import MaskPruner, mask_blocks
 from minigpt_edge.prune.methods.contextual import mean_l1
-from minigpt_edge.prune.methods.masks import mask_blocks
-from minigpt_edge.prune.methods.pattern import Pattern
 from minigpt_edge.prune.methods.registry import get_method
 from minigpt_edge.prune.methods.taylor import unit_scores
 from minigpt_edge_export.decoder import read_checkpoint
@@ -65,7 +66,7 @@ def test_the_whole_model_computes_as_usual(family: Path, monkeypatch: pytest.Mon
 def test_costs_are_those_of_a_model_in_memory(family: Path, tmp_path: Path) -> None:
     plain, lazy = load_model(family), load_model(family, lazy=True, changed=tmp_path / "blocks")
     arch = load_arch(plain.config)  # type: ignore[union-attr]
-    for one, other in zip(*(measure_costs(m, arch, ROWS, 32, 0) for m in (plain, lazy)), strict=True):
+    for one, other in zip(*(measure_costs(m, arch, ROWS, 0) for m in (plain, lazy)), strict=True):
         assert one.ffn == other.ffn and one.attention == other.attention
         assert all(torch.equal(*pair) for pair in zip(one.metrics(), other.metrics(), strict=True))
     for ours, theirs in zip(*(unit_scores(m, arch, ROWS) for m in (plain, lazy)), strict=True):
@@ -84,9 +85,9 @@ def test_pruning_gives_the_same_model_in_shards(family: Path, tmp_path: Path, me
         trim_embeddings(model, range(299))
         arch = load_arch(model.config)
         sizes = [(arch.ffn_out(block).in_features, arch.kv_groups(block)) for block in arch.blocks(model)]
-        wanted = Wanted([width - 16 for width, _ in sizes], [max(1, groups - 1) for _, groups in sizes])
+        wanted = Decision([width - 16 for width, _ in sizes], [max(1, groups - 1) for _, groups in sizes])
         try:
-            result = shrink_blocks(model, arch, ROWS, wanted, get_method(method))
+            result = prune_units(model, ROWS, wanted, method)
         except EdgeError as error:
             assert method == "flap" and "no biases" in error.message
             return
@@ -116,7 +117,7 @@ def test_units_that_are_computed_again_are_the_same(
         if method == "flap" and arch.biasless:
             return
         groups = [arch.kv_groups(block) for block in arch.blocks(model)]
-        shrink_blocks(model, arch, ROWS, Wanted([32] * len(groups), groups), get_method(method))
+        prune_units(model, ROWS, Decision([32] * len(groups), groups), method)
         found.append((logits(model), measure_importance(model, arch, ROWS)))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(found[0][1][name], inputs) for name, inputs in found[1][1].items())
@@ -126,8 +127,9 @@ def test_masks_too(family: Path, tmp_path: Path) -> None:
     found = []
     for lazy in (False, True):
         model: Any = load_model(family, lazy=lazy, changed=tmp_path / "blocks")
-        arch = load_arch(model.config)
-        result = mask_blocks(model, arch, ROWS, "wanda", Pattern(2, 4), 0.5)
+        pruner = get_method("wanda").pruner("2:4")
+        assert isinstance(pruner, MaskPruner)
+        result = mask_blocks(prune_context(model, ROWS, pattern="2:4", sparsity=0.5), pruner)
         save_model(model, family, tmp_path / f"lazy-{lazy}")
         found.append((result.zeros, logits(load_model(tmp_path / f"lazy-{lazy}"))))
     assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
@@ -136,13 +138,7 @@ def test_masks_too(family: Path, tmp_path: Path) -> None:
 def test_shards_load_with_stock_transformers(tmp_path: Path) -> None:
     source = write_family(tmp_path / "model", "qwen2", {}).path
     model: Any = load_model(source, lazy=True, changed=tmp_path / "blocks")
-    shrink_blocks(
-        model,
-        load_arch({"model_type": "qwen2"}),
-        ROWS,
-        Wanted([64] * 2, [1] * 2),
-        get_method("least_squares"),
-    )
+    prune_units(model, ROWS, Decision([64] * 2, [1] * 2), "least_squares")
     save_model(model, source, tmp_path / "small")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
     torch.testing.assert_close(logits(stock), logits(load_model(tmp_path / "small")), rtol=1e-4, atol=1e-4)
@@ -157,7 +153,7 @@ def test_what_is_not_kept_is_lost(tmp_path: Path) -> None:
         block.mlp.up_proj.weight.data.zero_()
     assert torch.equal(logits(model), before)
     with resident(block), pytest.raises(ValueError, match="for reading"):
-        block.on_disk.write(block)
+        block.on_disk.keep(block)
 
 
 def test_a_block_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor  # noqa: TID253
 from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.checkpoint import load_model, read_config, save_model
 from minigpt_edge.prune.methods.blocks import blocks_for, drop_blocks
-from minigpt_edge.prune.methods.least_squares import RIDGES
+from minigpt_edge.prune.refit import RIDGES
 from minigpt_edge_runtime.errors import EdgeError
 
 BLOCKS = 5

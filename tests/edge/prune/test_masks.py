@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 import torch  # noqa: TID253
+from pruning import prune_context
 from safetensors.torch import load_file
 from tiny_build import write_corpus, write_model
 from torch import Tensor, nn  # noqa: TID253
 
-from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.checkpoint import load_model
+from minigpt_edge.prune.masks import MaskPruner, MaskResult, Pattern, mask_blocks, parse_pattern
 from minigpt_edge.prune.methods import magnitude, sparsegpt, wanda
-from minigpt_edge.prune.methods.masks import MASK_METHODS, MaskResult, mask_blocks
-from minigpt_edge.prune.methods.pattern import Pattern, parse_pattern
-from minigpt_edge.prune.methods.registry import UnitStatistics
+from minigpt_edge.prune.methods.registry import get_method
+from minigpt_edge.prune.scores import UnitStatistics
 from minigpt_edge_runtime.errors import UsageError
 
+MASK_METHODS = ("magnitude", "wanda", "sparsegpt")
 PATTERNS = ("unstructured", "2:4", "4:8")
 REFERENCE = load_file(Path(__file__).parents[1] / "data" / "wanda_reference.safetensors")
 GGUF_NAMES = {
@@ -57,7 +58,7 @@ def pruned(method: str, weight: Tensor, inputs: Tensor, pattern: Pattern, sparsi
         return sparsegpt.solve(weight, inputs.t() @ inputs, pattern, sparsity)[0]
     if method == "wanda":
         return weight.masked_fill(wanda.mask(weight, inputs.norm(dim=0), pattern, sparsity), 0)
-    return weight.masked_fill(magnitude.mask(weight, pattern, sparsity), 0)
+    return weight.masked_fill(magnitude.mask(weight, None, pattern, sparsity), 0)
 
 
 def test_patterns_are_read_and_others_refused() -> None:
@@ -73,7 +74,7 @@ def test_patterns_are_read_and_others_refused() -> None:
 def test_n_of_m_is_the_cheapest_of_all_choices(n: int, m: int) -> None:
     weight, norms = seeded(5, 2 * m), seeded(2 * m, seed=3).abs()
     for gone, cost in (
-        (magnitude.mask(weight, Pattern(n, m), n / m), weight.abs()),
+        (magnitude.mask(weight, None, Pattern(n, m), n / m), weight.abs()),
         (wanda.mask(weight, norms, Pattern(n, m), n / m), weight.abs() * norms),
     ):
         for row, start in itertools.product(range(5), (0, m)):
@@ -89,7 +90,7 @@ def test_unstructured_takes_the_lowest_and_exactly_as_many_as_asked_for(sparsity
     count = round(100 * sparsity)
     for row, gone in zip(score, wanda.mask(weight, norms, Pattern(), sparsity), strict=True):
         assert gone.sum() == count and row[gone].max() < row[~gone].min()
-    gone = magnitude.mask(weight, Pattern(), sparsity)
+    gone = magnitude.mask(weight, None, Pattern(), sparsity)
     assert gone.sum() == round(700 * sparsity) and weight[gone].abs().max() < weight[~gone].abs().min()
 
 
@@ -99,7 +100,7 @@ def test_of_equal_weights_the_first_go(pattern: str) -> None:
     gone = wanda.mask(weight, torch.ones(16), parse_pattern(pattern), 0.5)
     period = {"unstructured": 16, "2:4": 4, "4:8": 8}[pattern]
     assert torch.equal(gone, (torch.arange(16) % period < period // 2).expand(3, -1))
-    assert magnitude.mask(weight, parse_pattern(pattern), 0.5).sum() == 24
+    assert magnitude.mask(weight, None, parse_pattern(pattern), 0.5).sum() == 24
 
 
 def test_structured_magnitude_is_the_norm_of_what_reads_a_unit() -> None:
@@ -111,7 +112,6 @@ def test_structured_magnitude_is_the_norm_of_what_reads_a_unit() -> None:
             for g in range(12 // group)
         ]
         assert magnitude.scores(statistics).tolist() == pytest.approx(expected, rel=1e-5)
-        assert torch.equal(magnitude.scores_high(statistics), -magnitude.scores(statistics))
 
 
 def brute_force(weight: Tensor, gram: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
@@ -210,9 +210,18 @@ def windows() -> Tensor:
 
 def masked(model_dir: Path, method: str, pattern: str, **options: Any) -> tuple[nn.Module, MaskResult]:
     model = load_model(model_dir)
-    arch = load_arch({"model_type": "llama"})
-    result = mask_blocks(model, arch, windows(), method, parse_pattern(pattern), 0.5, **options)
-    return model, result
+    return model, mask(model, method, pattern, **options)
+
+
+def mask(model: Any, method: str, pattern: str, sparsity: float = 0.5, **inputs: Any) -> MaskResult:
+    """Mask a model in place."""
+    pruner = get_method(method).pruner(pattern)
+    assert isinstance(pruner, MaskPruner)
+    return mask_blocks(prune_context(model, windows(), inputs, pattern=pattern, sparsity=sparsity), pruner)
+
+
+def products_in(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr("minigpt_edge.models.precision.compute_dtype", lambda: dtype)
 
 
 def by_hooks(model: Any, ids: Tensor, method: str, pattern: Pattern) -> dict[str, Tensor]:
@@ -249,10 +258,13 @@ def blocks_of(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", MASK_METHODS)
-def test_blocks_are_pruned_as_by_a_plain_loop_with_hooks(model_dir: Path, method: str, pattern: str) -> None:
+def test_blocks_are_pruned_as_by_a_plain_loop_with_hooks(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str, pattern: str
+) -> None:
+    products_in(monkeypatch, torch.float32)
     plain = load_model(model_dir)
     importance = by_hooks(plain, windows(), method, parse_pattern(pattern))
-    model, result = masked(model_dir, method, pattern, dtype=torch.float32)
+    model, result = masked(model_dir, method, pattern)
     expected = blocks_of(plain)
     for name, weight in blocks_of(model).items():
         # near-ties fall either way by the order of float32 sums, and SparseGPT's next columns follow
@@ -274,7 +286,7 @@ def test_blocks_are_pruned_as_by_a_plain_loop_with_hooks(model_dir: Path, method
 def test_exactly_what_was_asked_for_is_zero(model_dir: Path, method: str, pattern: str) -> None:
     dense, calls = load_model(model_dir).state_dict(), []
     model, result = masked(
-        model_dir, method, pattern, on_block=lambda done, total: calls.append((done, total))
+        model_dir, method, pattern, on_progress=lambda _, done, total: calls.append((done, total))
     )
     assert calls == [(1, 2), (2, 2)]
     assert result.sparsity == 0.5 and set(result.zeros.values()) == {0.5} and not result.damping
@@ -289,17 +301,22 @@ def test_exactly_what_was_asked_for_is_zero(model_dir: Path, method: str, patter
     assert not any(parameter.is_inference() for parameter in model.parameters())
 
 
-def test_bfloat16_forward_passes_choose_nearly_the_same(model_dir: Path) -> None:
-    exact, _ = masked(model_dir, "wanda", "unstructured", dtype=torch.float32)
-    fast, _ = masked(model_dir, "wanda", "unstructured", dtype=torch.bfloat16)
+def test_bfloat16_forward_passes_choose_nearly_the_same(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products_in(monkeypatch, torch.float32)
+    exact, _ = masked(model_dir, "wanda", "unstructured")
+    products_in(monkeypatch, torch.bfloat16)
+    fast, _ = masked(model_dir, "wanda", "unstructured")
     for name, weight in blocks_of(fast).items():
         assert ((weight == 0) == (blocks_of(exact)[name] == 0)).float().mean() > 0.98, name
 
 
 def test_micro_batches_do_not_matter(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, result = masked(model_dir, "wanda", "2:4", dtype=torch.float32)
-    monkeypatch.setattr("minigpt_edge.prune.methods.masks.MICRO_BATCH_TOKENS", 64)
-    parts, again = masked(model_dir, "wanda", "2:4", dtype=torch.float32)
+    products_in(monkeypatch, torch.float32)
+    whole, result = masked(model_dir, "wanda", "2:4")
+    monkeypatch.setattr("minigpt_edge.prune.masks.MICRO_BATCH_TOKENS", 64)
+    parts, again = masked(model_dir, "wanda", "2:4")
     for name, weight in blocks_of(whole).items():
         assert ((weight == 0) == (blocks_of(parts)[name] == 0)).float().mean() > 0.999
         assert torch.allclose(result.importance[name], again.importance[name], rtol=1e-4)
@@ -308,7 +325,7 @@ def test_micro_batches_do_not_matter(model_dir: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("method", "pattern", "sparsity", "message"),
     [
-        ("contextual", "2:4", 0.5, "makes no masks"),
+        ("contextual", "2:4", 0.5, "has no pattern"),
         ("wanda", "2:4", 0.6, "2:4 makes 50.00% of the weights zero, not 60.00%"),
         ("wanda", "unstructured", 1.0, "not between 0 and 1"),
         ("magnitude", "1:3", 1 / 3, "32 inputs, no multiple of 3"),
@@ -320,7 +337,5 @@ def test_what_can_not_be_met_is_said_before_anything_changes(
     model = load_model(model_dir)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(UsageError, match=message):
-        mask_blocks(
-            model, load_arch({"model_type": "llama"}), windows(), method, parse_pattern(pattern), sparsity
-        )
+        mask(model, method, pattern, sparsity)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

@@ -93,7 +93,7 @@ def cut(base: Path, out: Path, blocks: list[tuple[int, int]], tokens: int, *, bi
 def write(checkpoint: Path, kind: str) -> Path:
     path = checkpoint / f"{kind}.gguf"
     plain = kind if kind in UNQUANTIZED else "f16"
-    write_gguf(read_checkpoint(checkpoint), checkpoint / "plain.gguf", file_type=plain, metadata=METADATA)
+    write_gguf(read_checkpoint(checkpoint), checkpoint / "plain.gguf", file_type=plain)
     if kind in UNQUANTIZED:
         return (checkpoint / "plain.gguf").replace(path)
     matrices = [tensor for tensor in read_header(checkpoint / "plain.gguf").tensors if len(tensor.shape) > 1]
@@ -111,7 +111,7 @@ def test_predicted_sizes_are_the_files(
     small = cut(dense, tmp_path / "small", blocks, 500)
     read: dict[Path, dict[str, int]] = {}
     for kind in ("q4_0", "iq4_nl", "q8_0", "q4_k_m", "f16", "bf16"):
-        sizes = SizeModel(dense, small, parse_target(f"gguf-{kind}"), METADATA)
+        sizes = SizeModel(dense, small, parse_target(f"gguf-{kind}"))
         assert sizes.file_bytes(500, blocks) == write(small, kind).stat().st_size, kind
         for checkpoint in (dense, small):  # what a token needs, by the files themselves
             read.setdefault(checkpoint, {})[kind] = sum(
@@ -126,12 +126,12 @@ def test_predicted_sizes_are_the_files(
 def test_biases_that_pruning_adds_are_counted(base: Path, tmp_path: Path) -> None:
     small = cut(base, tmp_path / "small", SHAPES["unequal"], 500, biases=True)
     config = json.loads((base / "config.json").read_text()) | {"attention_bias": True, "mlp_bias": True}
-    sizes = SizeModel(base, small, parse_target("gguf-q4_0"), METADATA, config)
+    sizes = SizeModel(base, small, parse_target("gguf-q4_0"), config)
     assert sizes.file_bytes(500, SHAPES["unequal"]) == write(small, "q4_0").stat().st_size
 
 
 def test_rows_without_a_token_are_counted(base: Path) -> None:
-    sizes = SizeModel(base, base, parse_target("gguf-q8_0"), {})
+    sizes = SizeModel(base, base, parse_target("gguf-q8_0"))
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     more = sizes.file_bytes(vocabulary + 64, SHAPES["equal"]) - sizes.file_bytes(vocabulary, SHAPES["equal"])
     assert more == pytest.approx(64 * (34 + 8 + len("[PAD700]") + 4), abs=31)
@@ -140,9 +140,9 @@ def test_rows_without_a_token_are_counted(base: Path) -> None:
 def test_a_family_is_reckoned_with_its_smallest_type(base: Path) -> None:
     dense = [(1024, 2)] * 4
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
-    sizes = SizeModel(base, base, parse_target("gguf-q4"), METADATA)
+    sizes = SizeModel(base, base, parse_target("gguf-q4"))
     single = {
-        kind: SizeModel(base, base, parse_target(f"gguf-{kind}"), METADATA).file_bytes(vocabulary, dense)
+        kind: SizeModel(base, base, parse_target(f"gguf-{kind}")).file_bytes(vocabulary, dense)
         for kind in ("q4_0", "iq4_nl", "q4_1")
     }
     assert sizes.file_bytes(vocabulary, dense) == min(single.values())
@@ -151,7 +151,7 @@ def test_a_family_is_reckoned_with_its_smallest_type(base: Path) -> None:
 
 def test_onnx_sizes_are_refused(base: Path) -> None:
     with pytest.raises(UsageError, match="onnx-int4") as caught:
-        SizeModel(base, base, parse_target("onnx-int4"), {})
+        SizeModel(base, base, parse_target("onnx-int4"))
     assert caught.value.hint == "--max-size works with GGUF targets"
 
 
