@@ -153,7 +153,7 @@ def test_what_is_not_kept_is_lost(tmp_path: Path) -> None:
         block.mlp.up_proj.weight.data.zero_()
     assert torch.equal(logits(model), before)
     with resident(block), pytest.raises(ValueError, match="for reading"):
-        block.on_disk.keep(block)
+        block.on_disk.write(block)
 
 
 def test_a_block_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
