@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 SOURCES := minigpt_edge export runtime tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz reliability docs sbom clean
+.PHONY: help setup demo test test-fast test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz reliability docs sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: $(READY) ## build the law model with the default settings (about 15 minute
 
 test: $(READY) ## run the tests that need no real model (about 4 minutes on two cores)
 	$(BIN)/python -m pytest -n logical --dist loadfile
+
+test-fast: $(READY) ## the edit loop: tests without whole builds, trainings, servers (under a minute on two cores)
+	$(BIN)/python -m pytest -n logical --dist worksteal -m "not slow and not whole"
 
 test-slow: $(READY) ## run the tests with real models and installations (minutes)
 	$(BIN)/python -m pytest -m slow

@@ -104,6 +104,7 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("package", "blocked"),
     [

@@ -66,6 +66,7 @@ def test_torch_is_pinned_without_a_local_version() -> None:
     assert re.fullmatch(r"[\d.]+", pins()["torch"])
 
 
+@pytest.mark.whole
 def test_what_is_imported_is_declared() -> None:
     declared = set(requirements(ROOT / "pyproject.toml"))
     providers = importlib.metadata.packages_distributions()

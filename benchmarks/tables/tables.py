@@ -1,5 +1,5 @@
-"""Write the README's figures and docs/result.svg from benchmarks/results/build.json, a build's report, and
-docs/evidence.md with its pictures from the other results.
+"""Write the README's table, docs/default-build.md and docs/result.svg from benchmarks/results/build.json, a
+build's report, and docs/evidence.md with its pictures from the other results.
 
     python benchmarks/tables/tables.py [--check]
 
@@ -15,15 +15,48 @@ from pathlib import Path
 from benchmarks.tables import domain_tables, evidence, reliability_tables
 from minigpt_edge.report.build_report import BuildReport, read_report
 from minigpt_edge.report.plots import size_quality_svg, standalone
-from minigpt_edge.report.tables import duration, headline, markdown, tables
+from minigpt_edge.report.tables import Table, duration, headline, markdown, megabytes, number, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- results: benchmarks/tables/tables.py -->\n", "<!-- /results -->\n"
 SHOWN = ("models", "speed", "pruned", "way")
 
 
+COLUMNS = ("", "file size", "bits per byte", "tokens/s", "peak memory")
+ROWS = 4
+PAGE = """\
+# The default build, measured
+
+Written by `benchmarks/tables/tables.py` from `benchmarks/results/build.json`, the report of
+`minigpt-edge build --domain law --target gguf-q4 --target onnx-int4`.
+
+"""
+
+
+def summary(report: BuildReport) -> str:
+    """The README's table as Markdown: the dense model and the shipped files, ROWS of them at most."""
+    dense = [model for model in report.models if model.role != "shipped"]
+    shipped = [model for model in report.models if model.role == "shipped"]
+    rows = [
+        [
+            model.label,
+            megabytes(model.bytes),
+            number(model.quality.bits_per_byte, 3),
+            number(model.speed.decode_tokens_per_second),
+            number(model.speed.peak_rss_mb, 0, "MB"),
+        ]
+        for model in [*dense[: ROWS - len(shipped)], *shipped]
+    ]
+    note = (
+        "Held-out law text, two threads; fewer bits per byte are better. The dense model is as published. "
+        "Every figure of this build, and the machine: "
+        "[docs/default-build.md](docs/default-build.md)."
+    )
+    return markdown(Table("summary", "", COLUMNS, rows, note)) + "\n"
+
+
 def section(report: BuildReport) -> str:
-    """The README's section of results as Markdown."""
+    """All figures of the default build as Markdown."""
     parts = [headline(report)]
     parts += [f"**{table.title}**\n\n{markdown(table)}" for table in tables(report) if table.key in SHOWN]
     spent = sum(stage.seconds or 0 for stage in report.stages)
@@ -57,7 +90,8 @@ def outputs(root: Path) -> dict[Path, str]:
     if picture is None:
         raise SystemExit(f"error: {source} has no file with both size and quality")
     return {
-        root / "README.md": before + begin + section(report) + end + after,
+        root / "README.md": before + begin + summary(report) + end + after,
+        root / "docs" / "default-build.md": PAGE + section(report),
         root / "docs" / "result.svg": standalone(picture),
         **evidence.outputs(source.parent, root / "docs"),
         **domain_tables.outputs(source.parent, root / "docs"),

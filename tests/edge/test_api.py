@@ -69,6 +69,7 @@ def test_importing_a_subpackage_leaves_the_functions() -> None:
     assert minigpt_edge.build.__module__ == minigpt_edge.evaluate.__module__ == "minigpt_edge"
 
 
+@pytest.mark.whole
 def test_a_build_returns_its_bundle_and_report(place: Path, built: Any) -> None:
     assert built.directory == place / "out" and not built.unchanged
     assert (built.checkpoint / "config.json").is_file()

@@ -18,6 +18,8 @@ from tiny_build import QUICK, SMALL, write_corpus, write_model
 
 from minigpt_edge.data.stage import corpus_stage
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,8 @@ import pytest
 from source import ROOT
 from tiny_build import write_corpus, write_model
 
+pytestmark = pytest.mark.whole
+
 DATA = Path(__file__).with_name("data")
 TOKENS = 400  # of golden-tokenizer.json
 GOLDEN = {

@@ -17,6 +17,8 @@ from minigpt_edge.recover.memory import Recovery, of_recovery
 from minigpt_edge.stages import memory
 from minigpt_edge_runtime.errors import EdgeError
 
+pytestmark = pytest.mark.whole
+
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152, "num_hidden_layers": 30,
     "tie_word_embeddings": True,

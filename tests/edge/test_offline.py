@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from source import ROOT
 from tiny_build import SMALL, write_corpus, write_model
+
+pytestmark = pytest.mark.whole
 
 # every Python process reads this when it starts
 WATCH = """

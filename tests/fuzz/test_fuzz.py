@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.whole
+
 FUZZ = Path(__file__).with_name("fuzz.py")
 
 

@@ -244,6 +244,7 @@ def test_a_corpus_value_is_a_path_or_a_hub_id(tmp_path: Path, monkeypatch: pytes
     assert source_of("missing") == FileSource("missing")
 
 
+@pytest.mark.whole
 def test_a_dataset_without_a_hub_is_refused_in_time(
     tmp_path: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

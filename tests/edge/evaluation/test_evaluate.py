@@ -40,6 +40,8 @@ from minigpt_edge_runtime.scoring.choices import encode_pair, score_pairs
 from minigpt_edge_runtime.scoring.held_out import Window, score_window
 from minigpt_edge_runtime.scoring.likelihood import token_nll
 
+pytestmark = pytest.mark.whole
+
 ITEMS = [
     Item(("the licensee shall not",), (" distribute", " copy the work", " zebras and dogs", " or"), 0),
     Item(("notice is ", "warranty is"), ("given without liability",), 1),

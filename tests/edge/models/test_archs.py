@@ -44,6 +44,7 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=ROWS, use_cache=False).logits  # type: ignore[no-any-return]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_loaded_model_is_the_stock_one_and_is_written_back(
     family: Callable[[str], Checkpoint], tmp_path: Path, name: str
@@ -88,6 +89,7 @@ def test_halves_of_blocks_compute_what_the_model_does(
     assert whole == pytest.approx(float(stock), rel=1e-5)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_cut_equals_what_is_zero(
     family: Callable[[str], Checkpoint], tmp_path: Path, name: str
@@ -119,6 +121,7 @@ def test_a_model_without_heads_is_read_again(
     assert decoder.parameters + (128 if name == "opt" else 0) == count_parameters(model)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", ["least_squares", "wanda", "flap"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_calibration_prunes_every_architecture(
@@ -141,6 +144,7 @@ def test_calibration_prunes_every_architecture(
     assert read_checkpoint(tmp_path / "saved").blocks[0].intermediate_size == 64
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_refit_of_everything_changes_nothing(

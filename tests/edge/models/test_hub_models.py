@@ -41,6 +41,7 @@ def _endpoint(monkeypatch: pytest.MonkeyPatch, home: Path, url: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("answers", [False, None])
 def test_a_hub_that_is_away_is_noticed_in_time_and_said_once(
     answers: bool | None,

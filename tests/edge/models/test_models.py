@@ -58,6 +58,7 @@ def test_a_gguf_has_the_weights_that_transformers_reads(gguf_file: Path, tmp_pat
     assert config["tie_word_embeddings"] is True and config["rms_norm_eps"] == 1e-5
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2", "smaug-bpe"])
 def test_the_tokens_of_a_gguf_are_those_of_llama_cpp(pre: str, tmp_path: Path) -> None:
     import llama_cpp
@@ -250,6 +251,7 @@ def test_what_llama_cpp_does_not_do_to_text_is_left_out(model_dir: Path, tmp_pat
     assert json.loads(made.tokenizer.read_text())["normalizer"] is None
 
 
+@pytest.mark.whole
 def test_the_default_comes_from_its_package(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

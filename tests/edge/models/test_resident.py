@@ -63,6 +63,7 @@ def test_the_whole_model_computes_as_usual(family: Path, monkeypatch: pytest.Mon
     assert most and set(most) == {1} and in_memory(lazy) == 0
 
 
+@pytest.mark.whole
 def test_costs_are_those_of_a_model_in_memory(family: Path, tmp_path: Path) -> None:
     plain, lazy = load_model(family), load_model(family, lazy=True, changed=tmp_path / "blocks")
     arch = load_arch(plain.config)  # type: ignore[union-attr]
@@ -76,6 +77,7 @@ def test_costs_are_those_of_a_model_in_memory(family: Path, tmp_path: Path) -> N
     assert in_memory(lazy) == 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", METHODS)
 def test_pruning_gives_the_same_model_in_shards(family: Path, tmp_path: Path, method: str) -> None:
     found = []
@@ -105,6 +107,7 @@ def test_pruning_gives_the_same_model_in_shards(family: Path, tmp_path: Path, me
     ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", METHODS)
 def test_units_that_are_computed_again_are_the_same(
     family: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -123,6 +126,7 @@ def test_units_that_are_computed_again_are_the_same(
     assert all(torch.equal(found[0][1][name], inputs) for name, inputs in found[1][1].items())
 
 
+@pytest.mark.whole
 def test_masks_too(family: Path, tmp_path: Path) -> None:
     found = []
     for lazy in (False, True):

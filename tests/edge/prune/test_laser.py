@@ -293,6 +293,7 @@ def test_a_probe_measures_what_the_model_itself_says(model: Any) -> None:
     assert found.nll_per_token == pytest.approx(float(found.nll.sum()) / sum(map(int, found.tokens)))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kept_bytes", [2**29, 1_200_000])
 def test_what_a_probe_kept_changes_nothing(
     model: Any, kept_bytes: int, monkeypatch: pytest.MonkeyPatch

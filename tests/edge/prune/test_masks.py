@@ -256,6 +256,7 @@ def blocks_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", MASK_METHODS)
 def test_blocks_are_pruned_as_by_a_plain_loop_with_hooks(
@@ -281,6 +282,7 @@ def test_blocks_are_pruned_as_by_a_plain_loop_with_hooks(
     assert torch.allclose(result.importance["output.weight"], final, rtol=1e-2)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", MASK_METHODS)
 def test_exactly_what_was_asked_for_is_zero(model_dir: Path, method: str, pattern: str) -> None:

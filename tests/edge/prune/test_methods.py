@@ -20,6 +20,8 @@ from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

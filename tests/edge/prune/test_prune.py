@@ -225,6 +225,7 @@ def test_cutting_equals_masking(model_dir: Path) -> None:
 STRUCTURED_SCORES = [m.name for m in METHODS.values() if "structured" in m.patterns and m.name != "taylor"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", STRUCTURED_SCORES)
 def test_every_method_prunes_to_the_wanted_sizes_and_round_trips(
     model_dir: Path, tmp_path: Path, method: str

@@ -102,6 +102,7 @@ def write(checkpoint: Path, kind: str) -> Path:
     return path
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("model", ["base", "untied"])
 def test_predicted_sizes_are_the_files(
@@ -194,6 +195,7 @@ def limited(job: Export, limit: int | None) -> Export:
     return Export(**{**fields, "max_bytes": limit})
 
 
+@pytest.mark.whole
 def test_a_family_tries_a_mix(job: Export) -> None:
     made = gguf_stage(job, parse_target("gguf-q4"), f16_stage(job))
     tried = made.metrics["tried"]
@@ -205,6 +207,7 @@ def test_a_family_tries_a_mix(job: Export) -> None:
     assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "model.gguf", "parity.json"]
 
 
+@pytest.mark.whole
 def test_a_model_too_large_for_gptq_is_rounded(
     job: Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +221,7 @@ def test_a_model_too_large_for_gptq_is_rounded(
     assert files[0] != files[1]
 
 
+@pytest.mark.whole
 def test_a_limit_is_filled_and_never_exceeded(job: Export) -> None:
     family, f16 = parse_target("gguf-q4"), f16_stage(job)
     with pytest.raises(EdgeError, match="the smallest gguf-q4 file of this model has") as caught:
@@ -240,6 +244,7 @@ def test_a_limit_is_filled_and_never_exceeded(job: Export) -> None:
             assert {tensor.type for tensor in tensors} == {kind.upper()}
 
 
+@pytest.mark.whole
 def test_an_exact_target_over_the_limit_is_refused(job: Export) -> None:
     f16, target = f16_stage(job), parse_target("gguf-q8_0")
     size = (gguf_stage(job, target, f16).path / "model.gguf").stat().st_size

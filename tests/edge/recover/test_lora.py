@@ -87,6 +87,7 @@ def test_adapters_change_no_figure_but_their_own(inputs: Any) -> None:
     assert training_flops(model, 64) == before
 
 
+@pytest.mark.whole
 def test_it_learns_and_keeps_shapes_norms_and_embedding(
     inputs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +113,7 @@ def test_it_learns_and_keeps_shapes_norms_and_embedding(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.whole
 def test_training_checkpoints_hold_the_adapters_alone(inputs: Any, tmp_path: Path) -> None:
     sizes: set[int] = set()
 
@@ -125,6 +127,7 @@ def test_training_checkpoints_hold_the_adapters_alone(inputs: Any, tmp_path: Pat
     assert sizes == {sum(4 * (rows + columns) for rows, columns in shapes)}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("taught", [False, True])
 def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path, taught: bool) -> None:
     from minigpt_edge.recover.teacher import Teacher
@@ -154,6 +157,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path,
         assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.whole
 def test_the_best_weights_are_kept(inputs: Any, tmp_path: Path) -> None:
     from minigpt_edge.evaluation.perplexity import evaluate
 
@@ -175,6 +179,7 @@ def test_long_training_says_that_it_is_not_compiled(
     assert any("not compiled" in message and "LoRA" in message for message in messages)
 
 
+@pytest.mark.whole
 def test_it_has_a_learning_rate_of_its_own_and_bad_ranks_are_errors(inputs: Any, tmp_path: Path) -> None:
     result = run(inputs, tmp_path / "out", tokens=512, lr=None)
     assert max(entry["lr"] for entry in result["history"][1:]) == LORA_LR

@@ -48,6 +48,7 @@ def weights_hash(out: Path) -> str:
     return sha256_file(out / "model.safetensors")
 
 
+@pytest.mark.whole
 def test_recovery_learns_and_reports(inputs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from minigpt_edge.evaluation.perplexity import evaluate
 
@@ -69,6 +70,7 @@ def test_recovery_learns_and_reports(inputs: Any, tmp_path: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path, error: type) -> None:
     whole = run(inputs, tmp_path / "whole")
@@ -89,6 +91,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path,
     assert curves[0] == curves[1]
 
 
+@pytest.mark.whole
 def test_a_killed_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path) -> None:
     run(inputs, tmp_path / "whole")
     program = f"""
@@ -134,6 +137,7 @@ def test_a_compiled_run_resumes_to_the_same_bits(
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
 
 
+@pytest.mark.whole
 def test_only_the_last_training_checkpoint_is_kept(inputs: Any, tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
@@ -144,6 +148,7 @@ def test_only_the_last_training_checkpoint_is_kept(inputs: Any, tmp_path: Path) 
     assert ["checkpoint-5"] in seen and all(len(names) <= 1 for names in seen)
 
 
+@pytest.mark.whole
 def test_resuming_under_other_settings_is_refused(inputs: Any, tmp_path: Path) -> None:
     def interrupt(entry: dict[str, Any]) -> None:
         if entry.get("step") == 3:
@@ -157,6 +162,7 @@ def test_resuming_under_other_settings_is_refused(inputs: Any, tmp_path: Path) -
     assert run(inputs, tmp_path, seed=1, resume=False)["tokens"] == 2048
 
 
+@pytest.mark.whole
 def test_a_teacher_changes_what_is_learned_and_resumes_to_the_same_bits(inputs: Any, tmp_path: Path) -> None:
     from minigpt_edge.recover.teacher import Teacher
 
@@ -180,6 +186,7 @@ def test_a_teacher_changes_what_is_learned_and_resumes_to_the_same_bits(inputs: 
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
 
 
+@pytest.mark.whole
 def test_known_scores_are_not_measured_again(inputs: Any, tmp_path: Path) -> None:
     known = {"bits_per_byte": 0.0, "perplexity_per_base_token": 1.0}
     result = run(inputs, tmp_path, before=known)
@@ -201,6 +208,7 @@ def test_a_teacher_gives_its_predictions_for_the_kept_tokens(inputs: Any) -> Non
     assert float((actual - expected).abs().max()) < 0.05 * float(expected.abs().max())
 
 
+@pytest.mark.whole
 def test_it_stops_at_the_perplexity_asked_for(inputs: Any, tmp_path: Path) -> None:
     free = run(inputs, tmp_path / "free")
     curve = [e["perplexity_per_base_token"] for e in free["history"] if "bits_per_byte" in e]
@@ -210,6 +218,7 @@ def test_it_stops_at_the_perplexity_asked_for(inputs: Any, tmp_path: Path) -> No
     assert already["tokens"] == 0 and already["best_step"] == 0
 
 
+@pytest.mark.whole
 def test_it_keeps_the_best_weights_and_stops_early(inputs: Any, tmp_path: Path) -> None:
     from minigpt_edge.evaluation.perplexity import evaluate
 
@@ -222,6 +231,7 @@ def test_it_keeps_the_best_weights_and_stops_early(inputs: Any, tmp_path: Path) 
     assert scores["bits_per_byte"] == pytest.approx(curve[result["best_step"]], rel=5e-3)
 
 
+@pytest.mark.whole
 def test_divergence_is_an_error(inputs: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -162,6 +162,7 @@ class Scanner(HTMLParser):
         ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("case", CASES)
 def test_the_page_loads_and_runs_nothing(tmp_path: Path, case: str) -> None:
     path, _ = write_page(tmp_path, case)
@@ -176,6 +177,7 @@ def test_the_page_loads_and_runs_nothing(tmp_path: Path, case: str) -> None:
     )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("case", CASES)
 def test_every_picture_is_well_formed_and_has_words(tmp_path: Path, case: str) -> None:
     content = write_page(tmp_path, case)[0].read_text(encoding="utf-8")

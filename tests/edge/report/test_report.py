@@ -125,6 +125,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path)
     assert caught.value.hint
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("source", ["bundle-0.1.0.zip", "build.json"])
 def test_a_report_on_disk_is_read_and_written_as_it_is(source: str, tmp_path: Path) -> None:
     path = ROOT / "benchmarks" / "results" / source
@@ -167,6 +168,7 @@ def missing_parts() -> list[dict[str, Any]]:
     return parts
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("report", missing_parts(), ids=range(len(missing_parts())))
 def test_parts_may_be_missing(report: dict[str, Any]) -> None:
     page = Page(render_html(report_of(report)))

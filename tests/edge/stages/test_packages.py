@@ -75,6 +75,7 @@ def test_another_file_than_the_pinned_one_is_refused(index: Path, tmp_path: Path
     assert all(name.endswith(".lock") for name in left), "nothing of it stays"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "members"), [("laws/data/..\\evil.txt", MEMBERS), ("laws/../evil.txt", "laws/*/*.txt")]
 )

@@ -19,6 +19,8 @@ from minigpt_edge.prune.plan import read_plan
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_file
 
+pytestmark = pytest.mark.whole
+
 LAUNCH = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
 LAUNCH += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m")
 

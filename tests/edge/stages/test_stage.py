@@ -27,6 +27,7 @@ def run(work: Path, **changed: Any) -> Any:
     return run_stage(work, StageSpec("demo", **given), made_by)
 
 
+@pytest.mark.whole
 def test_the_same_stage_is_cached_and_another_is_not(tmp_path: Path) -> None:
     first, second = run(tmp_path), run(tmp_path)
     assert (first.cached, second.cached) == (False, True)
@@ -46,6 +47,7 @@ def test_a_failed_stage_leaves_no_directory(tmp_path: Path) -> None:
     assert run(tmp_path).cached is False
 
 
+@pytest.mark.whole
 def test_only_resumable_stages_find_what_was_left(tmp_path: Path) -> None:
     def interrupted(out: Path) -> dict[str, Any]:
         (out / "half.txt").write_text("half")
@@ -64,6 +66,7 @@ def test_only_resumable_stages_find_what_was_left(tmp_path: Path) -> None:
     assert seen == [False, True]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("damage", ["change", "delete", "add", "manifest"])
 def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     stage = run(tmp_path)
@@ -80,6 +83,7 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     assert caught.value.hint is not None and str(stage.path) in caught.value.hint
 
 
+@pytest.mark.whole
 def test_two_processes_that_need_one_stage_make_it_once(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"

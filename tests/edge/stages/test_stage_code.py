@@ -19,6 +19,8 @@ from tiny_build import write_corpus, write_model
 from minigpt_edge.stages import stage as machinery
 from minigpt_edge.stages.stage import StageSpec, code_files, code_hash, run_stage
 
+pytestmark = pytest.mark.whole
+
 # Every Python process reads this when it starts. A file of ours is noted when its code begins to run,
 # which importing it does too, under the names of the stages that are being made: one may need another.
 WATCH = """

@@ -12,6 +12,8 @@ import pytest
 from source import ROOT
 from tiny_build import write_corpus, write_model
 
+pytestmark = pytest.mark.whole
+
 SWEEP = """
 out = "swept"
 jobs = 2

@@ -59,6 +59,7 @@ def test_fp32_logits_are_those_of_torch(
         np.testing.assert_allclose(engine.logits(ROWS[0]), checkpoint.logits(ROWS[0]), atol=2e-4)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("blocks", "changes"), FORMS)
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_logits_are_those_of_the_quantized_weights(

@@ -60,6 +60,7 @@ def with_held_out(bundle: Path) -> Path:
     return path
 
 
+@pytest.mark.whole
 def test_a_bundles_report(bundle: Path, tmp_path: Path) -> None:
     held_out = with_held_out(bundle)
     result = bench(bundle, *QUICK, "-o", tmp_path / "cpu.json")
@@ -92,6 +93,7 @@ def test_a_bundles_report(bundle: Path, tmp_path: Path) -> None:
         assert shown in result.stdout
 
 
+@pytest.mark.whole
 def test_without_held_out_text_quality_is_null_and_a_note_says_so(bundle: Path, tmp_path: Path) -> None:
     result = bench(bundle, *QUICK, "--json")
     assert json.loads(result.stdout)["quality"] is None and "note: there is no held-out.json" in result.stderr
@@ -124,6 +126,7 @@ def test_llama_benchs_json(bundle: Path, tmp_path: Path) -> None:
     assert all(None not in test.values() for test in as_llama_bench(report))
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows another process's memory")
 def test_the_memory_limit_holds(bundle: Path, tmp_path: Path) -> None:
     result = bench(bundle, *QUICK, "--no-quality", "--memory-limit", "30M", "-o", tmp_path / "r.json")

@@ -85,6 +85,7 @@ def test_peak_memory_is_not_the_parents() -> None:
     assert 5e6 < int(done.stdout) < ballast.nbytes / 4
 
 
+@pytest.mark.whole
 def test_quality_equals_a_plain_computation(model: Path, tmp_path: Path) -> None:
     import llama_cpp
 

@@ -67,6 +67,7 @@ def test_it_runs_alone(whole_bundle: Path) -> None:
     assert done.returncode == 1 and 'pip install "minigpt-edge-runtime[onnx]"' in done.stderr
 
 
+@pytest.mark.whole
 def test_a_report_of_an_onnx_directory(whole_bundle: Path, tmp_path: Path) -> None:
     lengths = ("--prompt-lengths", "8,24", "--depths", "0,16", "--generate-tokens", 4, "--repeat", 2)
     result = call("bench", whole_bundle, "--profile", "cpu", *lengths, "-o", tmp_path / "cpu.json")

@@ -41,6 +41,7 @@ def test_the_made_up_reports_are_valid(tmp_path: Path) -> None:
         read_report(path)
 
 
+@pytest.mark.whole
 def test_what_bench_measures_can_be_compared(bundle: Path, tmp_path: Path) -> None:
     lengths = ["--prompt-lengths", "4,8", "--depths", "0", "--generate-tokens", "4", "--repeat", "2"]
     reports = [tmp_path / "a.json", tmp_path / "b.json"]

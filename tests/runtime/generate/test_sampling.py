@@ -103,6 +103,7 @@ def llama_cpps(logits: np.ndarray, sampling: Sampling, text: list[int]) -> list[
     return sorted(found, key=lambda pair: -pair[1])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("settings", CASES, ids=str)
 @pytest.mark.parametrize("oracle", [plain, llama_cpps])
 def test_candidates_and_probabilities(settings: dict[str, Any], oracle: Any) -> None:

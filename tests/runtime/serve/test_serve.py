@@ -24,6 +24,8 @@ import minigpt_edge_runtime
 from minigpt_edge_runtime.cli import cli
 from minigpt_edge_runtime.serve.server import listen
 
+pytestmark = pytest.mark.whole
+
 SAID = "漢é🙂 licence"
 GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"repeat_penalty": 1}}
 ASK: list[Any] = [{"role": "user", "content": "Hi"}]

@@ -66,6 +66,7 @@ def write_directory(directory: Path, data: dict[str, Any]) -> None:
     (directory / "merges.txt").write_text("\n".join(" ".join(m) for m in data["model"]["merges"]))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("ignore_merges", [False, True])
 @pytest.mark.parametrize("merges_as_text", [False, True])
 def test_any_closed_choice_is_consistent(ignore_merges: bool, merges_as_text: bool) -> None:
