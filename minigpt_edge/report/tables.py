@@ -100,11 +100,7 @@ def tables(report: BuildReport) -> list[Table]:
     """All tables that the report has figures for, in reading order."""
     made = [_models(report), _ratios(report), _speed(report), _way(report), _pruned(report.sparsity)]
     corpus = {"domain": report.domain, **report.corpus.to_json()}
-    environment = {
-        "minigpt-edge": report.minigpt_edge,
-        "command": report.command,
-        **report.environment,
-    }
+    environment = {"minigpt-edge": report.minigpt_edge, "command": report.command, **report.environment}
     made += [_facts("corpus", "Corpus", corpus), _parity(report), _files(report), _stages(report)]
     made += [_facts("environment", "Environment", environment)]
     return [table for table in made if table.rows]
@@ -134,14 +130,10 @@ def _models(report: BuildReport) -> Table:
     text = next((model.quality for model in models if model.quality), None)
     counts = {"windows": text.windows, "tokens": text.tokens} if text else {}
     known = ", ".join(f"{number(count)} {what}" for what, count in counts.items() if count is not None)
-    note = (
-        f"Held-out test text{f' ({known})' if known else ''}; lower is better. "
-        "The dense model is as published: not fine-tuned, quantized without an importance matrix. "
-        "± is one standard error over the windows. "
-    )
-    note += (
-        _differences(report) or "All are scored on the same windows: differences are surer than ± suggests."
-    )
+    note = f"Held-out test text{f' ({known})' if known else ''}; lower is better. "
+    note += "The dense model is as published: not fine-tuned, quantized without an importance matrix. "
+    note += "± is one standard error over the windows. "
+    note += _differences(report) or "All have the same windows: differences are surer than ± suggests."
     columns = ["", "file size", "of the largest", "parameters", "bits per byte", "perplexity per base token"]
     return Table("models", "Size and quality", columns, rows, note, _shipped_rows(models))
 
@@ -177,30 +169,21 @@ def paired_difference(ours: Sequence[Window], theirs: Sequence[Window]) -> tuple
 
 def _speed(report: BuildReport) -> Table:
     models = [model for model in report.models if model.speed]
-    rows = []
-    for model in models:
-        speed = model.speed
-        first, gap = speed.ttft_ms, speed.itl_ms
-        rows.append(
-            [
-                model.label,
-                number(speed.decode_tokens_per_second, 1),
-                number(speed.prefill_tokens_per_second),
-                " / ".join(map(number, (first.p50, first.p90, first.p99))),
-                " / ".join(number(value, 1) for value in (gap.p50, gap.p99)),
-                number(speed.load_seconds, 2, "s"),
-                number(speed.peak_rss_mb, 0, "MB"),
-            ]
-        )
-    columns = [
-        "",
-        "decode tokens/s",
-        "prefill tokens/s",
-        "TTFT ms p50 / p90 / p99",
-        "ITL ms p50 / p99",
-        "load",
-        "peak RSS",
+    rows = [
+        [
+            model.label,
+            number(model.speed.decode_tokens_per_second, 1),
+            number(model.speed.prefill_tokens_per_second),
+            " / ".join(map(number, (first.p50, first.p90, first.p99))),
+            f"{number(gap.p50, 1)} / {number(gap.p99, 1)}",
+            number(model.speed.load_seconds, 2, "s"),
+            number(model.speed.peak_rss_mb, 0, "MB"),
+        ]
+        for model in models
+        for first, gap in [(model.speed.ttft_ms, model.speed.itl_ms)]
     ]
+    columns = ["", "decode tokens/s", "prefill tokens/s", "TTFT ms p50 / p90 / p99", "ITL ms p50 / p99"]
+    columns += ["load", "peak RSS"]
     threads = sorted({model.speed.threads for model in models if model.speed.threads})
     note = "Each file in a fresh process without torch"
     note += f", {'/'.join(map(str, threads))} threads. " if threads else ". "

@@ -51,12 +51,7 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
         Contents(
             name=finished.name,
             model_files=list(types),
-            base_model={
-                "name": base.name,
-                "source": base.source,
-                "licence": base.licence,
-                "sha256": base.fingerprint,
-            },
+            base_model=report.base_model.model_dump(exclude={"parameters"}),
             licences=[licence for licence in (base.licence, *text_licences(text.metrics)) if licence],
             domain=recipe.domain,
             corpus_sha256=text.metrics["sha256"],

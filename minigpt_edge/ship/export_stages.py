@@ -77,7 +77,7 @@ def f16_stage(job: Export) -> Stage:
         make,
     )
     line = f"GGUF F16 ({stage.metrics['architecture']}), {_agreement(stage.metrics)}"
-    job.log.line("export", line, stage.manifest["seconds"], cached=stage.cached)
+    job.log.finished("export", line, stage)
     return stage
 
 
@@ -127,9 +127,8 @@ def onnx_stage(job: Export, target: Target) -> Stage:
         imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
         kind, grams = target.types[0], None
         if PRECISIONS[kind].bits == 4 and (needed := memory(decoder)) > GPTQ_BYTES:
-            job.log.line(
-                "export", f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded by importance alone"
-            )
+            line = f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded by importance alone"
+            job.log.line("export", line)
         elif PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
             step = partial(job.log.step, f"{target.name}: calibration")
             sequences = calibration_sequences(job.checkpoint, job.text.path)
@@ -182,7 +181,7 @@ def _target_stage(
             f"{name} {trial['bytes'] / 1e6:.1f} MB {trial['bits_per_byte']:.4f}"
             for name, trial in metrics["tried"].items()
         )
-    job.log.line("export", line, stage.manifest["seconds"], cached=stage.cached)
+    job.log.finished("export", line, stage)
     return stage
 
 

@@ -10,39 +10,26 @@ from typing import Any
 from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.settings import prune_settings
 from minigpt_edge.recipe import Recipe
-from minigpt_edge.report.build_report import (
-    BaseModelFacts,
-    BuildReport,
-    Corpus,
-    ModelFile,
-    Parity,
-    Quality,
-    QualityByStage,
-    Recovery,
-    Sparsity,
-    Speed,
-    StageFacts,
-    ValidationQuality,
-)
+from minigpt_edge.report import build_report as parts
 from minigpt_edge.ship.finished import Finished, ModelStages
 from minigpt_edge.ship.measure_stages import label, shipped_label
 from minigpt_edge.stages.stage import Stage
 from minigpt_edge_runtime._version import __version__
 
 
-def make_report(finished: Finished, command: str) -> BuildReport:
+def make_report(finished: Finished, command: str) -> parts.BuildReport:
     """What report.json holds."""
     from minigpt_edge_runtime.device import device_info
 
     recipe, base = finished.context.recipe, finished.context.base
     recovered, stages = finished.models.recovered, finished.stages
-    report = BuildReport(
+    report = parts.BuildReport(
         format=1,
         name=finished.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         minigpt_edge=__version__,
         command=command,
-        base_model=BaseModelFacts(
+        base_model=parts.BaseModelFacts(
             name=base.name,
             source=base.source,
             licence=base.licence,
@@ -54,11 +41,12 @@ def make_report(finished: Finished, command: str) -> BuildReport:
         sparsity=sparsity_facts(recipe, finished.models.pruned.metrics),
         quality_torch=_quality_by_stage(finished.models),
         parity={
-            file.target.name: Parity.model_validate(file.made.metrics["parity"]) for file in finished.files
+            file.target.name: parts.Parity.model_validate(file.made.metrics["parity"])
+            for file in finished.files
         },
         models=_models(finished),
         stages=tuple(
-            StageFacts(
+            parts.StageFacts(
                 name=stage.manifest["stage"],
                 seconds=stage.manifest["seconds"],
                 peak_rss_mb=stage.manifest["peak_rss_mb"],
@@ -69,13 +57,13 @@ def make_report(finished: Finished, command: str) -> BuildReport:
         environment={**device_info(), "threads": recipe.threads, **stages[-1].manifest["libraries"]},
         recipe={k: str(v) if isinstance(v, Path) else v for k, v in asdict(recipe).items()},
     )
-    recovery = {"recovery": Recovery.model_validate(recovered.metrics)} if recovered else {}
+    recovery = {"recovery": parts.Recovery.model_validate(recovered.metrics)} if recovered else {}
     return report.model_copy(update={**recovery, "ratios": ratios(report)})
 
 
-def _corpus(text: dict[str, Any]) -> Corpus:
+def _corpus(text: dict[str, Any]) -> parts.Corpus:
     splits, dropped, read = text["splits"], text["dropped"], text["documents_read"]
-    return Corpus(
+    return parts.Corpus(
         documents_read=read,
         dropped=dropped,
         near_duplicate_rate=dropped["near_duplicate"] / read,
@@ -96,12 +84,12 @@ def text_licences(text: dict[str, Any]) -> list[str]:
     return [str(source["licence"]) for source in text["sources"] if source.get("licence")]
 
 
-def sparsity_facts(recipe: Recipe, pruned: dict[str, Any]) -> Sparsity:
+def sparsity_facts(recipe: Recipe, pruned: dict[str, Any]) -> parts.Sparsity:
     """What was asked for and what was removed, from the prune stage's metrics."""
     settings = prune_settings(recipe)
     fraction = settings.exact and "sparsity" in pruner_of(settings).options and recipe.plan is None
     limits = {name: getattr(recipe, name) for name in ("max_size", "max_params", "min_speedup", "threshold")}
-    return Sparsity(
+    return parts.Sparsity(
         asked=settings.sparsity if fraction else None,
         pattern=settings.pattern,
         limits={name: limit for name, limit in limits.items() if limit is not None},
@@ -115,14 +103,14 @@ def sparsity_facts(recipe: Recipe, pruned: dict[str, Any]) -> Sparsity:
     )
 
 
-def _quality_by_stage(models: ModelStages) -> QualityByStage:
+def _quality_by_stage(models: ModelStages) -> parts.QualityByStage:
     found = {"dense": models.dense.metrics, "pruned": models.pruned.metrics["quality"]}
     if models.recovered:
         found["recovered"] = models.recovered.metrics["after"]
-    return QualityByStage(**{name: ValidationQuality.model_validate(part) for name, part in found.items()})
+    return parts.QualityByStage.model_validate(found)
 
 
-def _models(finished: Finished) -> tuple[ModelFile, ...]:
+def _models(finished: Finished) -> tuple[parts.ModelFile, ...]:
     """The dense model's files, then those that ship."""
     models = []
     for (file_format, kind), stage in finished.baselines.items():
@@ -144,18 +132,16 @@ def _models(finished: Finished) -> tuple[ModelFile, ...]:
     return tuple(models)
 
 
-def _measured(stage: Stage, **facts: Any) -> ModelFile:
+def _measured(stage: Stage, **facts: Any) -> parts.ModelFile:
     """A file with what a stage measured of it; `facts` are the others, "file" among them where it ships."""
     speed, quality = stage.metrics["speed"], stage.metrics["quality"]
     known = {key: speed["model"][key] for key in ("file", "bytes", "parameters", "sha256", "architecture")}
-    parts = {
-        "quality": {key: quality[key] for key in Quality.model_fields},
-        "speed": {key: speed[key] for key in Speed.model_fields},
-    }
-    return ModelFile.model_validate({**known, **parts, **facts})
+    known["quality"] = {key: quality[key] for key in parts.Quality.model_fields}
+    known["speed"] = {key: speed[key] for key in parts.Speed.model_fields}
+    return parts.ModelFile.model_validate({**known, **facts})
 
 
-def ratios(report: BuildReport) -> dict[str, float]:
+def ratios(report: parts.BuildReport) -> dict[str, float]:
     """The first shipped file against the dense model, each as shipped ÷ dense."""
     shipped, dense, twin = report.compared()
     before, after = report.quality_torch.dense, report.quality_torch.pruned

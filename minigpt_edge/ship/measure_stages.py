@@ -84,13 +84,9 @@ def _run(job: Export, spec: StageSpec, what: str, make: Callable[[Path], dict[st
     """Run a measuring stage and log its figures."""
     stage = run_stage(job.work, spec, make)
     speed, quality = stage.metrics["speed"], stage.metrics["quality"]
-    job.log.line(
-        "measure",
-        f"{what}: {quality['bits_per_byte']:.4f} bits per byte on test, "
-        f"{speed['decode_tokens_per_second']:.0f} tokens/s, peak RSS {speed['peak_rss_mb']:.0f} MB",
-        stage.manifest["seconds"],
-        cached=stage.cached,
-    )
+    line = f"{what}: {quality['bits_per_byte']:.4f} bits per byte on test, "
+    line += f"{speed['decode_tokens_per_second']:.0f} tokens/s, peak RSS {speed['peak_rss_mb']:.0f} MB"
+    job.log.finished("measure", line, stage)
     return stage
 
 

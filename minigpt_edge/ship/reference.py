@@ -45,12 +45,7 @@ def reference_stage(work: Path, checkpoint: Path, text: Stage, threads: int, log
 
 def checkpoint_hashes(checkpoint: Path) -> dict[str, str]:
     """sha256 of the files of a checkpoint that decide what is exported."""
-    names = (
-        "config.json",
-        GENERATION_CONFIG,
-        *TOKENIZER_FILES,
-        "model.safetensors.index.json",
-    )
+    names = ("config.json", GENERATION_CONFIG, *TOKENIZER_FILES, "model.safetensors.index.json")
     files = [checkpoint / name for name in names] + sorted(checkpoint.glob("*.safetensors"))
     return {path.name: sha256_file(path) for path in files if path.exists()}
 
