@@ -1,4 +1,8 @@
-"""Ollama's Modelfile of a bundle, with the chat template in ollama's language."""
+"""Ollama's Modelfile of a bundle, with the chat template in ollama's language.
+
+The template itself is written into the GGUF file by `minigpt_edge_export.gguf.tokenizer`, and copied into the
+bundle by `bundling`.
+"""
 
 from __future__ import annotations
 
