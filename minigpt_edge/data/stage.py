@@ -46,6 +46,7 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
             settings={
                 "sources": [asdict(source) for source in sources],
                 "window_tokens": longest,
+                "document_start": base.document_start,
             },
             inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
             code=CODE,
