@@ -104,12 +104,10 @@ def test_few_files_lie_at_the_top(package: str) -> None:
 
 
 def arguments(path: Path) -> dict[str, int]:
-    """Functions with more than ARGUMENTS arguments, click's commands apart: their options are the user's."""
+    """Functions with more than ARGUMENTS arguments."""
     many = {}
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if any("command" in ast.unparse(decorator) for decorator in node.decorator_list):
             continue
         given = node.args
         names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]

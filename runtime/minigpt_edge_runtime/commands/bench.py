@@ -41,7 +41,12 @@ class Lengths(click.ParamType):
 @click.option("--prompt-lengths", type=Lengths(), help="Tokens of the prompts.  [default: 128,512]")
 @click.option("--depths", type=Lengths(), help="Tokens in the cache when decoding begins.  [default: 0,512]")
 @click.option("--generate-tokens", type=click.IntRange(1), help="Tokens to decode.  [default: 64]")
-@click.option("--repeat", type=click.IntRange(1), help="Runs of each test, after a warm-up.  [default: 5]")
+@click.option(
+    "--repeat",
+    "repetitions",
+    type=click.IntRange(1),
+    help="Runs of each test, after a warm-up.  [default: 5]",
+)
 @click.option("--texts", type=click.Path(path_type=Path), help="Score this held-out.json or texts.json.")
 @click.option("--no-quality", is_flag=True, help="Do not score the bundle's held-out text.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file.")
@@ -59,24 +64,20 @@ def bench(
     file: str | None,
     profile: str,
     memory_limit: str | None,
-    repeat: int | None,
     texts: Path | None,
     no_quality: bool,
-    output: Path | None,
-    as_json: bool,
-    form: str,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Measure BUNDLE (a directory or a model file) in processes of its own: speed, memory and quality.
 
     Lengths are cut to what the model's context holds, unless they are given.
     """
     from minigpt_edge_runtime.bench.bench import bench_bundle
-    from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
     from minigpt_edge_runtime.bench.memory import parse_size
     from minigpt_edge_runtime.bench.profiles import Changes
-    from minigpt_edge_runtime.files import check_writable, write_json
+    from minigpt_edge_runtime.files import check_writable
 
+    output, as_json, form = (options.pop(name) for name in ("output", "as_json", "form"))
     if no_quality and texts is not None:
         raise UsageError("--texts and --no-quality contradict each other", "give one of them")
     limit = None if memory_limit is None else parse_size(memory_limit)
@@ -86,11 +87,19 @@ def bench(
     report = bench_bundle(
         found,
         profile,
-        Changes(repetitions=repeat, **settings),
+        Changes(**options),
         texts=None if no_quality else texts or _held_out(found),
         memory_limit=limit,
         progress=sys.stderr.isatty(),
     )
+    _put_out(report, output, as_json, form)
+
+
+def _put_out(report: dict[str, Any], output: Path | None, as_json: bool, form: str) -> None:
+    """Write the report's JSON where that was asked for, and print it or a table."""
+    from minigpt_edge_runtime.bench.llama_bench import as_llama_bench
+    from minigpt_edge_runtime.files import write_json
+
     content = report if form == "report" else as_llama_bench(report)
     if output is not None:
         write_json(output, content)
