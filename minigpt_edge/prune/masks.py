@@ -253,8 +253,8 @@ def _check(matrices: dict[str, nn.Linear], pattern: Pattern, sparsity: float) ->
 
 
 def mask_blocks(context: PruneContext, pruner: MaskPruner) -> MaskResult:
-    """Set weights of a model's blocks to zero in place, first block to last; embeddings and head stay as
-    they are.
+    """Set weights of a model's blocks to zero in place, first block to last; embeddings and head are
+    kept.
 
     Raises:
         UsageError: a sparsity or matrices that do not suit the pattern.

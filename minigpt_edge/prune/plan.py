@@ -1,4 +1,4 @@
-"""The plan: which FFN neurons, KV groups and tokens stay. Small, readable JSON that can be given back."""
+"""The plan: which FFN neurons, KV groups and tokens are kept. Small, readable JSON that can be given back."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from minigpt_edge.models import base_model
 from minigpt_edge.prune.context import Limit, PruneSettings
 from minigpt_edge.prune.methods.registry import METHODS, get_method, pruner_of
-from minigpt_edge.prune.vocabulary.terms import read_terms
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
 from minigpt_edge.stages.console import Log
 from minigpt_edge_export.targets import parse_target
@@ -38,6 +37,11 @@ def check_recipe(recipe: Recipe) -> None:
                 f"--{name.replace('_', '-')} does nothing with {recipe.method} ({pattern})",
                 f"leave it out, or choose another method or pattern: {', '.join(fitting)} can use it",
             )
+    if recipe.widths == "global" and pruner.needs_refit:
+        raise UsageError(
+            f"{recipe.method} scores blocks one after another, so there is no cut over all of them at once",
+            "give --widths free or equal, or choose another method: `minigpt-edge methods`",
+        )
     if recipe.refit is False and pruner.needs_refit:
         raise UsageError(
             f"{recipe.method} scores a unit by what a refit can't make up for, so it always refits",
@@ -96,11 +100,6 @@ def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> Pru
         "planned so; ONNX alone would not need it",
     )
     return replace(settings, whole_attention=True, widths="equal")
-
-
-def keep_terms(recipe: Recipe) -> list[str]:
-    """The terms whose tokens have to be kept."""
-    return read_terms(recipe.keep_tokens) if recipe.keep_tokens else []
 
 
 def given_plan(recipe: Recipe) -> Path | None:

@@ -12,7 +12,8 @@ from minigpt_edge.prune.context import CHECKPOINT, PruneInputs
 from minigpt_edge.prune.methods.registry import get_method
 from minigpt_edge.prune.prepare import prepare
 from minigpt_edge.prune.result import preview, write_pruned
-from minigpt_edge.prune.settings import fitted_settings, given_plan, keep_terms
+from minigpt_edge.prune.settings import fitted_settings, given_plan
+from minigpt_edge.prune.vocabulary.terms import read_terms
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
@@ -37,7 +38,7 @@ def _inputs(context: BuildContext, text: Stage, verb: str) -> PruneInputs:
         text.path,
         fitted_settings(recipe, base, log),
         plan=given_plan(recipe),
-        terms=keep_terms(recipe),
+        terms=read_terms(recipe.keep_tokens) if recipe.keep_tokens else [],
         on_progress=lambda what, done, total: log.step(f"{verb}: {what}", done, total),
         max_memory=recipe.max_memory,
     )

@@ -128,6 +128,12 @@ class _Forward:
         after = self.attend(index, x)
         return after + self.arch.ffn_out(self.fast[index])(self.neurons(index, x, after))
 
+    def advance(self, index: int, x: Tensor) -> Tensor:
+        """Put a stream [windows, s, hidden] through a block, in place."""
+        for rows in self.batches(0, len(x)):
+            x[rows] = self.run(index, x[rows])
+        return x
+
     def batches(self, start: int, stop: int) -> Iterator[slice]:
         for first in range(start, stop, self.step):
             yield slice(first, min(first + self.step, stop))
@@ -149,12 +155,7 @@ class _Forward:
 
 
 def drop_blocks(
-    model: Any,
-    arch: Arch,
-    windows: Tensor,
-    count: int,
-    *,
-    on_step: Done = unwatched,
+    model: Any, arch: Arch, windows: Tensor, count: int, *, on_step: Done = unwatched
 ) -> DropResult:
     """Remove `count` blocks of a model in place, and refit the blocks beside the gaps where that helps.
 
@@ -198,8 +199,6 @@ def _choose(
     forward: _Forward, held_out: int, count: int, on_trial: Callable[[int], None]
 ) -> tuple[list[int], list[float]]:
     """The blocks to remove, in order, and the loss before and after each."""
-    import torch
-
     ids = forward.windows[:held_out]
     left = list(range(len(forward.blocks)))
     states = [forward.embed(slice(held_out))]  # what enters each block that is left
@@ -207,9 +206,7 @@ def _choose(
 
     def advance() -> None:
         for index in left[len(states) - 1 : -1]:
-            states.append(
-                torch.cat([forward.run(index, states[-1][r]) for r in forward.batches(0, held_out)])
-            )
+            states.append(forward.advance(index, states[-1].clone()))
 
     advance()
     losses = [forward.loss(states[-1], left[-1:], ids)]
@@ -246,15 +243,13 @@ def _replace(
         if beside_gap and small is None:
             small = dense.clone()
         for passed in range(reached, following):
-            for rows in forward.batches(0, len(dense)):
-                dense[rows] = forward.run(passed, dense[rows])
+            forward.advance(passed, dense)
             on_block(passed + 1)
         reached = following
         if small is None:
             continue
         if not beside_gap:
-            for rows in forward.batches(0, len(small)):
-                small[rows] = forward.run(index, small[rows])
+            forward.advance(index, small)
             continue
         block = _Entered(forward, index, small.clone())
         for rows in forward.batches(0, len(small)):

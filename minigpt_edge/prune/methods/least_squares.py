@@ -27,8 +27,8 @@ def rounds(statistics: UnitStatistics, keep: int) -> Tensor:
     left = _all_of(statistics)
     total = len(left.units)
     for part in range(1, ROUNDS):
-        stay = total - (total - keep) * part // ROUNDS
-        left = left.without(left.costs().argsort()[: len(left.units) - stay])
+        kept = total - (total - keep) * part // ROUNDS
+        left = left.without(left.costs().argsort()[: len(left.units) - kept])
     return left.units[left.costs().topk(keep).indices.sort().values]
 
 

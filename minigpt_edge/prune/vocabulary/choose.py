@@ -1,7 +1,7 @@
 """Trims a BPE vocabulary, byte-level or SentencePiece: chooses which tokens are kept.
 
 A token can only be made if every token on the way to it is there too. So what is kept is always closed:
-a token is kept as long as a kept one is built from it. Bytes are never removed, so no text is lost.
+a token is kept as long as a kept one is built from it. Bytes are never removed, so no text is ever lost.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def read_vocabulary(tokenizer_json: dict[str, Any]) -> Vocabulary:
 
 
 def alphabet(tokenizer_json: dict[str, Any]) -> list[str]:
-    """The tokens that spell any text: they never go."""
+    """The tokens that spell any text: they are always kept."""
     from tokenizers import pre_tokenizers
 
     if is_sentencepiece(tokenizer_json):
@@ -149,7 +149,7 @@ def choose_tokens(
     keep: Iterable[str] = (),
     always: Iterable[int] = (),
 ) -> list[int]:
-    """The ids that stay, ascending; closed, and never without the byte symbols and the added tokens.
+    """The kept ids, ascending; closed, and never without the byte symbols and the added tokens.
 
     From the whole vocabulary the least used token that no other token is built from is dropped, again and
     again. What it was counted is added to the pieces that its text then becomes.
@@ -157,14 +157,14 @@ def choose_tokens(
     Args:
         tokenizer_json: parsed tokenizer.json of the base model.
         counts: how often each token occurs in the corpus, [highest id + 1], as `count_tokens` gives it.
-        min_count: stop where every token that could go is used this often. 1 drops no token that occurs.
+        min_count: stop where every removable token is used this often. 1 drops no token that occurs.
         size: stop at exactly this many tokens instead.
         keep: terms that must go on being encoded to the same tokens, alone and after a space.
-        always: ids that must stay, such as those of `config_token_ids`.
+        always: ids that must be kept, such as those of `config_token_ids`.
 
     Raises:
         EdgeError: not a byte-level BPE, counts of another vocabulary, an unknown id in `always`, or a size
-            that is below what must stay or above what there is.
+            that is below what must be kept or above what there is.
     """
     vocabulary = read_vocabulary(tokenizer_json)
     if len(counts) != vocabulary.rows:
@@ -176,7 +176,7 @@ def choose_tokens(
     if size is not None and not len(required) <= size <= len(vocabulary.ids):
         symbols, added = len(vocabulary.byte_symbols), len(vocabulary.added)
         raise EdgeError(
-            f"{size:,} tokens can't be kept: {len(required):,} must stay ({symbols} byte symbols, {added} "
+            f"{size:,} tokens can't be kept: {len(required):,} must be kept ({symbols} byte symbols, {added} "
             f"special and added tokens, the rest for terms to keep), and there are {len(vocabulary.ids):,}",
             "ask for a size in between",
         )
@@ -190,7 +190,7 @@ def _required(
     unknown = sorted(tokens - set(vocabulary.ids.values()))
     if unknown:
         raise EdgeError(
-            f"the vocabulary has no token with id {unknown[0]}, which must stay", "correct the id"
+            f"the vocabulary has no token with id {unknown[0]}, which must be kept", "correct the id"
         )
     texts = [text for term in keep if term for text in (term, f" {term}")]
     for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
@@ -226,7 +226,7 @@ class _Dropper:
     def _offer(self, token: int) -> None:
         if token not in self.required and not self.users[token]:
             rank = self.vocabulary.rank.get(token)
-            # among equally used ones, go first: what no merge builds, then the latest merge
+            # Of equally used ones, what no merge builds is removed first, then the latest merge.
             heapq.heappush(self.heap, (self.counts[token], rank is not None, -(rank or 0), token))
 
     def _give(self, token: int, count: int) -> None:

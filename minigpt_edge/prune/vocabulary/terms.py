@@ -1,4 +1,4 @@
-"""The terms file of --keep-tokens: words that must stay in the vocabulary although the corpus lacks them."""
+"""The terms file of --keep-tokens: words to keep in the vocabulary although the corpus lacks them."""
 
 from __future__ import annotations
 

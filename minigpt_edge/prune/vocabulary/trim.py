@@ -126,7 +126,7 @@ def _check_ids(tokenizer_json: dict[str, Any], ids: dict[str, int], kept: Sequen
     lost = sorted(text for text in must & ids.keys() if ids[text] not in chosen)
     if lost:
         raise EdgeError(
-            f"{len(lost)} tokens that must stay are not kept: {lost[:5]}",
+            f"{len(lost)} tokens that must be kept are not: {lost[:5]}",
             "keep every byte symbol and every special or added token, or text would be lost",
         )
 
@@ -173,7 +173,7 @@ def _new_id(text: str, new_ids: dict[str, int]) -> int:
 
 
 def config_token_ids(*configs: dict[str, Any]) -> set[int]:
-    """Ids that config.json and generation_config.json name and that must stay (bos, eos, pad, forced ...)."""
+    """Ids to keep since config.json or generation_config.json name them (bos, eos, pad, forced ...)."""
     found: set[int] = set()
 
     def note(index: int) -> int:
@@ -191,7 +191,7 @@ def remap_config(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both configs with new ids, and `vocab_size` in the first; what is given is not changed.
 
-    Negative ids remain as they are. Lists of tokens that must not be generated lose the removed ones.
+    Negative ids are kept. Lists of tokens that must not be generated lose those that are removed.
 
     Raises:
         EdgeError: an id that is needed (bos, eos, pad, forced ...) was dropped or does not exist.

@@ -212,6 +212,7 @@ def test_max_params_and_min_speedup_are_met(place: Path) -> None:
         ({"method": "sparsegpt", "pattern": "structured"}, "no pattern"),
         ({"method": "wanda", "pattern": "2:4", "widths": "equal"}, "--widths does nothing with wanda"),
         ({"refit": False}, "always refits"),
+        ({"widths": "global"}, "no cut over all"),
         ({"method": "laser", "recover": "tokens"}, "undo"),
         ({"method": "laser", "sparsity": 0.3}, "--sparsity does nothing with laser"),
         ({"reductions": "1:up:0.5"}, "--reductions does nothing"),

@@ -121,7 +121,7 @@ def test_larger_vocabularies_encode_the_corpus_in_fewer_tokens(data: dict[str, A
 
 def test_sizes_that_can_not_be(data: dict[str, Any]) -> None:
     counts = np.zeros(len(ids_of(data)), dtype=np.int64)
-    with pytest.raises(EdgeError, match=r"259 tokens can't be kept: 260 must stay \(256 byte.* 4 special"):
+    with pytest.raises(EdgeError, match=r"259 tokens can't be kept: 260 must be kept \(256 byte.* 4 special"):
         choose_tokens(data, counts, size=259)
     with pytest.raises(EdgeError, match=f"there are {len(counts)}"):
         choose_tokens(data, counts, size=len(counts) + 1)
@@ -129,7 +129,7 @@ def test_sizes_that_can_not_be(data: dict[str, Any]) -> None:
         choose_tokens(data, [1, 2, 3])
     with pytest.raises(EdgeError, match="no token with id 9999"):
         choose_tokens(data, counts, always=[9999])
-    with pytest.raises(EdgeError, match="must stay"):
+    with pytest.raises(EdgeError, match="must be kept"):
         choose_tokens(data, counts, size=260, keep=["sublicense"])
 
 
@@ -151,7 +151,7 @@ def test_the_smallest_size_is_what_must_stay(data: dict[str, Any]) -> None:
     counts = np.zeros(len(ids_of(data)), dtype=np.int64)
     smallest = choose_tokens(data, counts, keep=["sublicense"])
     assert choose_tokens(data, counts, keep=["sublicense"], size=len(smallest)) == smallest
-    with pytest.raises(EdgeError, match=f"{len(smallest)} must stay"):
+    with pytest.raises(EdgeError, match=f"{len(smallest)} must be kept"):
         choose_tokens(data, counts, keep=["sublicense"], size=len(smallest) - 1)
 
 
