@@ -178,10 +178,11 @@ def run_stage(work: Path, spec: StageSpec, make: Callable[[Path], dict[str, Any]
             stage = Stage(final, _checked(final, key), cached=True)
             parallel.broadcast("cached")
         else:
-            partial = _partial(final)
-            if partial.exists() and not spec.resumable:
-                shutil.rmtree(partial)
-            stage = _make({**described, "key": key}, final, make)
+            with _written(final, resumable=spec.resumable) as partial:
+                begun = time.monotonic()
+                metrics = make(partial)
+                manifest = _write_manifest(partial, {**described, "key": key}, metrics, begun)
+            stage = Stage(final, manifest, cached=False)
         parallel.barrier()  # it is finished
         return stage
 
@@ -198,29 +199,38 @@ def _partial(final: Path) -> Path:
     return final.with_name(final.name + ".partial")
 
 
-def _make(described: dict[str, Any], final: Path, make: Callable[[Path], dict[str, Any]]) -> Stage:
+@contextmanager
+def _written(final: Path, *, resumable: bool) -> Iterator[Path]:
+    """The directory to write a stage into, which becomes `final` when all went well."""
     partial = _partial(final)
     try:
+        if partial.exists() and not resumable:
+            shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         parallel.broadcast("begun")
         _reset_peak_memory()
-        begun = time.monotonic()
-        metrics = make(partial)
-        manifest = {
-            **described,
-            "minigpt_edge": __version__,
-            "libraries": _versions(),
-            "outputs": _hashes(partial),
-            "seconds": round(time.monotonic() - begun, 2),
-            "peak_rss_mb": round((peak_rss_bytes() or 0) / 1e6, 1),
-            "metrics": metrics,
-        }
-        manifest[_SEAL] = sha256_json(manifest)
-        write_json(partial / MANIFEST, manifest)
+        yield partial
         publish_directory(partial, final)
     except OSError as error:
         raise os_error(error, Path(error.filename or partial)) from error
-    return Stage(final, manifest, cached=False)
+
+
+def _write_manifest(
+    partial: Path, described: dict[str, Any], metrics: dict[str, Any], begun: float
+) -> dict[str, Any]:
+    """Write the manifest of a stage that was begun at that time of `time.monotonic`, and return it."""
+    manifest = {
+        **described,
+        "minigpt_edge": __version__,
+        "libraries": _versions(),
+        "outputs": _hashes(partial),
+        "seconds": round(time.monotonic() - begun, 2),
+        "peak_rss_mb": round((peak_rss_bytes() or 0) / 1e6, 1),
+        "metrics": metrics,
+    }
+    manifest[_SEAL] = sha256_json(manifest)
+    write_json(partial / MANIFEST, manifest)
+    return manifest
 
 
 def _checked(path: Path, key: str) -> dict[str, Any]:
