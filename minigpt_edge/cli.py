@@ -28,7 +28,7 @@ VERBS = {
 @click.group(
     cls=EdgeGroup,
     verbs=VERBS,
-    interrupted="interrupted; the same command goes on from here",
+    interrupted="interrupted; the same command continues from here",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="minigpt-edge")

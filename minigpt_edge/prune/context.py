@@ -110,7 +110,7 @@ class PruneInputs:
 
 @dataclass(frozen=True)
 class PruneContext:
-    """What a method prunes, and what it goes by.
+    """What a method prunes, and what it decides from.
 
     Attributes:
         inputs: what pruning started from.

@@ -40,7 +40,7 @@ def from_ranges(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What stays of one block: ascending indices into the dense block."""
+    """What is kept of one block: ascending indices into the dense block."""
 
     kv_groups: tuple[int, ...]
     neurons: tuple[int, ...]
@@ -48,13 +48,13 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays of a model.
+    """What is kept of a model.
 
     Attributes:
         model: sha256 of the dense checkpoint that the indices refer to.
         method: the method that chose.
         tokens: kept ids of the dense vocabulary, ascending.
-        blocks: what stays of each block.
+        blocks: what is kept of each block.
         parameters: (dense, kept), tied embeddings counted once.
     """
 
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the dense parameters that are gone."""
+        """Fraction of the dense parameters that are removed."""
         return 1 - self.parameters[1] / self.parameters[0]
 
 

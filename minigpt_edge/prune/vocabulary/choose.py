@@ -1,7 +1,7 @@
-"""Trims a BPE vocabulary, byte-level or SentencePiece: chooses which tokens stay.
+"""Trims a BPE vocabulary, byte-level or SentencePiece: chooses which tokens are kept.
 
 A token can only be made if every token on the way to it is there too. So what is kept is always closed:
-a token stays as long as one that stays is built from it. Bytes never go, so no text is ever lost.
+a token is kept as long as a kept one is built from it. Bytes are never removed, so no text is lost.
 """
 
 from __future__ import annotations

@@ -191,47 +191,47 @@ def remap_config(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both configs with new ids, and `vocab_size` in the first; what is given is not changed.
 
-    Negative ids stay. Lists of tokens that must not be generated lose those that are gone.
+    Negative ids remain as they are. Lists of tokens that must not be generated lose the removed ones.
 
     Raises:
         EdgeError: an id that is needed (bos, eos, pad, forced ...) was dropped or does not exist.
     """
 
-    def stays(index: int) -> bool:
+    def is_kept(index: int) -> bool:
         return index < 0 or (index < len(old_to_new) and old_to_new[index] >= 0)
 
     def move(index: int) -> int:
-        if not stays(index):
+        if not is_kept(index):
             raise EdgeError(
                 f"the model's configuration names token id {index}, which is not kept or does not exist",
                 "correct the id, or keep the token",
             )
         return index if index < 0 else int(old_to_new[index])
 
-    new = _map_entries(config, move, stays)
+    new = _map_entries(config, move, is_kept)
     if "vocab_size" in new:
         new["vocab_size"] = int((old_to_new >= 0).sum())
-    return new, _map_entries(generation_config, move, stays)
+    return new, _map_entries(generation_config, move, is_kept)
 
 
 def _map_entries(
-    config: dict[str, Any], move: Callable[[int], int], stays: Callable[[int], bool]
+    config: dict[str, Any], move: Callable[[int], int], is_kept: Callable[[int], bool]
 ) -> dict[str, Any]:
     """A config, at any depth, with `move` applied to every token id that one of its entries holds."""
-    return {key: _map_entry(key, value, move, stays) for key, value in config.items()}
+    return {key: _map_entry(key, value, move, is_kept) for key, value in config.items()}
 
 
-def _map_entry(key: str, value: Any, move: Callable[[int], int], stays: Callable[[int], bool]) -> Any:
+def _map_entry(key: str, value: Any, move: Callable[[int], int], is_kept: Callable[[int], bool]) -> Any:
     if isinstance(value, dict):
-        return _map_entries(value, move, stays)
+        return _map_entries(value, move, is_kept)
     if value is None:
         return None
     if key in ("suppress_tokens", "begin_suppress_tokens"):
-        return [move(index) for index in value if stays(index)]
+        return [move(index) for index in value if is_kept(index)]
     if key == "bad_words_ids":
-        return [[move(i) for i in word] for word in value if all(map(stays, word))]
+        return [[move(i) for i in word] for word in value if all(map(is_kept, word))]
     if key == "sequence_bias":
-        return [[[move(i) for i in word], bias] for word, bias in value if all(map(stays, word))]
+        return [[[move(i) for i in word], bias] for word, bias in value if all(map(is_kept, word))]
     if key == "forced_decoder_ids":
         return [[position, index if index is None else move(index)] for position, index in value]
     if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
