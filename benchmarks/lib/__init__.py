@@ -1,1 +1,1 @@
-"""What the experiments share."""
+"""What the benchmarks share: models and their stages, extra methods, files, where results lie."""

@@ -1,1 +1,1 @@
-"""One file per verb: options in, one call, output."""
+"""One file per command or kind of command: options in, one call, output."""

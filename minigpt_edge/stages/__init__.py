@@ -1,1 +1,1 @@
-"""The machinery of stages: directories, locks, processes, console, events, sweeps, fetched packages."""
+"""The machinery of stages: directories, locks, processes, memory, console, events, sweeps, downloads."""

@@ -1,7 +1,8 @@
-"""What pruning and recovery need in memory, estimated before they start, and what there is.
+"""How much memory there is, and refusing what is estimated to need more.
 
-The estimates add up what is in memory at once: weights, streams of hidden states, second moments, the
-training step. They were fitted to measured peaks (docs/reliability.md) and lean to the high side.
+The estimates are in `prune.memory` and `recover.memory`. They add up what is in memory at once: weights,
+streams of hidden states, second moments, the training step. They were fitted to measured peaks
+(docs/reliability.md) and lean to the high side.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One module per verb; each is a click command that imports what it needs when it runs."""
+"""One module per command; each is a click command that imports what it needs when it runs."""

@@ -1,1 +1,1 @@
-"""Latency reports side by side: ratios with their spread, what to know before reading them, a page."""
+"""Latency reports side by side: ratios with their spread, and what to know before reading them."""

@@ -1,1 +1,1 @@
-"""What runs a model file."""
+"""What runs a model file: llama.cpp and onnxruntime behind one interface."""

@@ -1,1 +1,1 @@
-"""Headers of model files."""
+"""File formats: headers of GGUF and ONNX models, tokenizer files, latency reports."""

@@ -1,1 +1,1 @@
-"""Quality of a file under any engine."""
+"""Quality of a model file under any engine: likelihoods, divergences, multiple choice."""
