@@ -75,7 +75,7 @@ def follow(recipe: Recipe, log: Log) -> None:
 
 
 def dry_run(recipe: Recipe, log: Log) -> dict[str, Any]:
-    """What a build would keep of each block and how large its files would be; see `prune.preview`."""
+    """What a build would keep of each block and how large its files would be; see `prune.result.preview`."""
     _checked(recipe)
     if not pruner_of(prune_settings(recipe)).sized:
         raise UsageError("--dry-run is for methods that remove units", "leave it out")

@@ -148,7 +148,7 @@ def build(
 ) -> None:
     """Make a small model for a domain.
 
-    Every finished stage is kept: interrupted, the same command goes on where it stopped; repeated, it does
+    Every finished stage is kept: interrupted, the same command continues where it stopped; repeated, it does
     nothing.
     """
     from rich.console import Console

@@ -31,7 +31,7 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     sparsity = [0.2, 0.42]
     target = [["gguf-q4", "onnx-int4"]]
 
-    Builds share the stages that are equal. Stopped, the same command goes on; a build that fails does not
+    Builds share the stages that are equal. Stopped, the same command continues; a build that fails does not
     stop the others, and the exit status is then 1. Each build's log is OUT/NAME.log, the figures of all
     of them in OUT/sweep.json.
     """

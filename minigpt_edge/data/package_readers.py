@@ -238,4 +238,4 @@ READERS: dict[str, Reader] = {
 OPTIONS = {
     "wikipedia": ("include", "exclude", "share"),
     "definitions": ("key", "seen"),
-}  # of readers that have any
+}  # The options that a reader knows; the others know none.

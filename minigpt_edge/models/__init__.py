@@ -1,1 +1,1 @@
-"""The base model and its parts."""
+"""The base model: read, loaded and run; `archs/` has what torch needs of each architecture."""

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from minigpt_edge.models.archs.base import Arch
 
-CHECKPOINT, PLAN, IMPORTANCE = "checkpoint", "plan.json", "imatrix.safetensors"  # of a prune stage
+CHECKPOINT, PLAN, IMPORTANCE = "checkpoint", "plan.json", "imatrix.safetensors"  # files of the stage
 STRUCTURED, UNSTRUCTURED, BLOCKS, RANK = "structured", "unstructured", "blocks", "rank"
 WIDTH_MULTIPLE = 32  # the block of the 32-wide quantization types
 SPARSITY_TOLERANCE = 0.005  # by which what is removed may miss the fraction that was asked for
-MICRO_BATCH_TOKENS = 4096  # of the forward passes
-VALIDATION_SHARE = 0.15  # of the calibration windows: chooses the ridge, then joins the fit
-SENSITIVITY_TOKENS = 8192  # of the calibration set, for the passes that try or differentiate
+MICRO_BATCH_TOKENS = 4096  # tokens of one forward pass
+VALIDATION_SHARE = 0.15  # This share of the calibration set chooses the ridge, then joins the fit.
+SENSITIVITY_TOKENS = 8192  # This much of the calibration set serves the passes that try or differentiate.
 
 Progress = Callable[[str, int, int], None]
 Done = Callable[[int, int], None]

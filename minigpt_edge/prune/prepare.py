@@ -49,7 +49,7 @@ def prepare(inputs: PruneInputs, directory: Path) -> PruneContext:
     plan = read_plan(inputs.plan) if inputs.plan else None
     if plan and inputs.plan:
         check_plan(plan, config, inputs.fingerprint, inputs.plan)
-    # what is written at the end, and what changed blocks take until then
+    # Room for the result, and for changed blocks that lie on disk until then.
     need_space(directory, 4 * stored_parameters(base) * (2 if lazy else 1), "pruning")
     model: Any = load_model(base, lazy=lazy, changed=directory / "blocks")
     attention.use_in(model)

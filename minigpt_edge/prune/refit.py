@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch  # noqa: TID253 - imported on demand
 from torch import Tensor  # noqa: TID253
 
-DAMPING = 0.01  # of each unit's own energy: keeps the inverse of a Gram matrix from few tokens tame
+DAMPING = 0.01  # This share of each unit's energy keeps the inverse of a Gram matrix tame.
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-DIRECTIONS = 256  # of the outputs, at random, that the ridge is chosen on
+DIRECTIONS = 256  # The ridge is chosen on so many random directions of the outputs.
 
 
 def factor(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Recovery: fine-tuning after pruning."""
+"""Recovery: fine-tuning after pruning, with the dense model as teacher."""

@@ -35,7 +35,7 @@ from minigpt_edge_runtime.errors import EdgeError
 if TYPE_CHECKING:
     from minigpt_edge.recover.session import Session
 
-WARM_UP = 0.05  # of the steps
+WARM_UP = 0.05  # share of the steps
 
 
 class RecoveryTrainer(Trainer):

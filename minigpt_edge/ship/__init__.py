@@ -1,1 +1,1 @@
-"""Export, choice of type, measurement, bundle."""
+"""Export, choice of type, measurement, bundle with its model card and Modelfile."""

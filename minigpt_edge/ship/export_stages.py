@@ -16,8 +16,8 @@ from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
 from minigpt_edge_runtime.files import sha256_file
 
-CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # of GPTQ
-GPTQ_BYTES = 5 * 2**30  # of memory; larger models are rounded with the importance matrix alone
+CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # what GPTQ reads
+GPTQ_BYTES = 5 * 2**30  # Models that need more memory are rounded with the importance matrix alone.
 CODE = (*REFERENCE_CODE, "minigpt_edge_runtime.bench", "minigpt_edge_runtime._version")
 
 

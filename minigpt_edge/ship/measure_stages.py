@@ -1,6 +1,6 @@
 """Speed, memory and quality of exported files, each measured in a process of its own that has no torch.
 
-The peak memory is measured there too: by `minigpt_edge_runtime.bench`, in the process that decodes.
+The peak memory is measured there too: by `minigpt_edge_runtime.bench.memory`, in the process that decodes.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ NAMES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-# llama.cpp's LLaMA block with sizes of its own for each block and optional biases
+# DECI is llama.cpp's LLaMA block with a size for each block and optional biases.
 DECI = GgufLayout("deci", paired=True)
 
 

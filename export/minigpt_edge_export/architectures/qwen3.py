@@ -19,7 +19,7 @@ ARCHITECTURE = Architecture(
         GgufLayout("qwen3", blocks="equal"),
         GgufLayout(
             "openelm", plain=True, joined=True
-        ),  # the Qwen3 block with sizes of its own for each block
+        ),  # openelm is llama.cpp's Qwen3 block with a size for each block.
         GgufLayout("qwen3", blocks="padded"),
     ),
     keys={"eps": "rms_norm_eps"},

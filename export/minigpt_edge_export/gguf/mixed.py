@@ -32,7 +32,7 @@ LEVELS: dict[int, tuple[str, str]] = {
     6: ("q6_k", "q8_0"),
     8: ("q8_0", "q8_0"),
 }
-_PARTS = 3  # of the depth
+_PARTS = 3  # The depth is divided into so many.
 
 Types = Mapping[str, str]  # tensor name -> type
 

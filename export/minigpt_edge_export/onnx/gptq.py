@@ -10,8 +10,21 @@ import numpy as np
 
 from minigpt_edge_export.onnx.weights import Packed, pack
 
-_SHARES = (1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # of a block's range
-_DAMPING = 0.01  # of the mean energy of the inputs, as in the paper
+_SHARES = (
+    1.15,
+    1.1,
+    1.05,
+    1.0,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+    0.75,
+    0.7,
+    0.65,
+    0.6,
+)
+_DAMPING = 0.01  # share of the mean energy of the inputs, as in the paper
 
 
 def quantize_gptq(

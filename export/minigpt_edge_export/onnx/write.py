@@ -32,7 +32,7 @@ from minigpt_edge_runtime.formats.onnx_header import CONFIG
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, TOKENIZER_FILES
 
 MODEL = "model.onnx"
-_HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary positions
+_HEAD_MULTIPLE = 16  # GroupQueryAttention with rotary positions takes no other head sizes.
 
 
 def write_onnx(

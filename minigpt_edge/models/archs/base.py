@@ -37,7 +37,7 @@ class Arch:
         biasless: no setting gives all matrices of a block biases.
     """
 
-    # parts of a block that read the same input, and those that read what these make
+    # Names of a block's matrices: those that read its input, and those that read what these make.
     ATTENTION_READERS, ATTENTION_OUT, FFN_OUT = ATTENTION[:3], ATTENTION[3], "down"
 
     def __init__(self, config: Mapping[str, Any]) -> None:

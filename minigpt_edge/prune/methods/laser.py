@@ -33,7 +33,7 @@ PARTS = {
 }
 GROUPS = {"attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down"), "all": tuple(PARTS)}
 SEARCH_RHOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
-COMPOSE_RHOS = (0.55, 0.1, 0.06, 0.02)  # of the authors' script
+COMPOSE_RHOS = (0.55, 0.1, 0.06, 0.02)  # the values of the authors' script
 
 # score(model, first): the higher the better; no block before `first` differs from the dense model
 Score = Callable[[Any, int], float]

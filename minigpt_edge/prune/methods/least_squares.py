@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from minigpt_edge.prune.refit import Refitted
 
-ROUNDS = 4  # of choosing single units
+ROUNDS = 4  # Single units are chosen in so many rounds.
 
 
 def scores(statistics: UnitStatistics) -> Tensor:

@@ -19,9 +19,9 @@ DAMPINGS = (
     DAMPING,
     0.1,
     1.0,
-)  # of the mean diagonal: the paper's, and what is tried beyond it
-BLOCK_COLUMNS = 128  # among these the lowest scores are removed, and the columns beyond are updated once
-STEP_COLUMNS = 16  # the same inside a block: most of the work is products of matrices, not of vectors
+)  # Shares of the mean diagonal: the paper's first, then what is tried where that fails.
+BLOCK_COLUMNS = 128  # The lowest scores among these are removed, and the columns beyond are updated once.
+STEP_COLUMNS = 16  # Inside a block the update goes by so many, so that most work is products of matrices.
 
 
 def solve(weight: Tensor, hessian: Tensor, pattern: Pattern, sparsity: float) -> tuple[Tensor, float]:
@@ -75,7 +75,7 @@ def _solve_block(columns: Tensor, upper: Tensor, pattern: Pattern, sparsity: flo
     import torch
 
     scale = upper.diagonal()[:, None]
-    # chosen from the weights as they are at the start of the block, or of each m columns
+    # The mask is chosen from the weights at the start of the block, or of each m columns.
     removed = torch.empty_like(columns, dtype=torch.bool)
     if not pattern.m:
         scores = (columns / scale).square().reshape(1, -1)
