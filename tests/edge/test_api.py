@@ -19,6 +19,8 @@ from minigpt_edge.cli import cli
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.generate.chat import ChatTemplateError
 
+pytestmark = pytest.mark.whole
+
 BUNDLE = Path(__file__).with_name("data") / "bundle-0.1.0.zip"
 PROMPT = "Licence 1\n\nThe licensee shall not"
 QUICK: dict[str, Any] = {
@@ -69,7 +71,6 @@ def test_importing_a_subpackage_leaves_the_functions() -> None:
     assert minigpt_edge.build.__module__ == minigpt_edge.evaluate.__module__ == "minigpt_edge"
 
 
-@pytest.mark.whole
 def test_a_build_returns_its_bundle_and_report(place: Path, built: Any) -> None:
     assert built.directory == place / "out" and not built.unchanged
     assert (built.checkpoint / "config.json").is_file()
