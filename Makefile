@@ -17,7 +17,7 @@ setup: $(READY) ## create .venv and install everything, pinned (about 4 minutes 
 demo: $(READY) ## build the law model with the default settings (about 15 minutes)
 	$(BIN)/minigpt-edge build --domain law --target gguf-q4
 
-test: $(READY) ## run the tests that need no real model (about 4 minutes on two cores)
+test: $(READY) ## run the tests that need no real model (about 5 minutes on two cores)
 	$(BIN)/python -m pytest -n logical --dist loadfile
 
 test-fast: $(READY) ## the edit loop: tests without whole builds, trainings, servers (under a minute on two cores)
