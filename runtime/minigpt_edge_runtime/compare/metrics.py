@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -22,7 +23,7 @@ _DERIVED = 0.05  # energy counters and the bandwidth figure are coarser
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(ABC):
     """One row of the comparison. `limit` is its name for --fail-if, None for rows that have no limit."""
 
     key: str
@@ -38,13 +39,13 @@ class Metric:
         """Like "decode, depth 512"."""
         return f"{self.name}, {self.condition}" if self.condition else self.name
 
+    @abstractmethod
     def value(self, report: Data) -> float | None:
         """A report's figure, None if it has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ratio(self, reference: Data, other: Data) -> Ratio:
         """The figure of one report over the other's; called only where both have one."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

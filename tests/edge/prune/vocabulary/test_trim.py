@@ -37,16 +37,6 @@ from minigpt_edge.prune.vocabulary.trim import config_token_ids, remap_config, t
 from minigpt_edge_runtime.errors import EdgeError
 
 
-@pytest.fixture(scope="module")
-def trained() -> dict[str, Any]:
-    return train()
-
-
-@pytest.fixture
-def data(trained: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy(trained)
-
-
 def write_directory(directory: Path, data: dict[str, Any]) -> None:
     """A tokenizer as a checkpoint directory holds it, with files that a trimmed one must not have."""
     (directory / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -26,16 +25,6 @@ from minigpt_edge.prune.vocabulary.choose import (
 )
 from minigpt_edge.prune.vocabulary.trim import trim_json
 from minigpt_edge_runtime.errors import EdgeError
-
-
-@pytest.fixture(scope="module")
-def trained() -> dict[str, Any]:
-    return train()
-
-
-@pytest.fixture
-def data(trained: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy(trained)
 
 
 def test_counts(data: dict[str, Any]) -> None:
