@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -42,6 +43,11 @@ def sentences(count: int, seed: int) -> str:
 
 def tiny_tokenizer(*, digits: bool = True) -> Tokenizer:
     """A trained byte-level BPE with SmolLM's (or GPT-2's) way of splitting text."""
+    return Tokenizer.from_str(_trained(digits))
+
+
+@cache
+def _trained(digits: bool) -> str:
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.pre_tokenizer = byte_level
@@ -57,7 +63,7 @@ def tiny_tokenizer(*, digits: bool = True) -> Tokenizer:
     if digits:
         single = pre_tokenizers.Digits(individual_digits=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([single, byte_level])
-    return tokenizer
+    return str(tokenizer.to_str())
 
 
 def tiny_model_dir(folder: Path, *, dtype: str = "float32", digits: bool = True, tied: bool = True) -> Path:
@@ -82,7 +88,7 @@ def tiny_model_dir(folder: Path, *, dtype: str = "float32", digits: bool = True,
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "bos_token": SPECIALS[1],
-        "eos_token": {"content": SPECIALS[2]},
+        "eos_token": {"__type": "AddedToken", "content": SPECIALS[2], "special": True},
         "tokenizer_class": "GPT2Tokenizer",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
