@@ -12,7 +12,7 @@ from minigpt_edge.stages import memory
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.weights import WEIGHTS, Weights
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.files import read_json, understanding, write_json
 from minigpt_edge_runtime.formats.tokenizer_files import (
     CHAT_TEMPLATE,
     CHECKPOINT_TOKENIZER_FILES,
@@ -81,7 +81,8 @@ def merge_adapter(folder: Path, base: Path, target: Path) -> None:
     settings, config = read_adapter(folder), read_json(base / "config.json")
     if config.get("per_layer_config"):
         raise EdgeError(
-            f"{folder}: its base has blocks of different sizes, which peft can't load", "merge into a stock model"
+            f"{folder}: its base has blocks of different sizes, which peft can't load",
+            "merge into a stock model",
         )
     with quiet():
         merged = _merged(folder, settings, base)
@@ -111,7 +112,8 @@ def _merged(folder: Path, settings: dict[str, Any], base: Path) -> Any:
     stored = Weights([folder / ADAPTER_WEIGHTS])
     parameters = sum(_count(shape) for shape in Weights([base / WEIGHTS]).shapes.values())
     memory.check(memory.PROCESS + 5 * parameters, None, "merging the adapter", "merge it on a larger machine")
-    ranks = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
+    with understanding(folder / ADAPTER_CONFIG):
+        ranks = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
     widest = max((max(shape, default=0) for shape in stored.shapes.values()), default=0)
     if not all(isinstance(rank, int) and 0 < rank <= widest for rank in ranks):
         raise EdgeError(

@@ -276,7 +276,7 @@ def _compare_once(path: Path, name: str, key: str) -> None:
     """Compare a directory that is used as it is; that it was is kept in the cache."""
 
     def compare(partial: Path) -> None:
-        compare_directory(path, path)
+        compare_directory(path, path, partial.parent)
         write_json(partial / _SOURCE, {"compared": key})
 
     target = _place(name, key)

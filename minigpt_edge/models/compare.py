@@ -28,17 +28,18 @@ TOKENS = (1, 32)  # sequences and their length
 # of 1e-6 in place of 1e-5, logits are off by 0.01 to 0.02.
 TOLERANCE = 1e-3
 # Root mean square of what llama.cpp's logits are off by, over their spread: for files with quantized tensors,
-# where it rounds activations to 8 bits, and for others. SmolLM2-135M as Q4_1 is off by 0.06; with another theta
-# by 0.25, with gate and up of one block exchanged by 0.35.
+# where it rounds activations to 8 bits, and for others. SmolLM2-135M as Q4_1 is off by 0.06; with another
+# theta by 0.25, with gate and up of one block exchanged by 0.35.
 LLAMA_CPP_TOLERANCE = (0.15, 0.05)
 
 
-def compare_with_transformers(source: Path, directory: Path) -> None:
+def compare_with_transformers(source: Path, directory: Path, scratch: Path) -> None:
     """Compare hidden states and logits of a few tokens with those of transformers' load of the original.
 
     Args:
         source: the original, with config.json and weights.
         directory: the converted checkpoint.
+        scratch: a folder where weights that are not stored as safetensors may be put meanwhile.
 
     Raises:
         EdgeError: they differ, or transformers can't read the original.
@@ -50,7 +51,7 @@ def compare_with_transformers(source: Path, directory: Path) -> None:
     config = read_config(directory)
     arch, ids = load_arch(config), token_ids(config["vocab_size"])
     with torch.no_grad():
-        theirs = _of_transformers(source, arch, ids)
+        theirs = _of_transformers(source, arch, ids, scratch)
         ours = _of_checkpoint(directory, arch, ids)
     names = ["the embedding", *(f"block {index}" for index in range(len(ours) - 2)), "the logits"]
     differ = [name for name, a, b in zip(names, ours, theirs, strict=True) if not distance(a, b) <= TOLERANCE]
@@ -143,13 +144,13 @@ def _check_positions(directory: Path, position: tuple[torch.Tensor, ...]) -> Non
         )
 
 
-def _of_transformers(source: Path, arch: Arch, ids: torch.Tensor) -> list[torch.Tensor]:
+def _of_transformers(source: Path, arch: Arch, ids: torch.Tensor, scratch: Path) -> list[torch.Tensor]:
     """The same by transformers' classes and own load of the original, in float32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     states: list[torch.Tensor] = []
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory(dir=scratch) as folder:
         try:
             config = AutoConfig.from_pretrained(str(source), local_files_only=True)
             with torch.device("meta"):

@@ -115,20 +115,23 @@ def convert_directory(source: Path, target: Path) -> None:
             check_rows(tokenizer, rows, source)
         _copy_tokenizer(source, target, config, tokenizer)
         write_converted(target, config, tensors, source)
-    compare_directory(source, target)
+    compare_directory(source, target, target.parent)
 
 
-def compare_directory(source: Path, directory: Path) -> None:
+def compare_directory(source: Path, directory: Path, scratch: Path) -> None:
     """Compare a converted directory's token ids and logits with transformers', where that can load both.
 
     Blocks of different sizes are a form of ours, which transformers can't build.
+
+    Args:
+        scratch: a folder for what is needed meanwhile.
 
     Raises:
         EdgeError: they differ.
     """
     compare_tokenizers(source, directory)
     if not read_json(directory / "config.json").get("per_layer_config"):
-        compare_with_transformers(source, directory)
+        compare_with_transformers(source, directory, scratch)
 
 
 def _with_names(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:

@@ -17,7 +17,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 _TRAINING = "the directory that save_pretrained wrote"
 # Patterns of files -> what a directory with them, and without a model, is, and what to do. The first counts.
 _FOREIGN: tuple[tuple[str, str, str], ...] = (
-    (ADAPTER_CONFIG, "is an adapter, not a model", "merge it into its base with peft, and give the merged model"),
+    (ADAPTER_CONFIG, "is an adapter, not a model", "merge it with peft, and give the merged model"),
     ("genai_config.json", "is an ONNX export", "give the model it was exported from"),
     ("*.onnx", "is an ONNX export", "give the model it was exported from"),
     ("openvino_model.xml", "is an OpenVINO export", "give the model it was exported from"),

@@ -26,7 +26,9 @@ FILE = "adapter_model.safetensors"
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     folder = tmp_path_factory.mktemp("bases")
-    return {tied: tiny_model_dir(folder / ("tied" if tied else "untied"), tied=tied) for tied in (True, False)}
+    return {
+        tied: tiny_model_dir(folder / ("tied" if tied else "untied"), tied=tied) for tied in (True, False)
+    }
 
 
 def train(base: Path, folder: Path, rows: int | None = None, **settings: Any) -> Path:
@@ -64,7 +66,7 @@ def slow(*values: Any) -> Any:
 @pytest.mark.parametrize(
     ("tied", "settings"),
     [
-        (True, {"use_rslora": True, "use_dora": True, "rank_pattern": {"q_proj": 2}, "layers_to_transform": [1]}),
+        (True, {"use_rslora": True, "use_dora": True, "rank_pattern": {"q_proj": 2}}),
         (False, {"rows": 503, "modules_to_save": ["lm_head", "embed_tokens"]}),
         slow(True, {}),
         slow(True, {"alpha_pattern": {"q_proj": 5}, "bias": "lora_only"}),
@@ -100,7 +102,9 @@ def test_an_adapter_finds_its_base_and_brings_its_tokenizer(bases: dict[bool, Pa
     model = resolve_model(str(adapter))
     assert (model.path / "chat_template.jinja").read_text() == "{{ messages }}"
     assert (model.licence, model.source) == ("mit", f"{adapter}, merged into {bases[True]}")
-    assert resolve_model(adapter=str(adapter)) == resolve_model(str(bases[True]), adapter=str(adapter)) == model
+    assert (
+        resolve_model(adapter=str(adapter)) == resolve_model(str(bases[True]), adapter=str(adapter)) == model
+    )
     tokenizer = Tokenizer.from_file(str(bases[True] / "tokenizer.json"))
     tokenizer.add_tokens(["zebra"])
     train(bases[True], adapter, rows=501)
@@ -141,12 +145,27 @@ def test_adapters_that_can_not_be_merged_are_named(bases: dict[bool, Path], tmp_
         (None, moved, "is a LoRA adapter .* for /home/someone/llama, not a model: there is no model", merge),
         (None, nameless, "names no base", merge),
         (None, nested, "is a LoRA adapter .*, not a model", merge),
-        (base, edited(adapter, tmp_path / "1", peft_type="PROMPT_TUNING"), "of the kind PROMPT_TUNING", "peft"),
+        (
+            base,
+            edited(adapter, tmp_path / "1", peft_type="PROMPT_TUNING"),
+            "of the kind PROMPT_TUNING",
+            "peft",
+        ),
         (base, edited(adapter, tmp_path / "2", megatron_config={"a": 1}), "megatron_config", "peft"),
         (base, edited(adapter, tmp_path / "3", r=2**40), "no weights of rank", "peft"),
         (base, edited(adapter, tmp_path / "4", target_modules=["q_proj"]), "does not fit its", "trained on"),
-        (base, edited(adapter, tmp_path / "5", target_modules=["q", "x"]), "can't be merged into its base", "trained on"),
-        (base, edited(adapter, tmp_path / "6", r=8), "can't be merged into its base .*size mismatch", "trained on"),
+        (
+            base,
+            edited(adapter, tmp_path / "5", target_modules=["q", "x"]),
+            "can't be merged into its base",
+            "trained on",
+        ),
+        (
+            base,
+            edited(adapter, tmp_path / "6", r=8),
+            "can't be merged into its base .*size mismatch",
+            "trained on",
+        ),
         (str(adapter), adapter, "is an adapter, not a model", "merge it"),
     ]
     both = shutil.copytree(bases[True], tmp_path / "both")
@@ -163,7 +182,12 @@ def test_adapters_that_can_not_be_merged_are_named(bases: dict[bool, Path], tmp_
         (base, pickled, "as pickle", "newer peft"),
         (base, empty, f"no {FILE}", "copy"),
         (base, other, "does not fit its", "trained on"),
-        (base, train(bases[True], tmp_path / "tied", target_modules=["lm_head"]), "something else once", "own"),
+        (
+            base,
+            train(bases[True], tmp_path / "tied", target_modules=["lm_head"]),
+            "something else once",
+            "own",
+        ),
         (base, bases[False], "no adapter_config.json", "peft saved"),
     ]
     for name, folder, message, hint in cases:

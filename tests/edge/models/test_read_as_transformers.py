@@ -14,12 +14,18 @@ from safetensors.torch import load_file, save_file
 from source_helpers import SPECIALS, changed, tiny_gguf, tiny_model_dir
 from tiny_families import write_family
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: TID253
+from transformers import (  # noqa: TID253
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 from minigpt_edge.models import from_hf
 from minigpt_edge.models.base_model import resolve_model
 from minigpt_edge.models.checkpoint import load_model
 from minigpt_edge.models.safetensors_stream import Tensor, read_tensors
+from minigpt_edge_export.architectures import KNOWN
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -135,8 +141,8 @@ def test_a_base_model_of_a_family_without_head(tmp_path: Path, model_dir: Path) 
         (prefixed("module."), "'module.' in their names, which DataParallel"),
         (prefixed("base_model.model."), "'base_model.' in their names, which peft"),
         (prefixed("student."), "'student.' in their names"),
-        (lambda w: {n.replace("mlp.", "mlp._checkpoint_wrapped_module."): t for n, t in w.items()}, "checkpointing"),
-        (lambda w: {n: t for n, t in w.items() if "layers.1.mlp.up" not in n}, "missing model.layers.1.mlp.up_proj"),
+        (lambda w: {n.replace("mlp.", "mlp._fsdp_wrapped_module."): t for n, t in w.items()}, "FSDP"),
+        (lambda w: {n: t for n, t in w.items() if "layers.1.mlp.up" not in n}, "missing model.layers.1"),
         (lambda w: {**w, "model.layers.2.x.weight": torch.ones(1)}, "unexpected model.layers.2"),
         (lambda w: {n: t.to(torch.float8_e4m3fn) for n, t in w.items()}, r"no floats of 16.*F8_E4M3"),
         (lambda w: {n: t.to(torch.int8) if "mlp" in n else t for n, t in w.items()}, r"no floats of 16.*I8"),
@@ -156,11 +162,19 @@ ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ("changes", "message", "hint"),
     [
         ({"rope_parameters": ROPE}, "type 'yarn'", "default, linear, llama3"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type 'dynamic'", "llama3"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "type 'dynamic'",
+            "llama3",
+        ),
         ({"hidden_act": "gelu"}, "activation 'gelu'", "silu"),
         ({"attention_bias": True}, "missing model.layers.0.self_attn.q_proj.bias", "same run"),
         ({"tie_word_embeddings": False}, "stores no lm_head.weight", "tie_word_embeddings"),
-        ({"text_config": {"model_type": "qwen2"}, "model_type": "qwen2_vl"}, "reads images", "language_model"),
+        (
+            {"text_config": {"model_type": "qwen2"}, "model_type": "qwen2_vl"},
+            "reads images",
+            "language_model",
+        ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "predicts no text", "generation"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "quantized with MLX", "quantized from"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantized with bitsandbytes", "quantized from"),
@@ -228,11 +242,13 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 
 
 def test_added_tokens_beside_tokenizer_json_are_those_of_transformers(tmp_path: Path, copy: Path) -> None:
-    """Tokens that only tokenizer_config.json knows get the ids that transformers gives them, if they have rows."""
+    """Tokens that only tokenizer_config.json knows get transformers' ids, if they have rows."""
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     settings |= {"pad_token": "[PAD]", "extra_special_tokens": ["<tool>"]}
     folder = changed(copy, tmp_path / "added", "tokenizer_config.json", settings)
-    with pytest.raises(EdgeError, match=r"2 tokens of the tokenizer have no row .*500 rows.*<tool>") as caught:
+    with pytest.raises(
+        EdgeError, match=r"2 tokens of the tokenizer have no row .*500 rows.*<tool>"
+    ) as caught:
         resolve_model(str(folder))
     assert "resize_token_embeddings" in (caught.value.hint or "")
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -258,3 +274,55 @@ def test_a_class_that_splits_otherwise_is_told(copy: Path, capsys: pytest.Captur
     assert "GPT2Tokenizer splits some text otherwise" in capsys.readouterr().err
     text = f"In 1984 {SPECIALS[1]}"
     assert tokenizer_of(made).encode(text).ids == tokenizer_of(copy).encode(text).ids
+
+
+# What config classes have that changes nothing here: dropout, initial values, classifiers.
+_IDLE = {
+    *(
+        "attention_dropout",
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "dropout",
+        "hidden_dropout",
+        "layerdrop",
+    ),
+    *("initializer_range", "init_std", "use_cache", "pretraining_tp", "is_decoder", "classifier_dropout"),
+    *(
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+    ),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "reorder_and_upcast_attn", "max_window_layers"),
+}
+# What is read, or refused by its value or by the weights that it wants.
+_READ = {
+    *(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+    ),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "layer_norm_eps"),
+    *("tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias", "use_qkv_bias", "enable_bias"),
+    *("qk_layernorm", "use_parallel_residual", "sliding_window", "use_sliding_window", "layer_types"),
+    *("n_embd", "n_head", "n_inner", "n_layer", "n_positions", "layer_norm_epsilon", "activation_function"),
+    *("add_cross_attention", "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "ffn_dim"),
+    *(
+        "do_layer_norm_before",
+        "word_embed_proj_dim",
+        "layer_norm_elementwise_affine",
+        "_remove_final_layer_norm",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_setting_of_a_config_is_read_or_idle(name: str) -> None:
+    """A few tokens do not show what a new setting does to long texts: it must be looked at."""
+    settings = CONFIG_MAPPING[name]().to_dict().keys() - PreTrainedConfig().to_dict().keys()
+    assert settings <= _IDLE | _READ
