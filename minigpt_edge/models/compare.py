@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,7 +156,7 @@ def _of_transformers(source: Path, arch: Arch, ids: torch.Tensor, scratch: Path)
             config = AutoConfig.from_pretrained(str(source), local_files_only=True)
             with torch.device("meta"):
                 empty = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source),
                 config=config,
                 local_files_only=True,
@@ -169,6 +170,7 @@ def _of_transformers(source: Path, arch: Arch, ids: torch.Tensor, scratch: Path)
             raise EdgeError(
                 f"transformers can't read {source} ({in_short(error)})", "copy or save the model again"
             ) from error
+        model, info = loaded
         if missing := sorted(info["missing_keys"]):
             raise EdgeError(
                 f"transformers finds no {missing[0]} in {source} and would draw it at random "
@@ -210,16 +212,17 @@ def in_short(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and progress bars of transformers and accelerate: what is wrong is said by us."""
+    """Without warnings and progress bars of transformers, accelerate and peft: what is wrong is said by us."""
     from transformers.utils import logging as theirs
 
-    loud = logging.getLogger("accelerate"), theirs.get_logger("transformers")
+    loud: list[Any] = [logging.getLogger("accelerate"), theirs.get_logger("transformers")]
     levels, bars = [logger.level for logger in loud], theirs.is_progress_bar_enabled()
     for logger in loud:
         logger.setLevel(logging.ERROR)
     theirs.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)

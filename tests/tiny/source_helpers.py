@@ -7,6 +7,7 @@ import random
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -93,6 +94,26 @@ def tiny_model_dir(folder: Path, *, dtype: str = "float32", digits: bool = True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    return folder
+
+
+def tiny_adapter(base: Path, folder: Path, rows: int | None = None, **settings: Any) -> Path:
+    """A LoRA adapter with random weights, saved by peft; with `rows` for an embedding of so many."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    if rows:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    settings = {"target_modules": ["q_proj", "down_proj"], "r": 4, "lora_alpha": 32, **settings}
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if weight.requires_grad or (rows and "embed_tokens" in name):
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    adapted.save_pretrained(folder)
     return folder
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch  # noqa: TID253
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from source_helpers import tiny_model_dir
+from source_helpers import tiny_adapter, tiny_model_dir
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
@@ -29,22 +29,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return {
         tied: tiny_model_dir(folder / ("tied" if tied else "untied"), tied=tied) for tied in (True, False)
     }
-
-
-def train(base: Path, folder: Path, rows: int | None = None, **settings: Any) -> Path:
-    """An adapter with random weights, saved by peft."""
-    torch.manual_seed(7)
-    model: Any = AutoModelForCausalLM.from_pretrained(base)
-    if rows:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    settings = {"target_modules": ["q_proj", "down_proj"], "r": 4, "lora_alpha": 32, **settings}
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if weight.requires_grad or (rows and "embed_tokens" in name):
-                weight.add_(torch.randn_like(weight), alpha=0.1)
-    adapted.save_pretrained(folder)
-    return folder
 
 
 def merged_by_peft(base: Path, adapter: Path, rows: int | None = None) -> Any:
@@ -81,7 +65,7 @@ def test_an_adapter_is_merged_as_peft_merges_it(
     tied: bool, settings: dict[str, Any], bases: dict[bool, Path], tmp_path: Path
 ) -> None:
     rows = settings.get("rows")
-    adapter = train(bases[tied], tmp_path / "adapter", **settings)
+    adapter = tiny_adapter(bases[tied], tmp_path / "adapter", **settings)
     model = resolve_model(str(bases[tied]), adapter=str(adapter))
     theirs = merged_by_peft(bases[tied], adapter, rows)
     ours: Any = load_model(model.path)
@@ -96,7 +80,7 @@ def test_an_adapter_is_merged_as_peft_merges_it(
 
 
 def test_an_adapter_finds_its_base_and_brings_its_tokenizer(bases: dict[bool, Path], tmp_path: Path) -> None:
-    adapter = train(bases[True], tmp_path / "adapter")
+    adapter = tiny_adapter(bases[True], tmp_path / "adapter")
     (adapter / "README.md").write_text("---\nlicense: mit\n---\n")
     (adapter / "chat_template.jinja").write_text("{{ messages }}")
     model = resolve_model(str(adapter))
@@ -107,7 +91,7 @@ def test_an_adapter_finds_its_base_and_brings_its_tokenizer(bases: dict[bool, Pa
     )
     tokenizer = Tokenizer.from_file(str(bases[True] / "tokenizer.json"))
     tokenizer.add_tokens(["zebra"])
-    train(bases[True], adapter, rows=501)
+    tiny_adapter(bases[True], adapter, rows=501)
     tokenizer.save(str(adapter / "tokenizer.json"))
     changed = resolve_model(str(adapter))
     assert changed.fingerprint != model.fingerprint
@@ -120,7 +104,7 @@ def test_a_gguf_file_or_a_converted_model_may_be_the_base(bases: dict[bool, Path
 
     gguf = tiny_gguf(tmp_path / "tiny.gguf")
     base = resolve_model(str(gguf))
-    adapter = train(base.path, tmp_path / "adapter")
+    adapter = tiny_adapter(base.path, tmp_path / "adapter")
     theirs = merged_by_peft(base.path, adapter).state_dict()
     ours = load_model(resolve_model(str(gguf), adapter=str(adapter)).path).state_dict()
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
@@ -134,7 +118,7 @@ def edited(adapter: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_adapters_that_can_not_be_merged_are_named(bases: dict[bool, Path], tmp_path: Path) -> None:
-    adapter, base = train(bases[True], tmp_path / "adapter"), str(bases[True])
+    adapter, base = tiny_adapter(bases[True], tmp_path / "adapter"), str(bases[True])
     away = edited(adapter, tmp_path / "away", base_model_name_or_path="acme/base")
     moved = edited(adapter, tmp_path / "moved", base_model_name_or_path="/home/someone/llama")
     nameless = edited(adapter, tmp_path / "nameless", base_model_name_or_path=None)
@@ -184,7 +168,7 @@ def test_adapters_that_can_not_be_merged_are_named(bases: dict[bool, Path], tmp_
         (base, other, "does not fit its", "trained on"),
         (
             base,
-            train(bases[True], tmp_path / "tied", target_modules=["lm_head"]),
+            tiny_adapter(bases[True], tmp_path / "tied", target_modules=["lm_head"]),
             "something else once",
             "own",
         ),
