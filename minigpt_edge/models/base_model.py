@@ -124,13 +124,14 @@ def resolve_model(name: str | None = None, *, adapter: str | None = None, offlin
     if adapter is None:
         return _resolve(name or default_model(), offline)
     folder = Path(adapter).expanduser()
+    called = folder.resolve().name
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(adapter):
             raise UsageError(
                 f"there is no adapter {adapter!r}", "give the directory that peft saved, or a hub id"
             )
-        folder = _fetched(adapter, ADAPTER_FILES, offline)
-    return _from_adapter(folder, Path(adapter).name, name, offline)
+        folder, called = _fetched(adapter, ADAPTER_FILES, offline), adapter
+    return _from_adapter(folder, called, name, offline)
 
 
 def _resolve(name: str, offline: bool, *, adapters: bool = True) -> BaseModel:

@@ -212,7 +212,7 @@ def in_short(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings and progress bars of transformers, accelerate and peft: what is wrong is said by us."""
+    """Without warnings and progress bars of transformers, accelerate and peft; what is wrong we say."""
     from transformers.utils import logging as theirs
 
     loud: list[Any] = [logging.getLogger("accelerate"), theirs.get_logger("transformers")]
