@@ -54,6 +54,10 @@ def compare_with_transformers(source: Path, directory: Path, scratch: Path) -> N
     with torch.no_grad():
         theirs = _of_transformers(source, arch, ids, scratch)
         ours = _of_checkpoint(directory, arch, ids)
+    if not theirs[-1].isfinite().all():
+        raise EdgeError(
+            f"{source} computes NaN or infinity: its weights are damaged", "download or copy it again"
+        )
     names = ["the embedding", *(f"block {index}" for index in range(len(ours) - 2)), "the logits"]
     differ = [name for name, a, b in zip(names, ours, theirs, strict=True) if not distance(a, b) <= TOLERANCE]
     if "the logits" in differ:

@@ -246,9 +246,7 @@ def test_added_tokens_beside_tokenizer_json_are_those_of_transformers(tmp_path: 
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     settings |= {"pad_token": "[PAD]", "extra_special_tokens": ["<tool>"]}
     folder = changed(copy, tmp_path / "added", "tokenizer_config.json", settings)
-    with pytest.raises(
-        EdgeError, match=r"2 tokens of the tokenizer have no row .*500 rows.*<tool>"
-    ) as caught:
+    with pytest.raises(EdgeError, match=r"has 500 rows, none for 2 tokens .*<tool>") as caught:
         resolve_model(str(folder))
     assert "resize_token_embeddings" in (caught.value.hint or "")
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -265,15 +263,20 @@ def test_tokens_without_rows_are_named(copy: Path) -> None:
     tokenizer = tokenizer_of(copy)
     tokenizer.add_special_tokens([AddedToken(f"<extra_{i}>", special=True) for i in range(7)])
     tokenizer.save(str(copy / "tokenizer.json"))
-    with pytest.raises(EdgeError, match=r"7 tokens .*500 rows.*<extra_0>, .*<extra_4>, …"):
+    with pytest.raises(EdgeError, match=r"none for 7 tokens .*: <extra_0>, .*<extra_4>, …"):
         resolve_model(str(copy))
 
 
-def test_a_class_that_splits_otherwise_is_told(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_that_splits_otherwise_is_told(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = resolve_model(str(copy)).path  # SmolLM2's: GPT2Tokenizer does not know that digits are single
-    assert "GPT2Tokenizer splits some text otherwise" in capsys.readouterr().err
+    assert "GPT2Tokenizer splits 9 of 31 texts" in capsys.readouterr().err
     text = f"In 1984 {SPECIALS[1]}"
     assert tokenizer_of(made).encode(text).ids == tokenizer_of(copy).encode(text).ids
+    folder = changed(copy, tmp_path / "prefix", "tokenizer_config.json", {"add_prefix_space": True})
+    with pytest.raises(EdgeError, match="splits 30 of 31 texts otherwise than tokenizer.json"):
+        resolve_model(str(folder))
 
 
 # What config classes have that changes nothing here: dropout, initial values, classifiers.
