@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge.models.checkpoint import stored_parameters
 from minigpt_edge.models.compare import TOLERANCE, distance, in_short, quiet, token_ids
 from minigpt_edge.models.recognise import ADAPTER_CONFIG
 from minigpt_edge.stages import memory
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.weights import WEIGHTS, Weights
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json, understanding, write_json
+from minigpt_edge_runtime.files import need_space, read_json, understanding, write_json
 from minigpt_edge_runtime.formats.tokenizer_files import (
     CHAT_TEMPLATE,
     CHECKPOINT_TOKENIZER_FILES,
@@ -78,6 +79,7 @@ def merge_adapter(folder: Path, base: Path, target: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    need_space(target, 2 * 4 * stored_parameters(base), "the merged model")
     settings, config = read_adapter(folder), read_json(base / "config.json")
     if config.get("per_layer_config"):
         raise EdgeError(
@@ -110,8 +112,8 @@ def _merged(folder: Path, settings: dict[str, Any], base: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     stored = Weights([folder / ADAPTER_WEIGHTS])
-    parameters = sum(_count(shape) for shape in Weights([base / WEIGHTS]).shapes.values())
-    memory.check(memory.PROCESS + 5 * parameters, None, "merging the adapter", "merge it on a larger machine")
+    needed = memory.PROCESS + int(1.3 * 4 * stored_parameters(base))
+    memory.check(needed, None, "merging the adapter", "merge it on a larger machine")
     with understanding(folder / ADAPTER_CONFIG):
         ranks = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
     widest = max((max(shape, default=0) for shape in stored.shapes.values()), default=0)
@@ -145,12 +147,6 @@ def _merged(folder: Path, settings: dict[str, Any], base: Path) -> Any:
             "train it on a base whose head is its own (tie_word_embeddings false), or without these modules",
         )
     return merged
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    import math
-
-    return 4 * math.prod(shape)
 
 
 def _resize(model: Any, stored: Weights, folder: Path) -> None:

@@ -66,7 +66,8 @@ def check_rows(content: dict[str, Any], rows: int, source: Path) -> None:
     if beyond:
         named = ", ".join(beyond[:5]) + (", …" if len(beyond) > 5 else "")
         raise EdgeError(
-            f"{source}: the embedding has {rows:,} rows, none for {len(beyond)} tokens of the tokenizer: {named}",
+            f"{source}: the embedding has {rows:,} rows, none for {len(beyond)} tokens of the tokenizer: "
+            f"{named}",
             "give the tokenizer that the model was saved with, take them out of its files, or give them rows "
             "and train these (model.resize_token_embeddings(len(tokenizer)))",
         )

@@ -11,7 +11,8 @@ import pytest
 import torch  # noqa: TID253
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from source_helpers import tiny_adapter, tiny_model_dir
+from source_helpers import tiny_adapter, tiny_model_dir, tiny_tokenizer
+from tiny_families import write_family
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM  # noqa: TID253
 
@@ -77,6 +78,28 @@ def test_an_adapter_is_merged_as_peft_merges_it(
     with torch.no_grad():
         base = load_model(resolve_model(str(bases[tied])).path)(IDS).logits
         assert not torch.allclose(ours(IDS).logits[..., :500], base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [
+        ("gpt2", ["c_attn", "c_fc"]),
+        ("gpt_neox", ["query_key_value", "dense_4h_to_h"]),
+        ("opt", ["q_proj", "fc1"]),
+        ("phi", ["q_proj", "dense"]),
+        ("stablelm", ["q_proj", "up_proj"]),
+        ("qwen2", ["q_proj", "up_proj"]),
+        ("qwen3, untied", "all-linear"),
+    ],
+)
+def test_an_adapter_of_any_architecture_is_merged(family: str, modules: Any, tmp_path: Path) -> None:
+    base = write_family(tmp_path / "base", family, json.loads(tiny_tokenizer().to_str()), rows=500).path
+    adapter = tiny_adapter(base, tmp_path / "adapter", target_modules=modules, bias="all")
+    ours = load_model(resolve_model(str(base), adapter=str(adapter)).path)
+    with torch.no_grad():
+        theirs = merged_by_peft(base, adapter)(IDS).logits
+        torch.testing.assert_close(ours(IDS).logits, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_finds_its_base_and_brings_its_tokenizer(bases: dict[bool, Path], tmp_path: Path) -> None:
