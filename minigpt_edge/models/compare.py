@@ -153,12 +153,13 @@ def _of_transformers(source: Path, arch: Arch, ids: torch.Tensor, scratch: Path)
     """The same by transformers' classes and own load of the original, in float32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     states: list[torch.Tensor] = []
     with quiet(), tempfile.TemporaryDirectory(dir=scratch) as folder:
         try:
             config = AutoConfig.from_pretrained(str(source), local_files_only=True)
-            with torch.device("meta"):
+            with torch.device("meta"), no_init_weights():
                 empty = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source),

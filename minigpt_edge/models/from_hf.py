@@ -16,7 +16,7 @@ from minigpt_edge.models.recognise import refuse_config
 from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS, Architecture
-from minigpt_edge_export.gguf.pretokenizers import check_tokenizer, name_of
+from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
 from minigpt_edge_export.weights import WEIGHTS, Weights, shards
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
@@ -84,7 +84,9 @@ def is_ready(folder: Path) -> bool:
     weights, architecture = Weights(files), architecture_of(config["model_type"])
     tied = bool(config.get("tie_word_embeddings", architecture.tied))
     own_head = f"{architecture.names['head']}.weight" in weights.shapes
-    return own_head != tied and set(weights.types.values()) <= set(STORED)
+    with understanding(folder / TOKENIZER):
+        named = _splitting(read_json(folder / TOKENIZER), ours["tokenizer_pre"]) == ours["tokenizer_pre"]
+    return named and own_head != tied and set(weights.types.values()) <= set(STORED)
 
 
 def convert_directory(source: Path, target: Path) -> None:
@@ -101,8 +103,7 @@ def convert_directory(source: Path, target: Path) -> None:
             # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
             tokenizer["normalizer"] = None
         check_tokenizer(tokenizer)
-        # A config that names it is believed; the export compares token ids with llama.cpp in any case.
-        tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
+        tokenizer_pre = _splitting(tokenizer, (config.get("minigpt_edge") or {}).get("tokenizer_pre"))
     config = _explicit_config(source)
     config["minigpt_edge"] = {"tokenizer_pre": tokenizer_pre}
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -118,10 +119,26 @@ def convert_directory(source: Path, target: Path) -> None:
     compare_directory(source, target, target.parent)
 
 
+def _splitting(tokenizer: dict[str, Any], stated: str | None) -> str:
+    """llama.cpp's name for how a tokenizer splits text; what a config states counts unless another is known.
+
+    Raises:
+        EdgeError: none is stated, and none is known.
+    """
+    try:
+        found = name_of(tokenizer)
+    except EdgeError:
+        if stated is None:
+            raise
+        return stated
+    same = stated in PRE_TOKENIZERS and has_form(tokenizer, PRE_TOKENIZERS[stated])
+    return stated if stated is not None and same else found
+
+
 def compare_directory(source: Path, directory: Path, scratch: Path) -> None:
     """Compare a converted directory's token ids and logits with transformers', where that can load both.
 
-    Blocks of different sizes are a form of ours, which transformers can't build.
+    Blocks of sizes of their own are a form of ours, which transformers can't build.
 
     Args:
         scratch: a folder for what is needed meanwhile.
@@ -130,7 +147,8 @@ def compare_directory(source: Path, directory: Path, scratch: Path) -> None:
         EdgeError: they differ.
     """
     compare_tokenizers(source, directory)
-    if not read_json(directory / "config.json").get("per_layer_config"):
+    config = read_json(directory / "config.json")
+    if all(sizes.items() <= config.items() for sizes in (config.get("per_layer_config") or {}).values()):
         compare_with_transformers(source, directory, scratch)
 
 

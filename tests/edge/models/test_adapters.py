@@ -122,6 +122,7 @@ def test_an_adapter_finds_its_base_and_brings_its_tokenizer(bases: dict[bool, Pa
     assert 500 in found and load_model(changed.path).config.vocab_size == 501  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_gguf_file_or_a_converted_model_may_be_the_base(bases: dict[bool, Path], tmp_path: Path) -> None:
     from source_helpers import tiny_gguf
 
