@@ -232,12 +232,12 @@ def make_gguf_file(folder: Path) -> None:
 
 def read_gguf(path: Path) -> None:
     """Inspect it, run it in llama.cpp, and take it as a base model."""
-    from minigpt_edge.models.from_gguf import convert_gguf
+    from minigpt_edge.models.base_model import resolve_model
     from minigpt_edge_runtime.errors import EdgeError
 
     command("inspect", path)
     with contextlib.suppress(EdgeError):
-        convert_gguf(path, path.parent)
+        resolve_model(str(path), offline=True)
     _generate(path)
 
 
