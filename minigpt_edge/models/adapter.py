@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import (
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *CHECKPOINT_TOKENIZER_FILES, "README.md")
+_TABLES = re.compile(r"\.lora_embedding_A|\.lm_head\.lora_A")  # adapters beside the embedding or the head
 _MERGE = "merge it with peft (merge_and_unload, then save_pretrained), and give the merged model"
 
 
@@ -89,11 +91,11 @@ def merge_adapter(folder: Path, base: Path, target: Path) -> None:
     with quiet():
         merged = _merged(folder, settings, base)
     config["vocab_size"] = merged.get_input_embeddings().weight.shape[0]
-    owners: dict[int, str] = {}  # a tied head is the embedding, and is stored once
-    for name, tensor in merged.state_dict().items():
+    state, owners = merged.state_dict(), dict[int, str]()  # a tied head is the embedding, and is stored once
+    for name, tensor in state.items():
         owners.setdefault(tensor.data_ptr(), name)
-    state = {name: tensor.detach().contiguous() for name, tensor in merged.state_dict().items()}
-    save_file({name: state[name] for name in owners.values()}, target / WEIGHTS, {"format": "pt"})
+    stored = {name: state[name].detach().contiguous() for name in owners.values()}
+    save_file(stored, target / WEIGHTS, {"format": "pt"})
     own = (folder / TOKENIZER).is_file()
     for name in CHECKPOINT_TOKENIZER_FILES:
         beside = name != GENERATION_CONFIG and (own or (name == CHAT_TEMPLATE and (folder / name).is_file()))
@@ -128,6 +130,10 @@ def _merged(folder: Path, settings: dict[str, Any], base: Path) -> Any:
         _resize(model, stored, folder)
         adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
         _check_loaded(adapted, stored, folder)
+        head = getattr(head := model.get_output_embeddings(), "base_layer", head)
+        if isinstance(head, torch.nn.Linear) and any(_TABLES.search(name) for name in stored.shapes):
+            # Merged into the embedding, it would change a tied head, or the other way round.
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
         ids = token_ids(model.config.vocab_size)
         with torch.no_grad():
             before = adapted(input_ids=ids).logits
@@ -141,11 +147,7 @@ def _merged(folder: Path, settings: dict[str, Any], base: Path) -> Any:
             "give the base that it was trained on: --model BASE --adapter DIRECTORY",
         ) from error
     if not distance(after, before) <= TOLERANCE:
-        raise EdgeError(
-            f"{folder} computes something else once it is merged: it changes embedding or head, which "
-            "are one in the base",
-            "train it on a base whose head is its own (tie_word_embeddings false), or without these modules",
-        )
+        raise EdgeError(f"{folder} computes something else once peft has merged it", _MERGE)
     return merged
 
 
