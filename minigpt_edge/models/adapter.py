@@ -19,6 +19,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import (
     CHAT_TEMPLATE,
     CHECKPOINT_TOKENIZER_FILES,
     GENERATION_CONFIG,
+    MORE_CHAT_TEMPLATES,
     TOKENIZER,
 )
 
@@ -104,6 +105,8 @@ def merge_adapter(folder: Path, base: Path, target: Path) -> None:
             shutil.copyfile(origin / name, target / name)
     if own:
         config.pop("minigpt_edge", None)
+    if (templates := (folder if own else base) / MORE_CHAT_TEMPLATES).is_dir():
+        shutil.copytree(templates, target / MORE_CHAT_TEMPLATES)
     write_json(target / "config.json", config)
 
 

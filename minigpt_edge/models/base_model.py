@@ -38,7 +38,7 @@ from minigpt_edge_runtime.files import (
     sha256_json,
     write_json,
 )
-from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
+from minigpt_edge_runtime.formats.tokenizer_files import MORE_CHAT_TEMPLATES, TOKENIZER
 
 _FORM = 1  # It is part of the fingerprints that plans name.
 CODE = (  # It converts.
@@ -47,7 +47,8 @@ CODE = (  # It converts.
 )
 _SOURCE = "source.json"  # It lies beside the weights and holds where they came from and all checksums.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", f"{WEIGHTS}.index.json", *SMALL_FILES]
+_TEMPLATES = f"{MORE_CHAT_TEMPLATES}/*.jinja"
+_HUB_FILES = ["*.safetensors", f"{WEIGHTS}.index.json", _TEMPLATES, *SMALL_FILES]
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def resolve_model(name: str | None = None, *, adapter: str | None = None, offlin
             raise UsageError(
                 f"there is no adapter {adapter!r}", "give the directory that peft saved, or a hub id"
             )
-        folder, called = _fetched(adapter, ADAPTER_FILES, offline), adapter
+        folder, called = _fetched(adapter, [*ADAPTER_FILES, _TEMPLATES], offline), adapter
     return _from_adapter(folder, called, name, offline)
 
 
@@ -172,8 +173,7 @@ def _from_adapter(folder: Path, name: str, base_name: str | None, offline: bool)
             f"give its base: --model BASE --adapter {folder}; or merge it into {stated} with peft "
             "(merge_and_unload), and give the merged model",
         ) from error
-    files = [folder / small for small in ADAPTER_FILES if (folder / small).is_file()]
-    key = sha256_json([_FORM, base.fingerprint, {file.name: sha256_file(file) for file in files}])
+    key = sha256_json([_FORM, base.fingerprint, _hashes(folder, ADAPTER_FILES)])
 
     def make(target: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=target.parent) as merged:
@@ -212,8 +212,8 @@ def _from_file(path: Path) -> BaseModel:
 def _from_directory(path: Path, name: str, source: str) -> BaseModel:
     refuse_directory(path)
     read_config(path)
-    files = [path / small for small in SMALL_FILES if (path / small).is_file()] + original_weights(path)
-    key = sha256_json([_FORM, {file.name: sha256_file(file) for file in files}])
+    weights = {file.name: sha256_file(file) for file in original_weights(path)}
+    key = sha256_json([_FORM, _hashes(path, SMALL_FILES) | weights])
     if is_ready(path):
         _compare_once(path, name, key)
         return BaseModel(path, name, source, _licence(path), key, stored_parameters(path))
@@ -225,10 +225,16 @@ def _from_directory(path: Path, name: str, source: str) -> BaseModel:
     return _converted(name, source, key, make)
 
 
+def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """sha256 of the files of these names that are there, and of the named chat templates."""
+    more = [f"{MORE_CHAT_TEMPLATES}/{file.name}" for file in (folder / MORE_CHAT_TEMPLATES).glob("*.jinja")]
+    return {name: sha256_file(folder / name) for name in (*names, *more) if (folder / name).is_file()}
+
+
 def _from_hub(name: str, offline: bool, adapters: bool) -> BaseModel:
     folder = _fetched(name, ["config.json", ADAPTER_CONFIG], offline)
     if adapters and is_adapter(folder) and not (folder / "config.json").is_file():
-        return _from_adapter(_fetched(name, ADAPTER_FILES, offline), name, None, offline)
+        return _from_adapter(_fetched(name, [*ADAPTER_FILES, _TEMPLATES], offline), name, None, offline)
     read_config(folder)  # refuses a foreign architecture before gigabytes are fetched
     folder = _fetched(name, _HUB_FILES, offline)
     if not any(folder.glob("*.safetensors")):  # An old repository has pickled weights only.
