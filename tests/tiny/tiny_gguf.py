@@ -17,6 +17,15 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As Qwen's: tools as JSON in front, calls and what they gave in marks of their own.
+TOOLS_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\nTools:\n' }}{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}"
+    "{% endfor %}{{ 'Call with <tool_call>\n{\"name\": , \"arguments\": }\n</tool_call><|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ '<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TEXT = (
     "Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to deal "
     "in the software without restriction, including without limitation the rights to use and distribute. "
@@ -74,8 +83,9 @@ def make_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    kinds = [gguf.TokenType.CONTROL if token in SPECIALS else gguf.TokenType.NORMAL for token in tokens]
-    writer.add_token_types(kinds)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()} - {*SPECIALS}
+    kinds = [gguf.TokenType.USER_DEFINED if token in added else gguf.TokenType.NORMAL for token in tokens]
+    writer.add_token_types([gguf.TokenType.CONTROL if t in SPECIALS else k for t, k in zip(tokens, kinds)])
     writer.add_token_merges([" ".join(merge) for merge in pieces["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -15,11 +15,19 @@ class ChatTemplateError(EdgeError):
     """The model has no chat template, or it refuses these messages."""
 
 
-def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def chat_ids(
+    engine: Engine,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **template_arguments: Any,
+) -> list[int]:
     """Token ids of a conversation, up to where the assistant's answer begins.
 
     Args:
         messages: {"role", "content"} each, as the template wants them.
+        tools: functions that the model may call, as OpenAI describes them.
+        template_arguments: further variables of the template.
 
     Raises:
         ChatTemplateError: there is no template, or it fails.
@@ -28,7 +36,8 @@ def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> list[int]
     if not engine.chat_template:
         raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
     start = engine.special_text("bos")
-    text = render_chat(engine.chat_template, messages, start, engine.special_text("eos"))
+    arguments = {**template_arguments, **({"tools": tools} if tools else {})}
+    text = render_chat(engine.chat_template, messages, start, engine.special_text("eos"), **arguments)
     if engine.adds_start and not text.startswith(start):
         text = start + text
     return engine.tokenize(text, special=True)
@@ -79,7 +88,9 @@ class Conversation:
         self._turns.clear()
 
 
-def render_chat(template: str, messages: Sequence[Mapping[str, Any]], bos: str, eos: str) -> str:
+def render_chat(
+    template: str, messages: Sequence[Mapping[str, Any]], bos: str, eos: str, **arguments: Any
+) -> str:
     """The text of a conversation. Templates come from strangers and run in a sandbox.
 
     Raises:
@@ -91,8 +102,9 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], bos: str, 
     except ImportError as error:
         hint = 'pip install "jinja2>=3.1.6"'
         raise EdgeError(f"chat needs jinja2 for the model's template ({error})", hint) from error
+    given = {**arguments, "add_generation_prompt": True, "bos_token": bos, "eos_token": eos}
     try:
-        return render(template, messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
+        return render(template, messages=messages, **given)
     except Exception as error:  # a template is foreign code and may raise anything
         message = f"the model's chat template failed ({error})"
         raise ChatTemplateError(message, f"change the messages, or {WITHOUT_TEMPLATE}") from error
