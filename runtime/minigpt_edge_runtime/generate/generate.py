@@ -168,10 +168,8 @@ class Generation:
 
     def _full(self, token: int) -> str:
         """Why there is nothing to sample after a token, if so."""
-        if self.constraint:
-            self.constraint.accept(token)
-            if self.constraint.finished:
-                return "end"
+        if self.constraint and self.constraint.accept(token):
+            return "end"
         if self.tokens >= self.max_tokens:
             return "length"
         return "context" if len(self.prompt) + self.tokens > self.session.engine.context_length else ""

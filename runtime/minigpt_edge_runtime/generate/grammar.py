@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 # Between the parts of a JSON text: a model that may write any whitespace may write nothing else.
 _SPACE = r"( |\n[ ]{0,20})?"
+_LEXER_STATES = 50_000  # that a grammar may need: a state has 1 to 2 KB
+_MARK = "\x02"
 _OPTIONS = "x-guidance"  # a key in a schema by which llguidance takes settings
+
+
+class GrammarError(EdgeError):
+    """A grammar is too much for its parser, or for the model's vocabulary."""
 
 
 def load_library() -> Any:
@@ -90,7 +97,7 @@ class Grammars:
             EdgeError: llguidance is not installed.
         """
         library = load_library()
-        limits = library.LLParserLimits(verbose_errors=False)
+        limits = library.LLParserLimits(verbose_errors=False, max_lexer_states=_LEXER_STATES)
         grammar = grammar.encode(errors="replace").decode()  # halves of surrogate pairs
         matcher = library.LLMatcher(
             self._tokenizer, library.LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits
@@ -114,31 +121,38 @@ class Constraint:
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher, self._size = matcher, vocab_size
 
-    @property
-    def finished(self) -> bool:
-        """Whether the text is complete, and nothing can follow."""
-        return bool(self._matcher.is_stopped())
-
     def masked(self, logits: np.ndarray) -> np.ndarray:
         """Logits, float32 [vocab], without the tokens that can't come next; a copy.
 
         Raises:
-            EdgeError: no token can.
+            GrammarError: none can.
         """
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(bits, count=self._size, bitorder="little").view(bool)
-        if self._matcher.is_error() or not allowed.any():
-            raise EdgeError(
-                f"the grammar can't go on: {_reason(self._matcher) or 'no token of this model fits'}",
-                "ask for something simpler",
-            )
+        self._check()
+        if not allowed.any():
+            raise GrammarError("no token of this model fits the grammar", "ask for something simpler")
         return np.where(allowed, logits, np.float32(-np.inf))
 
-    def accept(self, token: int) -> None:
-        """Go on by a token, one that `masked` has left."""
+    def accept(self, token: int) -> bool:
+        """Go on by a token, one that `masked` has left.
+
+        Returns:
+            Whether the text is complete, and nothing can follow.
+
+        Raises:
+            GrammarError: the parser has reached its limits.
+        """
         self._matcher.consume_token(token)
+        self._check()
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            message = f"the grammar can't go on ({_reason(self._matcher)})"
+            raise GrammarError(message, "ask for something simpler")
 
 
 class _Vocabulary:
@@ -160,9 +174,19 @@ class _Vocabulary:
         self.eos_token_id, self.ends = ends[0], ends
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._engine.tokenize(text if isinstance(text, str) else text.decode(errors="replace"))
+        """The tokens of text in the middle of an answer."""
+        written = text if isinstance(text, str) else text.decode(errors="replace")
+        tokens = self._engine.tokenize(written)
+        if b"".join(map(self._engine.piece, tokens)) == written.encode():
+            return tokens
+        # A SentencePiece tokenizer writes a space first: before a byte here, which joins no other token.
+        marked = self._engine.tokenize(_MARK + written)
+        pieces = [self._engine.piece(token) for token in marked]
+        return marked[pieces.index(_MARK.encode()) + 1 :] if _MARK.encode() in pieces else tokens
 
 
 def _reason(matcher: Any) -> str:
-    """Why a matcher failed, in one line."""
-    return " ".join(str(matcher.get_error()).replace("<non-verbose/>", "").split())[:300]
+    """Why a matcher failed, in one line, without the place in a grammar that the user has not written."""
+    text = str(matcher.get_error()).replace("<non-verbose/>", "")
+    text = re.sub(r"^at \d+\(\d+\): |\n *\d+ \|.*", "", text, flags=re.DOTALL)
+    return " ".join(text.split())[:300]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+from minigpt_edge_runtime.generate.sampling import largest
 
 _LEAST = -9999.0  # of a token that is impossible, as OpenAI writes it: JSON has no infinity
 
@@ -29,14 +29,11 @@ class TokenLogprob(NamedTuple):
 
 def token_logprob(logits: np.ndarray, token: int, start: int, top: int) -> TokenLogprob:
     """The record of a token that logits, float32 [vocab], predict."""
-    import numpy as np
+    highest = logits.max()
+    total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
 
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    values = np.maximum(values, _LEAST)
-    count = min(top, len(values))
-    best = np.argpartition(-values, count - 1)[:count] if count else np.empty(0, np.intp)
-    ranked = sorted(best.tolist(), key=lambda index: (-values[index], index))
-    pairs = tuple((index, float(values[index])) for index in ranked)
-    return TokenLogprob(token, start, float(values[token]), pairs)
+    def logprob(index: int) -> float:
+        return max(float(logits[index]) - total, _LEAST)
+
+    ids = largest(logits, top).tolist() if 0 < top < len(logits) else np.argsort(-logits)[:top].tolist()
+    return TokenLogprob(token, start, logprob(token), tuple((index, logprob(index)) for index in ids))

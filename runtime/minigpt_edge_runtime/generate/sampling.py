@@ -104,7 +104,7 @@ class Sampler:
         settings = self._settings
         logits = _checked(self._penalized(logits))
         count = settings.top_k or len(logits)
-        ids = _largest(logits, count) if count < len(logits) else np.arange(len(logits))
+        ids = largest(logits, count) if count < len(logits) else np.arange(len(logits))
         top = logits.max()
         weights = np.exp((logits[ids] - top).astype(np.float64))
         total = weights.sum()
@@ -138,7 +138,7 @@ class Sampler:
         return logits
 
 
-def _largest(logits: np.ndarray, count: int) -> np.ndarray:
+def largest(logits: np.ndarray, count: int) -> np.ndarray:
     """Ids of the `count` largest logits; of equals the smaller ids, on every platform.
 
     The largest of every strip of the vocabulary give a bound that the wanted ones reach, so that only a few

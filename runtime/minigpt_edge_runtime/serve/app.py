@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.generate.grammar import GrammarError
 from minigpt_edge_runtime.serve.choice import Choice
 from minigpt_edge_runtime.serve.errors import ApiError
 from minigpt_edge_runtime.serve.plan import make_plans
@@ -125,7 +126,7 @@ class Answers:
             async with self._worker.request() as limit:
                 reply = await self._answer(scope, receive, stream, limit)
         except (ApiError, EdgeError) as error:
-            known = error if isinstance(error, ApiError) else _server_error(error.message)
+            known = _known(error)
             if stream.started:
                 await stream.send([event(known.body)], more=False)
                 return
@@ -232,6 +233,14 @@ def _host_name(header: bytes) -> str | None:
         return urlsplit("//" + header.decode("latin-1")).hostname
     except ValueError:
         return None
+
+
+def _known(error: ApiError | EdgeError) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, GrammarError):
+        return ApiError(400, f"{error.message}: {error.hint}", code="grammar")
+    return _server_error(error.message)
 
 
 def _server_error(message: str) -> ApiError:

@@ -29,7 +29,7 @@ HARMLESS = frozenset(
         # who asks, where, and what is kept of it
         *("user", "metadata", "store", "safety_identifier", "service_tier", "priority", "tags", "title"),
         *("id", "name", "timestamp", "request_id", "trace_id", "chat_id", "message_id", "session_id"),
-        *("conversation_id", "parent_id", "user_id", "client", "source"),
+        *("conversation_id", "parent_id", "user_id", "client", "source", "engine"),
         # caches and memory
         *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "id_slot", "cache_salt"),
         *("keep_alive", "n_keep", "n_discard"),
@@ -48,6 +48,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "top_logprobs": (0,),
     "function_call": ("none", "auto"),
+    "tool_choice": ("none", "auto"),
     "modalities": (["text"],),
     "verbosity": ("medium",),
     "reasoning_effort": ("none",),
@@ -98,6 +99,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "prompt_logprobs": (),
     "think": (False,),
+    "thinking_budget_tokens": (-1, 0),
     "thinking": ({"type": "disabled"},),
     "enable_thinking": (False,),
 }
