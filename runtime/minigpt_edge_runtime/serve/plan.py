@@ -124,7 +124,7 @@ def _variants(chat: Chat) -> Iterator[tuple[str, str, Chat]]:
 
 def _format(engine: Engine) -> CallFormat:
     """How the model writes calls."""
-    if found := call_format(engine.chat_template or ""):
+    if found := call_format(engine):
         return found
     message = "tools are not supported: this model's chat template does not say how to call them in JSON"
     raise ApiError(400, message, param="tools", code="unsupported_parameter")

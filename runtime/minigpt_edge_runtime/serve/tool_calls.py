@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.generate.chat import ChatTemplateError, chat_ids
 from minigpt_edge_runtime.generate.grammar import json_rule, text_rule
 from minigpt_edge_runtime.generate.streaming import TextStream
 from minigpt_edge_runtime.serve.tools import Tool, Tools
@@ -30,7 +32,6 @@ class CallFormat:
     listed: bool = False
 
 
-_OTHERS = ("<function=", "[ARGS]")  # calls that are not JSON objects
 FORMATS = (
     CallFormat("<tool_call>", "<tool_call>\n", "\n</tool_call>"),  # Hermes, Qwen, SmolLM
     CallFormat("[TOOL_CALLS]", "[TOOL_CALLS]", listed=True),  # Mistral
@@ -39,11 +40,37 @@ FORMATS = (
 )
 
 
-def call_format(template: str) -> CallFormat | None:
-    """The format that a chat template teaches, None if it is not known."""
-    if any(sign in template for sign in _OTHERS):
+def call_format(engine: Engine) -> CallFormat | None:
+    """The format that the model's chat template teaches, None if it is not known.
+
+    A template that has the sign of a format may still write calls as something else than JSON: where it
+    writes those of earlier answers, one is read back.
+    """
+    template = engine.chat_template or ""
+    format = next((format for format in FORMATS if format.sign in template), None)
+    answer = {"role": "assistant", "content": ""}
+    called = {**answer, "tool_calls": [{"id": "000000001", "type": "function", "function": _PROBE}]}
+    asked, silent, written = (_rendered(engine, more) for more in ([], [answer], [called]))
+    if format is None or written is None or written == silent:
+        return format
+    sign = format.before.strip()
+    # What asks for an answer may begin like the sign.
+    start = len(commonprefix([asked or "", written])) - len(sign)
+    stream = CallStream(format, several=True)
+    stream.push(written[max(start, 0) :])
+    return format if [call.name for call in stream.end()[1]] == [_PROBE["name"]] else None
+
+
+def _rendered(engine: Engine, answers: list[dict[str, Any]]) -> str | None:
+    """A question and what follows, None if the template refuses it."""
+    try:
+        ids = chat_ids(engine, [{"role": "user", "content": "a"}, *answers])
+    except ChatTemplateError:
         return None
-    return next((format for format in FORMATS if format.sign in template), None)
+    return engine.detokenize(ids, special=True).decode(errors="replace")
+
+
+_PROBE = {"name": "probe", "arguments": {"a": "b"}}
 
 
 def special_tokens(engine: Engine, format: CallFormat) -> frozenset[int]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from tiny_gguf import make_gguf
+from tokenizers import Tokenizer
 
+from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.serve.tool_calls import FORMATS, CallStream, call_format
 
 HERMES, MISTRAL, GRANITE, LLAMA = FORMATS
@@ -76,9 +80,38 @@ def test_text_comes_while_it_is_no_call() -> None:
     ]
 
 
-def test_the_format_is_what_the_template_teaches() -> None:
-    assert call_format("within <tool_call></tool_call> XML tags") is HERMES
-    assert call_format('"parameters": dictionary of argument name and its value') is LLAMA
-    assert call_format("{{ '[TOOL_CALLS]' }}") is MISTRAL
-    for unknown in ("{{ messages }}", "<tool_call>\n<function=name>", "[TOOL_CALLS]name[ARGS]"):
-        assert call_format(unknown) is None
+START = "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content }}CALLS{{ '<|im_end|>\n' }}"
+TURNS = "{% for m in messages %}" + TURN + "{% endfor %}"
+EACH = "{% for c in m.tool_calls or [] %}CALL{% endfor %}"
+JSON = '{{ \'{"name": "\' + c.function.name + \'", "KEY": \' }}{{ c.function.arguments | tojson }}}'
+
+
+def template(call: str, before: str = "") -> str:
+    return before + TURNS.replace("CALLS", EACH.replace("CALL", call) if call else "") + START
+
+
+@pytest.mark.parametrize(
+    ("written", "format"),
+    [
+        (template("<tool_call>\n" + JSON.replace("KEY", "arguments") + "\n</tool_call>"), HERMES),
+        (template("", "Write <tool_call>[]</tool_call>. "), HERMES),  # it forgets what was called
+        (
+            template("<tool_call>" + JSON.replace("KEY", "arguments"), "<tool_call>\n{name}\n</tool_call>"),
+            HERMES,
+        ),
+        (template(JSON.replace("KEY", "parameters"), 'As {"name": n, "parameters": dictionary}. '), LLAMA),
+        (template("[TOOL_CALLS][" + JSON.replace("KEY", "arguments") + "]"), MISTRAL),
+        (template("[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"), None),
+        (template("<tool_call>{{ c.function.name }}\n<arg_key>a</arg_key></tool_call>"), None),
+        (template("<tool_call>\n<function={{ c.function.name }}></function></tool_call>"), None),
+        (template("call {{ c.function.name }}"), None),
+        ("{% if messages[1] %}{{ raise_exception('no') }}{% endif %}<tool_call>" + START, HERMES),
+    ],
+)
+def test_the_format_is_what_the_template_writes(
+    written: str, format: object, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    model = make_gguf(tmp_path / "tiny.gguf", tokenizer, chat_template=written)
+    with open_engine(model, 64, 1) as engine:
+        assert call_format(engine) is format
