@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latency_reports import make_report
+from served import make_requests, read_requests
 from tiny_build import write_corpus, write_model
 from tiny_gguf import TEXT, make_gguf, make_tokenizer, texts_content
 from tiny_onnx import make_checkpoint, make_onnx
@@ -370,4 +371,5 @@ SUBJECTS: dict[str, Subject] = {
     "checkpoint": Subject(make_stored, _MODEL_FILES, read_stored),
     "gguf": Subject(make_gguf_file, ("a.gguf",), read_gguf, 2),
     "onnx": Subject(make_onnx_folder, _ONNX_FILES, read_onnx),
+    "request": Subject(make_requests, ("chat.json", "completion.json"), read_requests),
 }
