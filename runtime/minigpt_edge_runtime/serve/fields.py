@@ -10,13 +10,13 @@ from typing import Any
 
 from minigpt_edge_runtime.serve.errors import ApiError
 
-_BOTH = {
+OBEYED = {
     *("model", "stop", "stream", "stream_options", "max_tokens", "n_predict", "n", "logprobs", "logit_bias"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty", "presence_penalty"),
     *("repeat_penalty", "repetition_penalty", "repeat_last_n", "samplers", "cache_prompt"),
     *("response_format", "json_schema", "grammar"),
 }
-_OWN = {
+OBEYED_BY = {
     "completion": {"prompt", "echo", "best_of"},
     "chat": {
         *("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"),
@@ -41,7 +41,7 @@ HARMLESS = frozenset(
         *("smoothing_curve", "backend_sampling", "guided_decoding_backend", "parallel_tool_calls"),
     )
 )
-# What this server does not do, and the values, beside null and empty ones, that do not ask for it.
+# What this server does not do, and the values that do not ask for it.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     # OpenAI's
     "best_of": (1,),
@@ -106,7 +106,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def known_fields(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The fields of a request that are obeyed; null is the same as leaving a field out.
+    """The fields of a request that are obeyed; null, and an empty value, is the same as leaving one out.
 
     Args:
         kind: "completion" or "chat".
@@ -114,21 +114,21 @@ def known_fields(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
     Raises:
         ApiError: another field asks for something.
     """
-    ours = _BOTH | _OWN[kind]
+    ours = OBEYED | OBEYED_BY[kind]
     found = {}
     for name, value in content.items():
-        if value is None:
+        if value is None or (value in ("", [], {}) and name != "prompt"):
             continue
         if name in ours:
             found[name] = value
-        elif name not in HARMLESS and value not in ("", [], {}):
+        elif name not in HARMLESS:
             _check_neutral(name, value)
     return found
 
 
 def _check_neutral(name: str, value: Any) -> None:
     if name not in _NEUTRAL:
-        owner = next((kind for kind, names in _OWN.items() if name in names), None)
+        owner = next((kind for kind, names in OBEYED_BY.items() if name in names), None)
         hint = f", it belongs to {'chats' if owner == 'chat' else 'completions'}" if owner else ""
         raise ApiError(400, f"unknown parameter {name!r}{hint}", param=name, code="unknown_parameter")
     # Not `in`: 0 may ask for something where false does not, and Python holds them for equal.

@@ -118,8 +118,8 @@ def _variants(chat: Chat) -> Iterator[tuple[str, str, Chat]]:
         yield "messages", "tool_calls are", replace(chat, messages=bare)
     for name in chat.needed:
         value = chat.arguments[name]
-        others = {"reasoning_effort": "low" if value != "low" else "high", "enable_thinking": False}
-        yield name, f"{name} is", replace(chat, arguments={**chat.arguments, name: others.get(name)})
+        instead = {"reasoning_effort": "low" if value != "low" else "high", "enable_thinking": False}
+        yield name, f"{name} is", replace(chat, arguments={**chat.arguments, name: instead.get(name)})
 
 
 def _format(engine: Engine) -> CallFormat:

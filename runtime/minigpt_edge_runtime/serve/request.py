@@ -255,7 +255,7 @@ def _seed(given: Mapping[str, Any]) -> int | None:
 
 def _samplers(value: Any) -> dict[str, float]:
     """What is switched off by a list of samplers, which must have the order that ours have."""
-    if not value:
+    if value is None:
         return {}
     names = value.split(";") if isinstance(value, str) else value
     rest = iter(_SAMPLERS)
@@ -276,7 +276,7 @@ def _bias(value: Any) -> dict[int, float]:
 
 
 def _stop(value: Any) -> list[str]:
-    stops = ([value] if value else []) if isinstance(value, str) else value
+    stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise ApiError(400, "stop is neither a text nor a list of texts", param="stop")
     if len(stops) > MAX_STOPS:

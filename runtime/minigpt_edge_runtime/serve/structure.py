@@ -25,7 +25,7 @@ def read_structure(given: Mapping[str, Any]) -> tuple[str, str | None]:
 
 def read_grammar(given: Mapping[str, Any]) -> str | None:
     """The text of `grammar`; ApiError if it is none."""
-    text = given.get("grammar") or None
+    text = given.get("grammar")
     if text is not None and not isinstance(text, str):
         raise ApiError(400, "grammar is not a text in GBNF", param="grammar")
     return text

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from source import ROOT
 
 from minigpt_edge_runtime.generate.sampling import Sampling
 from minigpt_edge_runtime.serve.errors import ApiError
+from minigpt_edge_runtime.serve.fields import OBEYED, OBEYED_BY
 from minigpt_edge_runtime.serve.request import Request, read_request
 
 ASK = [{"role": "user", "content": "Hi"}]
@@ -131,6 +134,7 @@ def test_messages_become_plain() -> None:
         {"top_n_sigma": -1, "reasoning_format": "auto", "ignore_eos": False, "grammar": "", "samplers": []},
         {"min_tokens": 0, "use_beam_search": False, "skip_special_tokens": True, "stop_token_ids": []},
         {"chat_template_kwargs": {"anything": 1}, "enable_thinking": False, "timestamp": 5, "chat_id": "x"},
+        {"response_format": {}, "json_schema": {}, "tool_choice": "", "stop": [], "logprobs": None},
         {"keep_alive": "5m", "tools": [TOOL], "tool_choice": "none", "seed": None, "made_up": None},
     ],
     ids=str,
@@ -140,6 +144,12 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
     assert request.chat and request.chat.tools is None and request.chat.needed == ()
     assert (request.sampling, request.rule, request.grammar) == (plain.sampling, None, None)
     assert (request.choices, request.logprobs, request.stop) == (1, None, [])
+
+
+def test_the_readme_names_every_field_that_is_obeyed() -> None:
+    text = (ROOT / "runtime" / "README.md").read_text()
+    fields = OBEYED.union(*OBEYED_BY.values()) - {"model"}
+    assert [name for name in sorted(fields) if not re.search(f"`{name}[`:.]", text)] == []
 
 
 def test_completions_say_what_they_do_not_want() -> None:
