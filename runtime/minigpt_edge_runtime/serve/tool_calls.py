@@ -8,6 +8,7 @@ from os.path import commonprefix
 from typing import Any
 
 from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.formats.tokenizer_files import choose_template
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, chat_ids
 from minigpt_edge_runtime.generate.grammar import json_rule, text_rule
 from minigpt_edge_runtime.generate.streaming import TextStream
@@ -46,7 +47,7 @@ def call_format(engine: Engine) -> CallFormat | None:
     A template that has the sign of a format may still write calls as something else than JSON: where it
     writes those of earlier answers, one is read back.
     """
-    template = engine.chat_template or ""
+    template = choose_template(engine.chat_templates, with_tools=True) or ""
     format = next((format for format in FORMATS if format.sign in template), None)
     answer = {"role": "assistant", "content": ""}
     called = {**answer, "tool_calls": [{"id": "000000001", "type": "function", "function": _PROBE}]}
