@@ -42,7 +42,7 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repeat_penalty", 0 < self.repeat_penalty < math.inf, "above 0"),
-            ("repeat_last", self.repeat_last >= 0, "0 or more"),
+            ("repeat_last", 0 <= self.repeat_last <= 2**31, "0 to 2**31"),
             ("seed", self.seed >= 0, "0 or more"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),

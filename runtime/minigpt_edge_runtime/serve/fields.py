@@ -21,6 +21,7 @@ OBEYED_BY = {
     "chat": {
         *("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"),
         *("documents", "chat_template_kwargs", "enable_thinking", "reasoning_effort"),
+        *("continue_final_message", "add_generation_prompt"),
     },
 }
 # They change nothing in the answer of one model on one machine, whatever they say.
@@ -157,6 +158,8 @@ def number(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         wanted = "a whole number" if kind is int else "a number"
         raise ApiError(400, f"{name} is not {wanted}", param=name)
+    if kind is float and abs(value) > 1e300:  # a whole number may be larger than any float
+        raise ApiError(400, f"{name} is too large", param=name)
     return value
 
 

@@ -162,6 +162,11 @@ def _chat(given: Mapping[str, Any]) -> Chat:
     if "enable_thinking" in given:
         arguments["enable_thinking"] = flag(given, "enable_thinking")
         needed += ["enable_thinking"] * arguments["enable_thinking"]
+    if flag(given, "continue_final_message"):
+        arguments["continue_final_message"] = True
+    elif not flag(given, "add_generation_prompt", True):
+        message = "add_generation_prompt: false needs continue_final_message: true"
+        raise ApiError(400, message, param="add_generation_prompt")
     if documents := given.get("documents"):
         if not isinstance(documents, list):
             raise ApiError(400, "documents is not a list", param="documents")
@@ -170,10 +175,10 @@ def _chat(given: Mapping[str, Any]) -> Chat:
     return Chat(messages, tools, arguments, tuple(needed))
 
 
-# What a template is given anyway, and our functions' own arguments.
+# What a template is given anyway.
 _RESERVED = (
-    *("messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"),
-    *("engine", "template", "bos", "eos"),
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("bos_token", "eos_token"),
 )
 
 

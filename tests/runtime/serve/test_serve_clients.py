@@ -107,6 +107,16 @@ def test_several_prompts(server: Server) -> None:
     assert [c.text for c in made.choices[2:]] == [c.text for c in alone.choices]
 
 
+def test_an_answer_goes_on_with_a_last_message(server: Server, model_file: Path) -> None:
+    begun = [*ASK, {"role": "assistant", "content": "The software"}]
+    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    said = chat(server, messages=begun, extra_body=going_on, max_tokens=6, temperature=0).choices[0]
+    with open_engine(model_file, 64, 1) as engine:
+        text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nThe software"
+        ids = engine.tokenize(text, special=True)
+    assert said.message.content == complete(server, prompt=ids, max_tokens=6, temperature=0).choices[0].text
+
+
 def test_logprobs_of_a_chat(server: Server) -> None:
     asked: dict[str, Any] = {"max_tokens": 12, "logprobs": True, "top_logprobs": 3}
     whole = chat(server, **asked).choices[0]
