@@ -87,7 +87,7 @@ class Grammars:
         self._engine = engine
 
     def constraint(self, grammar: str) -> Constraint:
-        """The constraint for one answer.
+        """The constraint for one answer; a grammar takes up to a second, a copy of its constraint no time.
 
         Args:
             grammar: in llguidance's Lark.
@@ -120,6 +120,10 @@ class Constraint:
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher, self._size = matcher, vocab_size
+
+    def copy(self) -> Constraint:
+        """Another one at the same place."""
+        return Constraint(self._matcher.deep_copy(), self._size)
 
     def masked(self, logits: np.ndarray) -> np.ndarray:
         """Logits, float32 [vocab], without the tokens that can't come next; a copy.

@@ -35,14 +35,13 @@ def make_plans(
     tools = request.chat.tools if request.chat else None
     format = _format(engine) if tools else None
     field, grammar = _grammar(engine, request, format)
+    constraint = _constraint(grammars, grammar, field) if grammar else None
     shown = special_tokens(engine, format) if format else frozenset()
     plans = []
     for ids, echo, added in prompts:
         for number in range(request.choices):
             generation = _generation(session, request, ids, number)
-            generation.shown = shown
-            if grammar:
-                generation.constraint = _constraint(grammars, grammar, field)
+            generation.shown, generation.constraint = shown, constraint and constraint.copy()
             plans.append(Plan(generation, format, tools is None or tools.several, echo, added))
     return plans
 

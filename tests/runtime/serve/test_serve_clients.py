@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from tiny_onnx import make_onnx
 from tokenizers import AddedToken, Tokenizer
 
 from minigpt_edge_runtime.engines.open import open_engine
+from minigpt_edge_runtime.generate.generate import Session
+from minigpt_edge_runtime.generate.grammar import Grammars
+from minigpt_edge_runtime.serve.errors import ApiError
+from minigpt_edge_runtime.serve.plan import make_plans
+from minigpt_edge_runtime.serve.request import read_request
 
 pytestmark = pytest.mark.whole
 
@@ -230,6 +236,16 @@ def test_a_grammar_of_llama_cpps(server: Server) -> None:
     assert text.split()[0] in ("yes", "no") and text[-2:].isdigit()
     with pytest.raises(openai.BadRequestError, match="grammar can't be read"):
         complete(server, extra_body={"grammar": "rooot"})
+
+
+def test_what_is_missing_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with open_engine(model, 64, 1) as engine:
+        for fields in ({"json_schema": SCHEMA}, {"grammar": 'root ::= "a"'}):
+            request = read_request(json.dumps({"messages": ASK, **fields}).encode(), "chat", "tiny", 9)
+            with pytest.raises(ApiError, match=r"minigpt-edge-runtime\[grammar\]") as caught:
+                make_plans(Session(engine), Grammars(engine), request, None)
+            assert (caught.value.status, caught.value.body["error"]["param"]) == (400, next(iter(fields)))
 
 
 def arguments_of(choice: Any) -> tuple[str, Any]:
