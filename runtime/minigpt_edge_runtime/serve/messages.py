@@ -53,7 +53,7 @@ def _content(message: Message, where: str) -> str:
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(_part(part, where) for part in content)
-    if content is None and message["role"] == "assistant":
+    if content is None and message["role"] in ("assistant", "tool", "function"):
         content = message.get("refusal") or ""
     if not isinstance(content, str):
         raise ApiError(400, f"{where} must have a text as its content", param=where)

@@ -60,11 +60,11 @@ def server(model_file: Path) -> Iterator[Server]:
 
 def chat(server: Server, **fields: Any) -> Any:
     given: dict[str, Any] = {"model": "tiny", "messages": ASK, "seed": 1, "temperature": 1.5, **fields}
-    return server.client().chat.completions.create(**given)
+    return server.openai.chat.completions.create(**given)
 
 
 def complete(server: Server, **fields: Any) -> Any:
-    return server.client().completions.create(**{"model": "tiny", "prompt": "Hi", "seed": 1, **fields})
+    return server.openai.completions.create(**{"model": "tiny", "prompt": "Hi", "seed": 1, **fields})
 
 
 def test_fields_that_change_nothing_change_nothing(server: Server) -> None:
@@ -344,8 +344,8 @@ def test_what_a_template_makes_nothing_of_is_refused(tmp_path: Path, tokenizer: 
 
 def test_other_endpoints_are_not_there(server: Server) -> None:
     with pytest.raises(openai.NotFoundError, match="there are /v1/chat/completions"):
-        server.client().embeddings.create(model="tiny", input="x")
+        server.openai.embeddings.create(model="tiny", input="x")
     with pytest.raises(openai.NotFoundError, match="POST /v1/responses"):
-        server.client().responses.create(model="tiny", input="x")
+        server.openai.responses.create(model="tiny", input="x")
     with pytest.raises(openai.BadRequestError, match="lie between 0 and 339"):
         chat(server, logit_bias={"5000": 1})

@@ -109,6 +109,7 @@ def test_messages_become_plain() -> None:
         {"role": "assistant", "content": None, "tool_calls": [CALL], "annotations": []},
         {"role": "tool", "content": "42", "tool_call_id": "c1", "metadata": {"x": 1}},
         {"role": "assistant", "content": None, "refusal": "No"},
+        {"role": "function", "content": None, "name": "f"},
     ) == [
         {"role": "system", "content": "Be brief"},
         {"role": "user", "content": "ab", "name": "Ann"},
@@ -116,6 +117,7 @@ def test_messages_become_plain() -> None:
         {"role": "assistant", "content": "", "tool_calls": [{**CALL, "function": called}]},
         {"role": "tool", "content": "42", "tool_call_id": "c1"},
         {"role": "assistant", "content": "No"},
+        {"role": "tool", "content": "", "name": "f"},
     ]  # fmt: skip
 
 
