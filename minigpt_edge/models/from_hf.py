@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.models.checkpoint import special_ids, standard_names, write_converted
+from minigpt_edge.models.from_hf_tokenizer import read_hf_tokenizer, settle_tokenizer
 from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS, Architecture
-from minigpt_edge_export.gguf.pretokenizers import check_tokenizer, name_of
+from minigpt_edge_export.gguf.pretokenizers import name_of
 from minigpt_edge_export.weights import WEIGHTS, Weights, shards
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
@@ -95,12 +96,8 @@ def convert_directory(source: Path, target: Path) -> None:
             f"{source} has no tokenizer.json, so its tokenizer can't be read",
             "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), or use another model",
         )
-    tokenizer = read_json(source / TOKENIZER)
+    tokenizer = read_hf_tokenizer(source)
     with understanding(source / TOKENIZER):
-        if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
-            # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
-            tokenizer["normalizer"] = None
-        check_tokenizer(tokenizer)
         # A config that names it is believed; the export compares token ids with llama.cpp in any case.
         tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
     config = _explicit_config(source)
@@ -114,6 +111,7 @@ def convert_directory(source: Path, target: Path) -> None:
         if config["tie_word_embeddings"]:
             tensors = [tensor for tensor in tensors if tensor.name != f"{architecture.names['head']}.weight"]
         write_converted(target, config, tensors, source)
+    settle_tokenizer(target)
 
 
 def _with_prefix(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:

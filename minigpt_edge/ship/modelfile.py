@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from minigpt_edge_export.special_tokens import special_tokens
+from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
@@ -68,8 +70,7 @@ def chatml_system(chat_template: str) -> str | None:
 
 
 def stop_texts(checkpoint: Path) -> list[str]:
-    """The text of the end token, for programs that stop by text."""
-    end = read_json(checkpoint / "config.json").get("eos_token_id")
-    ends = end if isinstance(end, list) else [end]
-    added = {token["id"]: token["content"] for token in read_json(checkpoint / TOKENIZER)["added_tokens"]}
-    return [added[index] for index in ends if index in added]
+    """The texts of all tokens that end an answer, for programs that stop by text."""
+    tokenizer = open_tokenizer(checkpoint / TOKENIZER)
+    ends = special_tokens(checkpoint, tokenizer, read_json(checkpoint / "config.json")["vocab_size"]).ends
+    return [tokenizer.decode([index], skip_special_tokens=False) for index in ends]

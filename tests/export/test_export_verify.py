@@ -40,7 +40,7 @@ def test_parity_of_a_good_file(equal: Checkpoint, tmp_path: Path) -> None:
     )
     assert logits.within(threshold_of("f16")) and logits.bits_ratio == pytest.approx(1, abs=1e-4)
     assert tokens is not None and tokens.good
-    assert tokens.texts == len(SAMPLES) + len(TEN_SCRIPTS) + 3
+    assert tokens.texts > len(SAMPLES) + len(TEN_SCRIPTS) + 4  # with the added tokens and prompts
     written = json.loads(evidence.read_text())
     assert written["passed"]
     assert written["logits"]["tokens"] == 128
@@ -75,7 +75,7 @@ def test_another_way_to_split_is_found(copied: Path, tmp_path: Path) -> None:
     edit_config(copied, minigpt_edge={"tokenizer_pre": "tekken"})  # not in our table: taken at its word
     parity = verify_tokenizer(exported(copied, tmp_path), copied / "tokenizer.json", SAMPLES)
     assert not parity.good
-    assert 0 < parity.mismatched < len(SAMPLES) + 3
+    assert 0 < parity.mismatched < len(SAMPLES)
     worst = parity.mismatches[0]
     assert worst.expected[0] != worst.found[0]
     assert len(parity.mismatches) <= 5

@@ -1,0 +1,79 @@
+"""A Hugging Face tokenizer in a form that llama.cpp has too, with the proof of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge_export.gguf.added_tokens import with_fixed_types
+from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
+from minigpt_edge_export.gguf.sentencepiece import is_sentencepiece, spaces_of, with_spaces
+from minigpt_edge_export.prompts import rendered
+from minigpt_edge_export.special_tokens import special_tokens
+from minigpt_edge_export.verify_tokens import prove_tokenizer
+from minigpt_edge_runtime.engines.text import open_tokenizer
+from minigpt_edge_runtime.files import read_json, understanding, write_json
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    GENERATION_CONFIG,
+    TOKENIZER,
+    chat_template,
+    read_tokenizer_config,
+)
+
+
+def read_hf_tokenizer(source: Path) -> dict[str, Any]:
+    """The tokenizer.json (parsed) of a directory as our checkpoints have it.
+
+    llama.cpp takes text as it comes, so NFC is dropped. Where a \\u2581 is put before some texts only, it is put
+    before all or none, whichever gives the same prompts as before.
+
+    Raises:
+        EdgeError: it is damaged, or does what llama.cpp has not.
+    """
+    path = source / TOKENIZER
+    tokenizer = read_json(path)
+    with understanding(path):
+        if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
+            tokenizer["normalizer"] = None
+        if is_sentencepiece(tokenizer) and spaces_of(tokenizer) in ("prefix", "none", "first", "always"):
+            tokenizer = with_spaces(tokenizer, _needs_prefix(tokenizer, source))
+        tokenizer = with_fixed_types(tokenizer)
+        check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _needs_prefix(tokenizer: dict[str, Any], source: Path) -> bool:
+    """Whether a space before every text, after special tokens too, is what the tokenizer does, or nearest."""
+    spaces = spaces_of(tokenizer)
+    if spaces in ("prefix", "none"):
+        return spaces == "prefix"
+    settings = read_tokenizer_config(source)
+    bos, eos = (_text(settings.get(f"{role}_token")) for role in ("bos", "eos"))
+    texts = rendered(chat_template(source, settings), bos, eos)
+    was, *now = (
+        [open_tokenizer(form).encode(text, add_special_tokens=False).ids for text in texts]
+        for form in (tokenizer, with_spaces(tokenizer, True), with_spaces(tokenizer, False))
+    )
+    prefixed, bare = (sum(a == b for a, b in zip(was, ids, strict=True)) for ids in now)
+    return prefixed >= bare
+
+
+def _text(token: Any) -> str:
+    return str((token.get("content") if isinstance(token, dict) else token) or "")
+
+
+def settle_tokenizer(target: Path) -> None:
+    """State every end token in a checkpoint's generation_config.json, and prove its tokenizer in llama.cpp.
+
+    transformers then ends where llama.cpp does, which takes some tokens for ends by their text.
+
+    Raises:
+        EdgeError: llama.cpp would make other tokens, or GGUF can't express them.
+    """
+    rows = int(read_json(target / "config.json")["vocab_size"])
+    ends = special_tokens(target, open_tokenizer(target / TOKENIZER), rows).ends
+    generation = read_json(target / GENERATION_CONFIG)
+    write_json(
+        target / GENERATION_CONFIG, generation | {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
+    )
+    prove_tokenizer(target)
