@@ -197,7 +197,7 @@ class _Comparison:
             if self.pieces and any(token in text for token in (*self.added, SPACE)):
                 continue  # it writes a space after an added token, and for \u2581, in transformers too
             dropped = bytes(self.unspellable)
-            if self.opened.detokenize(found, special=specials) != text.encode().translate(None, dropped):
+            if self.opened.detokenize(found, special=True) != text.encode().translate(None, dropped):
                 self.failures.append(text)
 
     def _prompts(self) -> int:

@@ -111,7 +111,7 @@ def convert_directory(source: Path, target: Path) -> None:
         if config["tie_word_embeddings"]:
             tensors = [tensor for tensor in tensors if tensor.name != f"{architecture.names['head']}.weight"]
         write_converted(target, config, tensors, source)
-    settle_tokenizer(target)
+    settle_tokenizer(source, target)
 
 
 def _with_prefix(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:

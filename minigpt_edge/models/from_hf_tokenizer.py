@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from minigpt_edge_runtime.files import read_json, understanding, write_json
 from minigpt_edge_runtime.formats.tokenizer_files import (
     GENERATION_CONFIG,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     chat_template,
     read_tokenizer_config,
 )
@@ -24,7 +26,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import (
 def read_hf_tokenizer(source: Path) -> dict[str, Any]:
     """The tokenizer.json (parsed) of a directory as our checkpoints have it.
 
-    llama.cpp takes text as it comes, so NFC is dropped. Where a \\u2581 is put before some texts only, it is put
+    llama.cpp takes text as it comes, so NFC is dropped. Where a \u2581 is put before some texts only, it is put
     before all or none, whichever gives the same prompts as before.
 
     Raises:
@@ -35,11 +37,37 @@ def read_hf_tokenizer(source: Path) -> dict[str, Any]:
     with understanding(path):
         if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
             tokenizer["normalizer"] = None
-        if is_sentencepiece(tokenizer) and spaces_of(tokenizer) in ("prefix", "none", "first", "always"):
+        if loaded := _by_transformers(source):
+            _take_flags(tokenizer, json.loads(loaded.backend_tokenizer.to_str()), source)
+        if is_sentencepiece(tokenizer) and spaces_of(tokenizer):
             tokenizer = with_spaces(tokenizer, _needs_prefix(tokenizer, source))
         tokenizer = with_fixed_types(tokenizer)
         check_tokenizer(tokenizer)
     return tokenizer
+
+
+def _by_transformers(source: Path) -> Any:
+    """The tokenizer as transformers loads it; None where that needs code of a stranger."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+    except Exception:  # transformers and what it uses raise many kinds; tokenizer.json can do without
+        return None
+
+
+def _take_flags(tokenizer: dict[str, Any], loaded: dict[str, Any], source: Path) -> None:
+    """Give added tokens the flags that tokenizer_config.json or their class gives them, and add its own."""
+    rows = read_json(source / "config.json").get("vocab_size") or 0
+    ours = {token["content"]: token for token in tokenizer.setdefault("added_tokens", [])}
+    for token in loaded["added_tokens"]:
+        known = ours.get(token["content"])
+        if known is not None:
+            # Without a normalizer, as LLaMA's own class has it, the flag has no effect.
+            normalized = token["normalized"] and loaded["normalizer"] is not None
+            known.update({**token, "id": known["id"], "normalized": normalized})
+        elif token["id"] < rows:
+            tokenizer["added_tokens"].append(token)
 
 
 def _needs_prefix(tokenizer: dict[str, Any], source: Path) -> bool:
@@ -62,18 +90,25 @@ def _text(token: Any) -> str:
     return str((token.get("content") if isinstance(token, dict) else token) or "")
 
 
-def settle_tokenizer(target: Path) -> None:
-    """State every end token in a checkpoint's generation_config.json, and prove its tokenizer in llama.cpp.
+def settle_tokenizer(source: Path, target: Path) -> None:
+    """Complete a checkpoint's special tokens, and prove its tokenizer in llama.cpp.
 
-    transformers then ends where llama.cpp does, which takes some tokens for ends by their text.
+    What tokenizer_config.json leaves to a tokenizer's class is written out, since the checkpoint has another
+    class. generation_config.json states every end token: transformers then ends where llama.cpp does, which
+    takes some tokens for ends by their text.
 
     Raises:
         EdgeError: llama.cpp would make other tokens, or GGUF can't express them.
     """
+    settings, loaded = read_tokenizer_config(target), _by_transformers(source)
+    tokenizer = open_tokenizer(target / TOKENIZER)
+    for role, text in (loaded.special_tokens_map if loaded else {}).items():
+        if role not in settings and isinstance(text, str) and tokenizer.token_to_id(text) is not None:
+            settings[role] = text
+    write_json(target / TOKENIZER_CONFIG, settings)
     rows = int(read_json(target / "config.json")["vocab_size"])
-    ends = special_tokens(target, open_tokenizer(target / TOKENIZER), rows).ends
+    ends = special_tokens(target, tokenizer, rows).ends
     generation = read_json(target / GENERATION_CONFIG)
-    write_json(
-        target / GENERATION_CONFIG, generation | {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
-    )
+    stated = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
+    write_json(target / GENERATION_CONFIG, generation | stated)
     prove_tokenizer(target)

@@ -175,6 +175,6 @@ def test_a_special_token_that_became_text_is_found(
     path = exported(copied, tmp_path)
     write_tokenizer(copied, tokenizer_json)
     parity = verify_tokenizer(path, copied / "tokenizer.json", ["plain text"])
-    assert parity.mismatched == 1
+    assert parity.mismatched == 4  # its own text and three prompts
     assert parity.mismatches[0].specials
     assert START in parity.mismatches[0].text

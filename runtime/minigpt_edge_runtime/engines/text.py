@@ -73,6 +73,8 @@ class TextCodec:
         first = self.tokenize("a")[:1]
         self._prefix = b" " if first and self.piece(first[0]).startswith(b" ") else b""
 
+    adds_start = False  # transformers takes a rendered prompt as it is
+
     @property
     def vocab_size(self) -> int:
         """Tokens, added ones too."""
@@ -140,7 +142,7 @@ class CodecEngine(Engine):
 
     @property
     def adds_start(self) -> bool:
-        return False  # transformers takes a rendered prompt as it is
+        return self.text.adds_start
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         return self.text.tokenize(text, special=special)

@@ -1,0 +1,129 @@
+"""Every shape of tokenizer that we take: transformers, the GGUF file, the ONNX directory and the Modelfile agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tokenizer_shapes import Shape, shapes, write_base
+
+from minigpt_edge.models.base_model import BaseModel, resolve_model
+from minigpt_edge.prune.vocabulary.choose import choose_tokens, count_tokens
+from minigpt_edge.prune.vocabulary.trim import config_token_ids, remap_config, trim_tokenizer
+from minigpt_edge.ship.modelfile import modelfile, stop_texts
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.write import write_gguf
+from minigpt_edge_export.onnx.genai import genai_config
+from minigpt_edge_export.prompts import CONVERSATIONS
+from minigpt_edge_runtime.engines.llama_vocabulary import LlamaVocabulary, open_vocabulary
+from minigpt_edge_runtime.engines.text import TextCodec, open_tokenizer
+from minigpt_edge_runtime.generate.chat import chat_ids
+
+SHAPES = shapes()
+TEXTS = ["The tenant's  12 rights\n\n(a) x  \n", "Закон 法律 \t\tf(x):\n        return 1", "a"]
+LEADING = ["  two", " one", "\n x", ""]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def base_of(name: str, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(cache))
+    return resolve_model(str(write_base(folder / "base", SHAPES[name])), offline=True)
+
+
+def as_shipped(text: str, vocabulary: LlamaVocabulary) -> list[int]:
+    """A rendered prompt as llama.cpp's server and ollama tokenize it."""
+    bos = vocabulary.special_text("bos")
+    begun = vocabulary.adds_start and bos and text.startswith(bos)
+    return vocabulary.tokenize(text[len(bos) :] if begun else text, special=True, whole=True)
+
+
+def prompts(tokenizer: Any) -> list[tuple[Any, str, list[int]]]:
+    """The conversations that the chat template takes: text and ids, as transformers makes them."""
+    made = []
+    for messages in CONVERSATIONS if tokenizer.chat_template else ():
+        given: dict[str, Any] = {"conversation": messages, "add_generation_prompt": True}
+        try:
+            text = tokenizer.apply_chat_template(**given, tokenize=False)
+        except Exception:  # it takes no system message
+            continue
+        made.append(
+            (messages, text, tokenizer.apply_chat_template(**given, tokenize=True, return_dict=False))
+        )
+    return made
+
+
+def check(checkpoint: Path, folder: Path) -> None:
+    """The files made of a checkpoint against transformers on the same checkpoint."""
+    theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    decoder = read_checkpoint(checkpoint)
+    write_gguf(decoder, folder / "model.gguf")
+    genai = genai_config(decoder, "model.onnx")["model"]
+    codec = TextCodec(checkpoint, ends := listed(genai["eos_token_id"]))
+    stated = transformers.GenerationConfig.from_pretrained(checkpoint)
+    assert set(ends) == set(listed(stated.eos_token_id))
+    stops = {
+        line[16:-1]
+        for line in modelfile("m.gguf", None, stop_texts(checkpoint)).split("\n")
+        if "stop" in line
+    }
+    with open_vocabulary(folder / "model.gguf") as vocabulary:
+        for token in range(vocabulary.vocab_size):
+            assert vocabulary.is_end(token) == codec.is_end(token) == (token in ends), token
+        assert stops == {theirs.decode([token], skip_special_tokens=False) for token in ends}
+        for messages, text, ids in prompts(theirs):
+            assert chat_ids(vocabulary, messages) == ids, text
+            assert as_shipped(text, vocabulary) == chat_ids(codec, messages) == ids
+        everything = [f"x{token}y {token} z" for token in theirs.get_added_vocab()]
+        for text in [*TEXTS, *LEADING, *everything]:
+            ids = theirs(text, add_special_tokens=False).input_ids
+            assert vocabulary.tokenize(text, special=True) == codec.tokenize(text, special=True) == ids, text
+            assert vocabulary.tokenize(text) == codec.tokenize(text), text
+            if not theirs.chat_template:
+                assert vocabulary.tokenize(text, special=True, whole=True) == theirs(text).input_ids
+
+
+def listed(ids: Any) -> list[int]:
+    return ids if isinstance(ids, list) else [ids]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_all_formats_agree_with_transformers(
+    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, base = SHAPES[name], base_of(name, tmp_path, cache, monkeypatch)
+    check(base.path, tmp_path)
+    was = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    now = transformers.AutoTokenizer.from_pretrained(base.path)
+    assert ([p[2] for p in prompts(was)] == [p[2] for p in prompts(now)]) == shape.same_prompts
+    texts = [text for text in TEXTS if shape.tokenizer.get("normalizer") or True]
+    assert ([was(t).input_ids for t in texts] == [now(t).input_ids for t in texts]) == shape.same_texts
+
+
+@pytest.mark.parametrize("name", list(SHAPES)[::4])
+def test_a_trimmed_vocabulary_agrees_too(
+    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of(name, tmp_path, cache, monkeypatch)
+    data = json.loads((base.path / "tokenizer.json").read_text())
+    configs = [json.loads((base.path / f).read_text()) for f in ("config.json", "generation_config.json")]
+    counts = count_tokens(open_tokenizer(data), TEXTS)
+    kept = choose_tokens(data, counts, always=config_token_ids(*configs))
+    out = tmp_path / "trimmed"
+    moved = trim_tokenizer(base.path, out, kept)
+    for file, config in zip(
+        ("config.json", "generation_config.json"), remap_config(*configs, moved), strict=True
+    ):
+        (out / file).write_text(json.dumps(config))
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(base.path / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][kept]
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    check(out, tmp_path)
