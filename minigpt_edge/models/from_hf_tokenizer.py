@@ -13,8 +13,9 @@ from minigpt_edge_export.prompts import rendered
 from minigpt_edge_export.special_tokens import special_tokens
 from minigpt_edge_export.verify_tokens import prove_tokenizer
 from minigpt_edge_runtime.engines.text import open_tokenizer
-from minigpt_edge_runtime.files import read_json, understanding, write_json
+from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
 from minigpt_edge_runtime.formats.tokenizer_files import (
+    CHAT_TEMPLATE,
     GENERATION_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -75,15 +76,28 @@ def _needs_prefix(tokenizer: dict[str, Any], source: Path) -> bool:
     spaces = spaces_of(tokenizer)
     if spaces in ("prefix", "none"):
         return spaces == "prefix"
-    settings = read_tokenizer_config(source)
-    bos, eos = (_text(settings.get(f"{role}_token")) for role in ("bos", "eos"))
-    texts = rendered(chat_template(source, settings), bos, eos)
-    was, *now = (
-        [open_tokenizer(form).encode(text, add_special_tokens=False).ids for text in texts]
-        for form in (tokenizer, with_spaces(tokenizer, True), with_spaces(tokenizer, False))
+    texts = _prompts(source)
+    was = _ids(tokenizer, texts)
+    prefixed, bare, spaced = (
+        sum(a == b for a, b in zip(was, ids, strict=True))
+        for ids in (
+            _ids(with_spaces(tokenizer, True), texts),
+            _ids(with_spaces(tokenizer, False), texts),
+            _ids(with_spaces(tokenizer, False), [f" {text}" for text in texts]),
+        )
     )
-    prefixed, bare = (sum(a == b for a, b in zip(was, ids, strict=True)) for ids in now)
-    return prefixed >= bare
+    return prefixed >= max(bare, spaced)
+
+
+def _prompts(directory: Path) -> list[str]:
+    settings = read_tokenizer_config(directory)
+    bos, eos = (_text(settings.get(f"{role}_token")) for role in ("bos", "eos"))
+    return rendered(chat_template(directory, settings), bos, eos)
+
+
+def _ids(tokenizer: dict[str, Any], texts: list[str]) -> list[list[int]]:
+    opened = open_tokenizer(tokenizer)
+    return [opened.encode(text, add_special_tokens=False).ids for text in texts]
 
 
 def _text(token: Any) -> str:
@@ -106,9 +120,20 @@ def settle_tokenizer(source: Path, target: Path) -> None:
         if role not in settings and isinstance(text, str) and tokenizer.token_to_id(text) is not None:
             settings[role] = text
     write_json(target / TOKENIZER_CONFIG, settings)
+    _begin_with_space(source, target)
     rows = int(read_json(target / "config.json")["vocab_size"])
     ends = special_tokens(target, tokenizer, rows).ends
     generation = read_json(target / GENERATION_CONFIG)
     stated = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
     write_json(target / GENERATION_CONFIG, generation | stated)
     prove_tokenizer(target)
+
+
+def _begin_with_space(source: Path, target: Path) -> None:
+    """Let the chat template write the space that only the base's tokenizer puts before a prompt."""
+    was, now = (read_json(directory / TOKENIZER) for directory in (source, target))
+    texts = _prompts(target)
+    if is_sentencepiece(was) and texts and (ids := _ids(was, texts)) != _ids(now, texts):
+        if ids == _ids(now, [f" {text}" for text in texts]):
+            template = chat_template(target, read_tokenizer_config(target))
+            write_text(target / CHAT_TEMPLATE, f"{{{{ ' ' }}}}{template}")

@@ -227,7 +227,7 @@ def shapes() -> dict[str, Shape]:
         "add_bos_token in the settings": Shape(chat, {**names, "add_bos_token": True}, template=CHATML),
         "add_eos_token in the settings": Shape(chat, {**names, "add_eos_token": True}),
         "ends that are no special tokens": Shape(
-            added(chat, "<turn>", "<over>"), names, {"eos_token_id": 2}, {"eos_token_id": [2, 402, 50, 401]}, PLAIN
+            added(chat, "<turn>", "<over>"), names, {"eos_token_id": 2}, {"eos_token_id": [2, 401, 50, 400]}, PLAIN
         ),
         "six ends": Shape(
             byte_level("gpt-2", "<e0>", "<e1>", "<e2>", "<e3>", "<e4>", "<e5>"),

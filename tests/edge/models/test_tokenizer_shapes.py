@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import transformers
-from tokenizer_shapes import Shape, shapes, write_base
+from safetensors.numpy import load_file, save_file
+from tokenizer_shapes import shapes, write_base
 
 from minigpt_edge.models.base_model import BaseModel, resolve_model
 from minigpt_edge.prune.vocabulary.choose import choose_tokens, count_tokens
@@ -102,28 +103,22 @@ def test_all_formats_agree_with_transformers(
     was = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
     now = transformers.AutoTokenizer.from_pretrained(base.path)
     assert ([p[2] for p in prompts(was)] == [p[2] for p in prompts(now)]) == shape.same_prompts
-    texts = [text for text in TEXTS if shape.tokenizer.get("normalizer") or True]
-    assert ([was(t).input_ids for t in texts] == [now(t).input_ids for t in texts]) == shape.same_texts
+    assert ([was(t).input_ids for t in TEXTS] == [now(t).input_ids for t in TEXTS]) == shape.same_texts
+    if list(SHAPES).index(name) % 2:
+        check(trimmed(base.path, tmp_path / "trimmed"), tmp_path)
 
 
-@pytest.mark.parametrize("name", list(SHAPES)[::4])
-def test_a_trimmed_vocabulary_agrees_too(
-    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = base_of(name, tmp_path, cache, monkeypatch)
-    data = json.loads((base.path / "tokenizer.json").read_text())
-    configs = [json.loads((base.path / f).read_text()) for f in ("config.json", "generation_config.json")]
+def trimmed(checkpoint: Path, out: Path) -> Path:
+    """The checkpoint with the tokens of TEXTS alone."""
+    data = json.loads((checkpoint / "tokenizer.json").read_text())
+    names = ("config.json", "generation_config.json")
+    configs = [json.loads((checkpoint / name).read_text()) for name in names]
     counts = count_tokens(open_tokenizer(data), TEXTS)
     kept = choose_tokens(data, counts, always=config_token_ids(*configs))
-    out = tmp_path / "trimmed"
-    moved = trim_tokenizer(base.path, out, kept)
-    for file, config in zip(
-        ("config.json", "generation_config.json"), remap_config(*configs, moved), strict=True
-    ):
-        (out / file).write_text(json.dumps(config))
-    from safetensors.numpy import load_file, save_file
-
-    weights = load_file(base.path / "model.safetensors")
+    moved = trim_tokenizer(checkpoint, out, kept)
+    for name, config in zip(names, remap_config(*configs, moved), strict=True):
+        (out / name).write_text(json.dumps(config))
+    weights = load_file(checkpoint / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][kept]
     save_file(weights, out / "model.safetensors", {"format": "pt"})
-    check(out, tmp_path)
+    return out
