@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from minigpt_edge_export.gguf.sentencepiece import BYTES, SPACE
 from minigpt_edge_export.gguf.tokenizer import read_tokenizer
-from minigpt_edge_export.prompts import CONVERSATIONS
 from minigpt_edge_export.scripts import TEN_SCRIPTS
-from minigpt_edge_export.special_tokens import special_tokens
+from minigpt_edge_export.tokens.prompts import CONVERSATIONS
+from minigpt_edge_export.tokens.special_tokens import special_tokens
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.llama_vocabulary import LlamaVocabulary, open_vocabulary
 from minigpt_edge_runtime.engines.open import is_gguf, open_engine

@@ -9,8 +9,8 @@ from typing import Any
 from minigpt_edge_export.gguf.added_tokens import with_fixed_types
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
 from minigpt_edge_export.gguf.sentencepiece import is_sentencepiece, spaces_of, with_spaces
-from minigpt_edge_export.prompts import rendered
-from minigpt_edge_export.special_tokens import special_tokens
+from minigpt_edge_export.tokens.prompts import rendered
+from minigpt_edge_export.tokens.special_tokens import special_tokens
 from minigpt_edge_export.verify_tokens import prove_tokenizer
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
@@ -27,8 +27,8 @@ from minigpt_edge_runtime.formats.tokenizer_files import (
 def read_hf_tokenizer(source: Path) -> dict[str, Any]:
     """The tokenizer.json (parsed) of a directory as our checkpoints have it.
 
-    llama.cpp takes text as it comes, so NFC is dropped. Where a \u2581 is put before some texts only, it is put
-    before all or none, whichever gives the same prompts as before.
+    llama.cpp takes text as it comes, so NFC is dropped. Where a ▁ is put before some texts only, it is
+    put before all or none, whichever gives the same prompts as before.
 
     Raises:
         EdgeError: it is damaged, or does what llama.cpp has not.
@@ -42,9 +42,8 @@ def read_hf_tokenizer(source: Path) -> dict[str, Any]:
             _take_flags(tokenizer, json.loads(loaded.backend_tokenizer.to_str()), source)
         if is_sentencepiece(tokenizer) and spaces_of(tokenizer):
             tokenizer = with_spaces(tokenizer, _needs_prefix(tokenizer, source))
-        tokenizer = with_fixed_types(tokenizer)
         check_tokenizer(tokenizer)
-    return tokenizer
+        return with_fixed_types(tokenizer)
 
 
 def _by_transformers(source: Path) -> Any:
@@ -133,7 +132,9 @@ def _begin_with_space(source: Path, target: Path) -> None:
     """Let the chat template write the space that only the base's tokenizer puts before a prompt."""
     was, now = (read_json(directory / TOKENIZER) for directory in (source, target))
     texts = _prompts(target)
-    if is_sentencepiece(was) and texts and (ids := _ids(was, texts)) != _ids(now, texts):
-        if ids == _ids(now, [f" {text}" for text in texts]):
-            template = chat_template(target, read_tokenizer_config(target))
-            write_text(target / CHAT_TEMPLATE, f"{{{{ ' ' }}}}{template}")
+    if not texts or not is_sentencepiece(was):
+        return
+    ids, spaced = _ids(was, texts), [f" {text}" for text in texts]
+    if ids != _ids(now, texts) and ids == _ids(now, spaced):
+        template = chat_template(target, read_tokenizer_config(target))
+        write_text(target / CHAT_TEMPLATE, f"{{{{ ' ' }}}}{template}")

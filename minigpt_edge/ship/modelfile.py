@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt_edge_export.special_tokens import special_tokens
+from minigpt_edge_export.tokens.special_tokens import special_tokens
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER

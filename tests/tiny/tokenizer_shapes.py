@@ -20,9 +20,10 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 INST = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% elif m['role'] == 'system' %}{{ raise_exception('no system message') }}"
-    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% elif m['role'] == 'system' %}"
+    "{{ raise_exception('no system message') }}{% else %}{{ m['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
 )
 ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
@@ -35,8 +36,8 @@ PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% e
 class Shape:
     """A base model's tokenizer and the files that name its tokens.
 
-    `same_prompts` and `same_texts`: whether our checkpoint makes the ids that transformers makes of the base, in
-    rendered prompts and in plain texts that begin with a letter.
+    `same_prompts` and `same_texts`: whether our checkpoint makes the ids that transformers makes of the base,
+    in rendered prompts and in plain texts that begin with a letter.
     """
 
     tokenizer: dict[str, Any]
@@ -57,8 +58,9 @@ def write_base(folder: Path, shape: Shape) -> Path:
     folder.mkdir(parents=True)
     size = max(Tokenizer.from_str(json.dumps(shape.tokenizer)).get_vocab().values()) + 1 + shape.more_rows
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32,
+        "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 16,
         "max_position_embeddings": 128, "tie_word_embeddings": True, "vocab_size": size, "bos_token_id": None,
         "eos_token_id": None, **shape.config,
     }  # fmt: skip
@@ -156,23 +158,19 @@ def added(data: dict[str, Any], *texts: str, gap: int = 0, **flags: Any) -> dict
 
 def shapes() -> dict[str, Shape]:
     """Every shape by name."""
-    names = {"bos_token": END, "eos_token": STOP}
+    return _families() | _named_tokens() | _llama_2()
+
+
+def _families() -> dict[str, Shape]:
     chat = byte_level("smollm", END, START, STOP)
-    llama = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    im = added(pieces(), START, STOP, special=True)
+    names = {"bos_token": END, "eos_token": STOP}
     llama3 = byte_level("llama-bpe", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
     runs = [" " * count for count in range(2, 25)]
     neox = added(byte_level("olmo", END, "<|padding|>"), *reversed(runs), normalized=True)
     qwen = byte_level("qwen2", END, START, STOP, normalizer={"type": "NFC"})
-    fill = (
-        "<|fim_prefix|>",
-        "<|fim_middle|>",
-        "<|fim_suffix|>",
-        "<|fim_pad|>",
-        "<|repo_name|>",
-        "<|file_sep|>",
-    )
-    found = {
+    fill = [f"<|fim_{name}|>" for name in ("prefix", "middle", "suffix", "pad")]
+    fill += ["<|repo_name|>", "<|file_sep|>"]
+    return {
         "gpt2": Shape(
             byte_level("gpt-2", END), {"tokenizer_class": "GPT2Tokenizer"},
             {"bos_token_id": 0, "eos_token_id": 0},
@@ -182,7 +180,7 @@ def shapes() -> dict[str, Shape]:
         ),
         "opt": Shape(
             around(byte_level("gpt-2", "<pad>", "</s>", "<unk>"), "</s>"),
-            {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "tokenizer_class": "GPT2Tokenizer"},
+            {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
             {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0},
         ),
         "codegen": Shape(
@@ -192,8 +190,8 @@ def shapes() -> dict[str, Shape]:
         "neox": Shape(neox, {"bos_token": END, "eos_token": END, "tokenizer_class": "GPTNeoXTokenizer"}),
         "smollm": Shape(chat, names, {"bos_token_id": 1, "eos_token_id": 2}, template=CHATML),
         "smollm with a system message": Shape(
-            chat, names, template="{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>"
-            "\n' }}{% endif %}" + CHATML,
+            chat, names, template="{% if messages[0]['role'] != 'system' %}"
+            "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}" + CHATML,
         ),
         "starcoder": Shape(byte_level("starcoder", END, *fill, "<reponame>", "<fim_pad>"),
             {"bos_token": END, "eos_token": END}),
@@ -205,15 +203,24 @@ def shapes() -> dict[str, Shape]:
         ),
         "qwen2, base": Shape(qwen, {"eos_token": END, "pad_token": END}, {"eos_token_id": 0}),
         "llama 3": Shape(
-            around(llama3, "<|begin_of_text|>"), {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+            around(llama3, "<|begin_of_text|>"),
+            {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
             {"bos_token_id": 0, "eos_token_id": [1, 2, 3]}, {"eos_token_id": [1, 2, 3]},
-            "{{ bos_token }}{% for m in messages %}{{ m['role'] + '\n\n' + m['content'] + '<|eot_id|>' }}{% endfor %}",
+            "{{ bos_token }}{% for m in messages %}{{ m['role'] + '\n\n' + m['content'] + '<|eot_id|>' }}"
+            "{% endfor %}",
         ),
         "stablelm": Shape(
             added(byte_level("stablelm2", END, START, STOP), "<|reg_extra|>", "<|user|>", special=True),
             {"eos_token": END, "pad_token": END}, {"eos_token_id": 0}, template=CHATML,
         ),
         "dbrx": Shape(byte_level("dbrx", END, START, STOP), names, template=CHATML),
+    }  # fmt: skip
+
+
+def _named_tokens() -> dict[str, Shape]:
+    chat = byte_level("smollm", END, START, STOP)
+    names = {"bos_token": END, "eos_token": STOP}
+    return {
         "no bos": Shape(chat, {"eos_token": STOP, "bos_token": None}, template="{{ bos_token }}" + CHATML),
         "no eos": Shape(
             chat, {"bos_token": END, "eos_token": None}, template=CHATML + "{{ eos_token }}"
@@ -227,7 +234,8 @@ def shapes() -> dict[str, Shape]:
         "add_bos_token in the settings": Shape(chat, {**names, "add_bos_token": True}, template=CHATML),
         "add_eos_token in the settings": Shape(chat, {**names, "add_eos_token": True}),
         "ends that are no special tokens": Shape(
-            added(chat, "<turn>", "<over>"), names, {"eos_token_id": 2}, {"eos_token_id": [2, 401, 50, 400]}, PLAIN
+            added(chat, "<turn>", "<over>"), names, {"eos_token_id": 2},
+            {"eos_token_id": [2, 401, 50, 400]}, PLAIN,
         ),
         "six ends": Shape(
             byte_level("gpt-2", "<e0>", "<e1>", "<e2>", "<e3>", "<e4>", "<e5>"),
@@ -245,6 +253,13 @@ def shapes() -> dict[str, Shape]:
             chat, {**names, "added_tokens_decoder": {"400": {"content": "<extra>", "special": False}}},
             more_rows=4,
         ),
+    }  # fmt: skip
+
+
+def _llama_2() -> dict[str, Shape]:
+    llama = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    im = added(pieces(), START, STOP, special=True)
+    return {
         "llama 2": Shape(pieces(), {**llama, "add_prefix_space": None}, template=INST),
         "llama 2, first": Shape(pieces("first"), {**llama, "legacy": False}),
         "llama 2 of transformers 5": Shape(
@@ -266,4 +281,3 @@ def shapes() -> dict[str, Shape]:
         ),
         "llama 2, nothing named": Shape(pieces("never", post_processor=None), {}, {"bos_token_id": 1}),
     }  # fmt: skip
-    return found

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
 from minigpt_edge_export.gguf.sentencepiece import BYTES, is_sentencepiece, scores, spaces_of
-from minigpt_edge_export.prompts import rendered
-from minigpt_edge_export.special_tokens import SpecialTokens, special_tokens
+from minigpt_edge_export.tokens.prompts import rendered
+from minigpt_edge_export.tokens.special_tokens import SpecialTokens, special_tokens
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding

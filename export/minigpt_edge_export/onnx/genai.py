@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.special_tokens import special_tokens
+from minigpt_edge_export.tokens.special_tokens import special_tokens
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 

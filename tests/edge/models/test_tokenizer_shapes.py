@@ -1,4 +1,4 @@
-"""Every shape of tokenizer that we take: transformers, the GGUF file, the ONNX directory and the Modelfile agree."""
+"""Every shape of tokenizer that we take: transformers, the GGUF, ONNX and Modelfile agree."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from safetensors.numpy import load_file, save_file
 from tokenizer_shapes import shapes, write_base
 
@@ -18,7 +17,7 @@ from minigpt_edge.ship.modelfile import modelfile, stop_texts
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.onnx.genai import genai_config
-from minigpt_edge_export.prompts import CONVERSATIONS
+from minigpt_edge_export.tokens.prompts import CONVERSATIONS
 from minigpt_edge_runtime.engines.llama_vocabulary import LlamaVocabulary, open_vocabulary
 from minigpt_edge_runtime.engines.text import TextCodec, open_tokenizer
 from minigpt_edge_runtime.generate.chat import chat_ids
@@ -62,6 +61,8 @@ def prompts(tokenizer: Any) -> list[tuple[Any, str, list[int]]]:
 
 def check(checkpoint: Path, folder: Path) -> None:
     """The files made of a checkpoint against transformers on the same checkpoint."""
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
     decoder = read_checkpoint(checkpoint)
     write_gguf(decoder, folder / "model.gguf")
@@ -98,6 +99,8 @@ def listed(ids: Any) -> list[int]:
 def test_all_formats_agree_with_transformers(
     name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import transformers
+
     shape, base = SHAPES[name], base_of(name, tmp_path, cache, monkeypatch)
     check(base.path, tmp_path)
     was = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
