@@ -20,6 +20,7 @@ from minigpt_edge.models.from_hf import (
     original_weights,
     read_config,
 )
+from minigpt_edge.models.settle import settle_tokenizer
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.packages import cache_dir, make_once, package_files
 from minigpt_edge.stages.stage import code_hash
@@ -38,7 +39,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 _FORM = 1  # It is part of the fingerprints that plans name.
 CODE = (  # It converts.
     *("minigpt_edge.models", "minigpt_edge_export"),
-    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats"),
+    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats", "minigpt_edge_runtime.generate"),
 )
 _SOURCE = "source.json"  # It lies beside the weights and holds where they came from and all checksums.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -57,6 +58,7 @@ class BaseModel:
         licence: as its publisher states it, or None where nothing is stated.
         fingerprint: hex sha256 that changes when the source's content does; the same on every machine.
         parameters: number of weights, tied embeddings counted once.
+        notes: what was read otherwise than transformers reads it.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class BaseModel:
     licence: str | None
     fingerprint: str
     parameters: int
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> Path:
@@ -162,8 +165,8 @@ def _from_directory(path: Path, name: str, source: str) -> BaseModel:
         return BaseModel(path, name, source, _licence(path), key, stored_parameters(path))
 
     def make(target: Path) -> dict[str, Any]:
-        convert_directory(path, target)
-        return {"name": name, "licence": _licence(path)}
+        notes = convert_directory(path, target)
+        return {"name": name, "licence": _licence(path), "notes": notes}
 
     return _converted(name, source, key, make)
 
@@ -220,13 +223,15 @@ def _converted(name: str, source: str, key: str, make: Callable[[Path], dict[str
 
     def convert(partial: Path) -> None:
         about = make(partial)
+        about["notes"] = [*about.get("notes", ()), *settle_tokenizer(partial)]
         _finish(partial)
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         write_json(partial / _SOURCE, {**about, "fingerprint": key, "files": files})
 
     make_once(target, _is_whole, convert)
     about = read_json(target / _SOURCE)
-    return BaseModel(target, about["name"], source, about["licence"], key, stored_parameters(target))
+    notes = tuple(about["notes"])
+    return BaseModel(target, about["name"], source, about["licence"], key, stored_parameters(target), notes)
 
 
 def _is_whole(target: Path) -> bool:

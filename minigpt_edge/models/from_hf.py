@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.models.checkpoint import special_ids, standard_names, write_converted
-from minigpt_edge.models.from_hf_tokenizer import read_hf_tokenizer, settle_tokenizer
+from minigpt_edge.models.from_hf_tokenizer import complete_settings, read_hf_tokenizer
 from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS, Architecture
@@ -84,8 +84,11 @@ def is_ready(folder: Path) -> bool:
     )
 
 
-def convert_directory(source: Path, target: Path) -> None:
+def convert_directory(source: Path, target: Path) -> list[str]:
     """Write `source` into the folder `target` with one weights file and an explicit config.
+
+    Returns:
+        what differs from the base in transformers.
 
     Raises:
         EdgeError: unknown architecture or tokenizer, pickled, quantized, damaged or incomplete weights.
@@ -111,7 +114,7 @@ def convert_directory(source: Path, target: Path) -> None:
         if config["tie_word_embeddings"]:
             tensors = [tensor for tensor in tensors if tensor.name != f"{architecture.names['head']}.weight"]
         write_converted(target, config, tensors, source)
-    settle_tokenizer(source, target)
+    return complete_settings(source, target)
 
 
 def _with_prefix(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:

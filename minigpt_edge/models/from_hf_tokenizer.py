@@ -1,27 +1,28 @@
-"""A Hugging Face tokenizer in a form that llama.cpp has too, with the proof of it."""
+"""A Hugging Face tokenizer in a form that llama.cpp has too."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_export.gguf.added_tokens import with_fixed_types
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
 from minigpt_edge_export.gguf.sentencepiece import is_sentencepiece, spaces_of, with_spaces
 from minigpt_edge_export.tokens.prompts import rendered
-from minigpt_edge_export.tokens.special_tokens import special_tokens
-from minigpt_edge_export.verify_tokens import prove_tokenizer
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
 from minigpt_edge_runtime.formats.tokenizer_files import (
     CHAT_TEMPLATE,
-    GENERATION_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
     chat_template,
     read_tokenizer_config,
 )
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_TRIED = ("The tenant may", "  two spaces", "Zu\u0308rich")
 
 
 def read_hf_tokenizer(source: Path) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def read_hf_tokenizer(source: Path) -> dict[str, Any]:
         if is_sentencepiece(tokenizer) and spaces_of(tokenizer):
             tokenizer = with_spaces(tokenizer, _needs_prefix(tokenizer, source))
         check_tokenizer(tokenizer)
-        return with_fixed_types(tokenizer)
+        return tokenizer
 
 
 def _by_transformers(source: Path) -> Any:
@@ -95,7 +96,10 @@ def _prompts(directory: Path) -> list[str]:
 
 
 def _ids(tokenizer: dict[str, Any], texts: list[str]) -> list[list[int]]:
-    opened = open_tokenizer(tokenizer)
+    return _ids_of(open_tokenizer(tokenizer), texts)
+
+
+def _ids_of(opened: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [opened.encode(text, add_special_tokens=False).ids for text in texts]
 
 
@@ -103,29 +107,31 @@ def _text(token: Any) -> str:
     return str((token.get("content") if isinstance(token, dict) else token) or "")
 
 
-def settle_tokenizer(source: Path, target: Path) -> None:
-    """Complete a checkpoint's special tokens, and prove its tokenizer in llama.cpp.
+def complete_settings(source: Path, target: Path) -> list[str]:
+    """Write out what tokenizer_config.json leaves to a tokenizer's class: the checkpoint has another class.
 
-    What tokenizer_config.json leaves to a tokenizer's class is written out, since the checkpoint has another
-    class. generation_config.json states every end token: transformers then ends where llama.cpp does, which
-    takes some tokens for ends by their text.
-
-    Raises:
-        EdgeError: llama.cpp would make other tokens, or GGUF can't express them.
+    Returns:
+        what transformers does otherwise with the base than with the checkpoint.
     """
-    settings, loaded = read_tokenizer_config(target), _by_transformers(source)
-    tokenizer = open_tokenizer(target / TOKENIZER)
-    for role, text in (loaded.special_tokens_map if loaded else {}).items():
-        if role not in settings and isinstance(text, str) and tokenizer.token_to_id(text) is not None:
-            settings[role] = text
+    settings, config = read_tokenizer_config(target), read_json(target / "config.json")
+    loaded, tokenizer = _by_transformers(source), open_tokenizer(target / TOKENIZER)
+    for name, text in (loaded.special_tokens_map if loaded else {}).items():
+        index = tokenizer.token_to_id(text) if isinstance(text, str) else None
+        if name not in settings and index is not None:
+            settings[name] = text
+            if name in ("bos_token", "eos_token") and config.get(f"{name}_id") is None:
+                config[f"{name}_id"] = index
     write_json(target / TOKENIZER_CONFIG, settings)
+    write_json(target / "config.json", config)
     _begin_with_space(source, target)
-    rows = int(read_json(target / "config.json")["vocab_size"])
-    ends = special_tokens(target, tokenizer, rows).ends
-    generation = read_json(target / GENERATION_CONFIG)
-    stated = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
-    write_json(target / GENERATION_CONFIG, generation | stated)
-    prove_tokenizer(target)
+    texts = [*_TRIED, *_prompts(target)]
+    theirs = [loaded(text, add_special_tokens=False).input_ids for text in texts] if loaded else []
+    differ = [
+        repr(text[:40])
+        for text, a, b in zip(texts, theirs, _ids_of(tokenizer, texts), strict=False)
+        if a != b
+    ]
+    return [f"transformers makes other tokens of {differ[0]} with the base's own tokenizer"] if differ else []
 
 
 def _begin_with_space(source: Path, target: Path) -> None:

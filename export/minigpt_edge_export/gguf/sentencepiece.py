@@ -7,6 +7,7 @@ pairs of one token together; then a token's score is minus the rank of its pairs
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,8 +96,13 @@ def with_spaces(tokenizer: dict[str, Any], prefix: bool) -> dict[str, Any]:
         {"type": "Fuse"},
         *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
     ]
+    added = copy.deepcopy(tokenizer.get("added_tokens") or [])
+    if tokenizer.get("normalizer") is None:  # the flag had no effect, and shall have none
+        for token in added:
+            token["normalized"] = False
     return {
         **tokenizer,
+        "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": [_PREPEND, _REPLACE] if prefix else [_REPLACE]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": steps},
