@@ -178,3 +178,12 @@ def test_a_special_token_that_became_text_is_found(
     assert parity.mismatched == 4  # its own text and three prompts
     assert parity.mismatches[0].specials
     assert START in parity.mismatches[0].text
+
+
+def test_tokens_that_end_answers_in_one_of_both_only_are_named(copied: Path, tmp_path: Path) -> None:
+    path = exported(copied, tmp_path)
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 398]}))
+    parity = verify_tokenizer(path, copied / "tokenizer.json", ["plain text"])
+    assert parity.ends == ["<article>"]
+    assert parity.reasons == ["'<article>' end answers in one of both only"]
+    assert verify_tokenizer(exported(copied, tmp_path), copied / "tokenizer.json", ["plain text"]).good

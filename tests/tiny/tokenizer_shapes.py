@@ -132,7 +132,7 @@ def around(data: dict[str, Any], before: str = "", after: str = "") -> dict[str,
     from tokenizers import Tokenizer, processors
 
     tokenizer = Tokenizer.from_str(json.dumps(data))
-    names = [text for text in (before, after) if text]
+    names = [*before.split(), *after.split()]
     template = processors.TemplateProcessing(
         single=" ".join(filter(None, (before, "$A", after))),
         special_tokens=[(text, tokenizer.token_to_id(text)) for text in names],

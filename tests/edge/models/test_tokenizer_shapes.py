@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from tokenizer_shapes import shapes, write_base
+from tokenizer_shapes import END, START, STOP, Shape, added, around, byte_level, pieces, shapes, write_base
 
 from minigpt_edge.models.base_model import BaseModel, resolve_model
 from minigpt_edge.prune.vocabulary.choose import choose_tokens, count_tokens
@@ -20,6 +20,7 @@ from minigpt_edge_export.onnx.genai import genai_config
 from minigpt_edge_export.tokens.prompts import CONVERSATIONS
 from minigpt_edge_runtime.engines.llama_vocabulary import LlamaVocabulary, open_vocabulary
 from minigpt_edge_runtime.engines.text import TextCodec, open_tokenizer
+from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.generate.chat import chat_ids
 
 SHAPES = shapes()
@@ -125,3 +126,66 @@ def trimmed(checkpoint: Path, out: Path) -> Path:
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][kept]
     save_file(weights, out / "model.safetensors", {"format": "pt"})
     return out
+
+
+def _refused() -> dict[str, tuple[Shape, str]]:
+    chat, names = byte_level("smollm", END, START, STOP), {"bos_token": END, "eos_token": STOP}
+    spaces = pieces("first")
+    spaces["pre_tokenizer"]["split"] = True
+    flags = {
+        f"{flag}, special {special}": (
+            Shape(added(chat, "<sep>", special=special, **{flag: True}), names),
+            f"'<sep>' has the flag {flag}.*GGUF can't express",
+        )
+        for flag in ("lstrip", "rstrip", "single_word")
+        for special in (False, True)
+    }
+    stated = {"400": {"content": "<sep>", "rstrip": True, "special": True}}
+    return flags | {
+        "rstrip in the settings alone": (
+            Shape(added(chat, "<sep>", special=True), {**names, "added_tokens_decoder": stated}),
+            "'<sep>' has the flag rstrip",
+        ),
+        "normalized, after Prepend": (
+            Shape(added(pieces(), "<sep>", normalized=True)), "'<sep>' has the flag normalized"
+        ),
+        "nine ends": (
+            Shape(byte_level("gpt-2", "<e>"), {"eos_token": "<e>"}, {"eos_token_id": list(range(9))}),
+            "besides EOS 8 tokens end a generation.*GGUF has room for 5",
+        ),
+        "an end that is no token": (Shape(chat, names, {"eos_token_id": [2, 999]}), "999 is outside"),
+        "two tokens before texts": (
+            Shape(around(chat, f"{END} {START}"), names), "several tokens around a text"
+        ),
+        "another token than BOS": (Shape(around(chat, START), names), "the bos token is"),
+        "spaces split off": (Shape(spaces), "treats spaces in a way that llama.cpp has not"),
+        "overlapping tokens": (
+            Shape(added(chat, "<a><", "<b>long"), names), r"llama.cpp can't do.*such as 'a<a><"
+        ),
+        "nothing to start with": (Shape(byte_level("gpt-2", "<x>")), "no token that could start a text"),
+    }  # fmt: skip
+
+
+REFUSED = _refused()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_format_can_not_express_is_refused_when_the_base_is_read(
+    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, message = REFUSED[name]
+    monkeypatch.setenv("MINIGPT_EDGE_CACHE", str(cache))
+    with pytest.raises(EdgeError, match=message) as caught:
+        resolve_model(str(write_base(tmp_path / "base", shape)), offline=True)
+    assert caught.value.hint
+
+
+def test_what_is_read_otherwise_than_by_transformers_is_told(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        name: base_of(name, tmp_path / name, cache, monkeypatch).notes
+        for name in ("smollm", "llama 2, first")
+    }
+    assert told["smollm"] == (f"answers also end at '{END}', as llama.cpp or the tokenizer has it",)
+    assert any("transformers makes other tokens of '  two spaces'" in note for note in told["llama 2, first"])
