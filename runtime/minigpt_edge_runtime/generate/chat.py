@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError
@@ -15,21 +15,7 @@ class ChatTemplateError(EdgeError):
     """The model has no chat template, or it refuses these messages."""
 
 
-class Prompter(Protocol):
-    """What of an engine a prompt needs; see `Engine`."""
-
-    @property
-    def chat_template(self) -> str | None: ...
-
-    @property
-    def adds_start(self) -> bool: ...
-
-    def special_text(self, name: str) -> str: ...
-
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]: ...
-
-
-def chat_ids(engine: Prompter, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Token ids of a conversation, up to where the assistant's answer begins.
 
     Args:
