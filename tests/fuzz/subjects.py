@@ -227,7 +227,7 @@ def _generate(path: Path) -> None:
     with open_engine(path, 64, 1) as engine:
         engine.detokenize(engine.tokenize(TEXT))
         engine.eval([engine.document_start(), *engine.tokenize("The licence")])
-        if engine.chat_template:
+        if engine.chat_templates:
             chat_ids(engine, [{"role": "user", "content": "Hello"}])
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.tokenizer_files import choose_template
+from minigpt_edge_runtime.generate.chat_inputs import ChatInputs
 
 WITHOUT_TEMPLATE = "let the model continue a text instead, without chat"
 
@@ -15,23 +17,34 @@ class ChatTemplateError(EdgeError):
     """The model has no chat template, or it refuses these messages."""
 
 
-def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]], **inputs: Any) -> list[int]:
     """Token ids of a conversation, up to where the assistant's answer begins.
 
     Args:
-        messages: {"role", "content"} each, as the template wants them.
+        messages: {"role", "content"} each, and whatever else the template knows.
+        inputs: those of `ChatInputs`: `tools`, `documents`, `continue_final_message`, `variables`.
 
     Raises:
         ChatTemplateError: there is no template, or it fails.
         EdgeError: jinja2 is not installed.
+        TypeError: there is no such input.
     """
-    if not engine.chat_template:
-        raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
+    text = chat_text(engine, messages, **inputs)
     start = engine.special_text("bos")
-    text = render_chat(engine.chat_template, messages, start, engine.special_text("eos"))
     if engine.adds_start and not text.startswith(start):
         text = start + text
     return engine.tokenize(text, special=True)
+
+
+def chat_text(engine: Engine, messages: Sequence[Mapping[str, Any]], **inputs: Any) -> str:
+    """The text of a conversation as the model's template writes it; arguments and errors of `chat_ids`."""
+    try:
+        template = choose_template(engine.chat_templates, with_tools=inputs.get("tools") is not None)
+    except EdgeError as error:
+        raise ChatTemplateError(error.message, error.hint) from error
+    if template is None:
+        raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
+    return render_chat(template, messages, engine.special_texts, **inputs)
 
 
 class Conversation:
@@ -47,7 +60,7 @@ class Conversation:
     """
 
     def __init__(self, engine: Engine, system: str | None = None, room: int = 256) -> None:
-        if not engine.chat_template:
+        if not engine.chat_templates:
             raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
         self._engine = engine
         self._system = [] if system is None else [{"role": "system", "content": system}]
@@ -79,8 +92,14 @@ class Conversation:
         self._turns.clear()
 
 
-def render_chat(template: str, messages: Sequence[Mapping[str, Any]], bos: str, eos: str) -> str:
+def render_chat(
+    template: str, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str], **inputs: Any
+) -> str:
     """The text of a conversation. Templates come from strangers and run in a sandbox.
+
+    Args:
+        special: the variables that hold special tokens, "bos_token" and so on.
+        messages, inputs: as for `chat_ids`.
 
     Raises:
         ChatTemplateError: the template is broken or refuses the messages.
@@ -91,8 +110,16 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], bos: str, 
     except ImportError as error:
         hint = 'pip install "jinja2>=3.1.6"'
         raise EdgeError(f"chat needs jinja2 for the model's template ({error})", hint) from error
+    given = ChatInputs(**inputs)
     try:
-        return render(template, messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
+        return render(template, messages, special, given)
     except Exception as error:  # a template is foreign code and may raise anything
-        message = f"the model's chat template failed ({error})"
+        message = f"the model's chat template failed ({_in_words(error)})"
         raise ChatTemplateError(message, f"change the messages, or {WITHOUT_TEMPLATE}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """An error on one line, with the template's line where it is known."""
+    words = " ".join(str(error).split())[:300] or type(error).__name__
+    line = getattr(error, "lineno", None)
+    return f"{words}, line {line}" if line else words

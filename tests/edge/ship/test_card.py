@@ -80,9 +80,9 @@ def test_a_prompt_with_quotes_stays_one_argument() -> None:
 
 
 def test_a_template_that_fails_or_takes_long_is_none_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt_edge_runtime.generate import chat_template
+    from minigpt_edge_runtime.generate import template_bounds
 
-    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
+    monkeypatch.setattr(template_bounds, "SECONDS", 0.2)
     loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
     for template in (loops, "{{ 1 // 0 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"):
         assert chatml_system(template) is None

@@ -8,7 +8,7 @@ from tiny_gguf import make_gguf
 from tokenizers import Tokenizer
 
 from minigpt_edge_runtime.engines.open import open_engine
-from minigpt_edge_runtime.generate import chat_template
+from minigpt_edge_runtime.generate import template_bounds
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, Conversation, chat_ids, render_chat
 
 MESSAGES = [
@@ -17,6 +17,7 @@ MESSAGES = [
     {"role": "assistant", "content": "Hello!"},
     {"role": "user", "content": "And?"},
 ]
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 DOUBLING = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
 TEMPLATES = {
     "blocks lose their line breaks": (
@@ -46,14 +47,13 @@ def test_templates_read_as_in_transformers(name: str) -> None:
         [MESSAGES],
         chat_template=TEMPLATES[name],
         add_generation_prompt=True,
-        bos_token="<s>",
-        eos_token="</s>",
+        **SPECIAL,
     )
-    assert render_chat(TEMPLATES[name], MESSAGES, "<s>", "</s>") == expected[0] != ""
+    assert render_chat(TEMPLATES[name], MESSAGES, SPECIAL) == expected[0] != ""
 
 
 def test_the_date_is_now() -> None:
-    assert render_chat("{{ strftime_now('%Y') }}", [], "", "") == datetime.now().strftime("%Y")
+    assert render_chat("{{ strftime_now('%Y') }}", MESSAGES, {}) == datetime.now().strftime("%Y")
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_the_date_is_now() -> None:
 def test_bad_and_hostile_templates_are_an_error(
     template: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "SECONDS", 0.1)
+    monkeypatch.setattr(template_bounds, "SECONDS", 0.1)
     with pytest.raises(ChatTemplateError, match=message):
-        render_chat(template, MESSAGES, "", "")
+        render_chat(template, MESSAGES, {})
 
 
 def test_a_conversation_becomes_the_models_tokens(model: Path) -> None:
