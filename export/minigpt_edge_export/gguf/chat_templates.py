@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from minigpt_edge_runtime.formats.tokenizer_files import DEFAULT, GGUF_CHAT_TEMPLATE, GGUF_TOKEN_IDS
+from minigpt_edge_runtime.formats.tokenizer_files import DEFAULT, GGUF_CHAT_TEMPLATE, GGUF_TOKENS
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -28,7 +28,7 @@ def self_contained(
 ) -> dict[str, str]:
     """Templates that set the special tokens which a reader of the file would take for others or not know.
 
-    llama.cpp gives a template bos_token and eos_token, and takes tokens of its own choice for those where a
+    llama.cpp gives a template bos_token and eos_token, and takes tokens of its own choice for them where a
     file names none; transformers gives it every special token that the settings name, and no other.
 
     Args:
@@ -39,20 +39,14 @@ def self_contained(
 
 
 def _self_contained(template: str, special: Mapping[str, str], stored: Mapping[str, str]) -> str:
-    from jinja2 import TemplateError
-    from jinja2.meta import find_undeclared_variables
-
-    from minigpt_edge_runtime.generate.chat_template import compiled
+    from minigpt_edge_runtime.generate.chat_template import variables
 
     try:
-        used = find_undeclared_variables(compiled(template).environment.parse(template))
-    except (TemplateError, RecursionError, SyntaxError):
+        used = variables(template)
+    except Exception:  # a template is foreign code and may raise anything
         return template  # it is as broken in transformers
-    missing = {
-        name: special.get(name, "")
-        for name in sorted(used & (special.keys() | GGUF_TOKEN_IDS.keys()))
-        if name not in stored or stored[name] != special.get(name, "")
-    }
+    known = {**dict.fromkeys(GGUF_TOKENS, ""), **special}
+    missing = {name: known[name] for name in sorted(used & known.keys()) if stored.get(name) != known[name]}
     # The line break after a block is not part of the text.
     lines = [
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} %}}\n" for name, text in missing.items()

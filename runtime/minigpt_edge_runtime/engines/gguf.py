@@ -17,7 +17,7 @@ from minigpt_edge_runtime.engines.batches import Row, packs, runs
 from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, Engine, Fork, context_of, start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, read_header
-from minigpt_edge_runtime.formats.tokenizer_files import GGUF_TOKEN_IDS, gguf_chat_templates
+from minigpt_edge_runtime.formats.tokenizer_files import GGUF_TOKENS, gguf_chat_templates
 
 BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
 SEQUENCES = 64  # continuations that are evaluated together
@@ -113,9 +113,9 @@ class LlamaEngine(Engine):
     @property
     def special_texts(self) -> Mapping[str, str]:
         # What the file says, not what llama.cpp takes for a token that the file does not name.
-        ids = {name: self.header.metadata.get(key) for name, key in GGUF_TOKEN_IDS.items()}
+        ids = {name: self.header.metadata.get(f"tokenizer.ggml.{name}_id") for name in GGUF_TOKENS}
         return {
-            name: self._piece(index, True).decode("utf-8", errors="replace")
+            name: self.detokenize([index], special=True).decode("utf-8", errors="replace")
             for name, index in ids.items()
             if isinstance(index, int) and 0 <= index < self.vocab_size
         }

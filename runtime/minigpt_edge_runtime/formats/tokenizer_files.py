@@ -14,13 +14,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 MORE_CHAT_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 GGUF_CHAT_TEMPLATE = "tokenizer.chat_template"  # named ones follow after a dot
-GGUF_TOKEN_IDS = {
-    f"{role}_token": f"tokenizer.ggml.{name}_token_id"
-    for role, name in (
-        *(("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("sep", "seperator")),  # llama.cpp's spelling
-        *(("pad", "padding"), ("cls", "cls"), ("mask", "mask")),
-    )
-}
+GGUF_TOKENS = ("bos_token", "eos_token")  # those that llama.cpp gives a template
 DEFAULT, TOOL_USE = "default", "tool_use"  # names of chat templates
 SPECIAL_TOKENS = "special_tokens_map.json"
 GENERATION_CONFIG = "generation_config.json"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from minigpt_edge_runtime.engines.engine import Engine
@@ -17,34 +18,65 @@ class ChatTemplateError(EdgeError):
     """The model has no chat template, or it refuses these messages."""
 
 
-def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]], **inputs: Any) -> list[int]:
+def chat_ids(
+    engine: Engine,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
+    **variables: Any,
+) -> list[int]:
     """Token ids of a conversation, up to where the assistant's answer begins.
 
     Args:
         messages: {"role", "content"} each, and whatever else the template knows.
-        inputs: those of `ChatInputs`: `tools`, `documents`, `continue_final_message`, `variables`.
+        tools: functions that the model may call, as OpenAI describes them.
+        documents: {"title", "text"} each, for templates that know documents.
+        continue_final_message: the last message is the beginning of the answer.
+        variables: further ones that the template knows, such as enable_thinking=False.
 
     Raises:
         ChatTemplateError: there is no template, or it fails.
         EdgeError: jinja2 is not installed.
-        TypeError: there is no such input.
     """
-    text = chat_text(engine, messages, **inputs)
+    text = render_chat(
+        _template(engine, tools is not None),
+        messages,
+        engine.special_texts,
+        ChatInputs(tools, documents, continue_final_message, variables),
+    )
     start = engine.special_text("bos")
     if engine.adds_start and not text.startswith(start):
         text = start + text
     return engine.tokenize(text, special=True)
 
 
-def chat_text(engine: Engine, messages: Sequence[Mapping[str, Any]], **inputs: Any) -> str:
-    """The text of a conversation as the model's template writes it; arguments and errors of `chat_ids`."""
+def template_reads(engine: Engine, *, tools: bool = False) -> frozenset[str]:
+    """The variables that the model's chat template reads, of those that it is given.
+
+    Args:
+        tools: whether the conversation has tools, for which a model may have a template of its own.
+
+    Raises:
+        ChatTemplateError: there is no template, or it is broken.
+        EdgeError: jinja2 is not installed.
+    """
+    template = _template(engine, tools)
+    with _understood():
+        from minigpt_edge_runtime.generate.chat_template import variables
+
+        return frozenset(variables(template))
+
+
+def _template(engine: Engine, with_tools: bool) -> str:
     try:
-        template = choose_template(engine.chat_templates, with_tools=inputs.get("tools") is not None)
+        template = choose_template(engine.chat_templates, with_tools)
     except EdgeError as error:
         raise ChatTemplateError(error.message, error.hint) from error
     if template is None:
         raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
-    return render_chat(template, messages, engine.special_texts, **inputs)
+    return template
 
 
 class Conversation:
@@ -93,33 +125,37 @@ class Conversation:
 
 
 def render_chat(
-    template: str, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str], **inputs: Any
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    special: Mapping[str, str],
+    inputs: ChatInputs | None = None,
 ) -> str:
     """The text of a conversation. Templates come from strangers and run in a sandbox.
 
     Args:
         special: the variables that hold special tokens, "bos_token" and so on.
-        messages, inputs: as for `chat_ids`.
+        inputs: what else the template is given.
 
     Raises:
         ChatTemplateError: the template is broken or refuses the messages.
         EdgeError: jinja2 is not installed.
     """
-    try:
+    with _understood():
         from minigpt_edge_runtime.generate.chat_template import render
+
+        return render(template, messages, special, inputs or ChatInputs())
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Tell a missing jinja2 and a template's errors, which may be any: it is foreign code."""
+    try:
+        yield
     except ImportError as error:
         hint = 'pip install "jinja2>=3.1.6"'
         raise EdgeError(f"chat needs jinja2 for the model's template ({error})", hint) from error
-    given = ChatInputs(**inputs)
-    try:
-        return render(template, messages, special, given)
-    except Exception as error:  # a template is foreign code and may raise anything
-        message = f"the model's chat template failed ({_in_words(error)})"
+    except Exception as error:
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        line = getattr(error, "lineno", None)
+        message = f"the model's chat template failed ({words}{f', line {line}' if line else ''})"
         raise ChatTemplateError(message, f"change the messages, or {WITHOUT_TEMPLATE}") from error
-
-
-def _in_words(error: Exception) -> str:
-    """An error on one line, with the template's line where it is known."""
-    words = " ".join(str(error).split())[:300] or type(error).__name__
-    line = getattr(error, "lineno", None)
-    return f"{words}, line {line}" if line else words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first
@@ -25,9 +25,6 @@ class ChatInputs:
     documents: Sequence[Mapping[str, Any]] | None = None
     continue_final_message: bool = False
     variables: Mapping[str, Any] | None = None
-
-
-INPUTS = frozenset(field.name for field in fields(ChatInputs))
 
 
 def prepared_messages(

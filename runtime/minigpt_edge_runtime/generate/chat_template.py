@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import SecurityError
 from jinja2.utils import Namespace
@@ -59,6 +59,15 @@ def compiled(template: str) -> Template:
     environment.bound_filters()
     environment.globals.update(raise_exception=_refuse, dict=_Dict(), namespace=_Namespace)
     return environment.from_string(template)
+
+
+def variables(template: str) -> set[str]:
+    """The names that a template reads and does not set itself.
+
+    Raises:
+        TemplateSyntaxError: it is no template.
+    """
+    return meta.find_undeclared_variables(compiled(template).environment.parse(template))
 
 
 class _GenerationBlock(Extension):

@@ -15,7 +15,6 @@ from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.generate.chat import chat_ids
-from minigpt_edge_runtime.generate.chat_inputs import INPUTS
 from minigpt_edge_runtime.generate.generate import Generation, Session, document_ids
 from minigpt_edge_runtime.generate.sampling import Sampling
 
@@ -97,25 +96,38 @@ class Model:
         return "".join(self.stream(prompt, max_tokens=max_tokens, stop=stop, **sampling))
 
     def chat(
-        self, messages: Messages, *, max_tokens: int = 256, stop: Sequence[str] = (), **options: Any
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+        **sampling: Any,
     ) -> str:
         """The answer to a conversation, by the model's own chat template.
 
         Args:
             messages: {"role": "system", "user" or "assistant", "content": text} each, the last a user's.
             max_tokens, stop: as for `generate`.
-            options: what the template is given, `tools`, `documents`, `continue_final_message` (the last
-                message is an answer's beginning) and `variables` such as {"enable_thinking": False}; and
-                sampling as for `generate`.
+            template: what the template is given beside them, as `chat_ids` has it: {"tools": …},
+                {"documents": …}, {"continue_final_message": True} where the last message is an answer's
+                beginning, or variables of its own such as {"enable_thinking": False}.
+            sampling: as for `generate`.
 
         Raises:
             ChatTemplateError: the model has no chat template, or the template refuses the messages.
             UsageError, EdgeError: as `generate`.
         """
-        return "".join(self.stream(messages, max_tokens=max_tokens, stop=stop, **options))
+        return "".join(self.stream(messages, max_tokens=max_tokens, stop=stop, template=template, **sampling))
 
     def stream(
-        self, prompt: str | Messages, *, max_tokens: int = 256, stop: Sequence[str] = (), **options: Any
+        self,
+        prompt: str | Messages,
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+        **sampling: Any,
     ) -> Generation:
         """`generate` for a text, `chat` for messages, piece by piece.
 
@@ -130,8 +142,8 @@ class Model:
         if isinstance(prompt, str):
             ids = document_ids(engine, prompt, self._document_start)
         else:
-            ids = chat_ids(engine, prompt, **{name: options.pop(name) for name in INPUTS & options.keys()})
-        return Generation(self._session, ids, Sampling(**options), max_tokens, stop)
+            ids = chat_ids(engine, prompt, **(template or {}))
+        return Generation(self._session, ids, Sampling(**sampling), max_tokens, stop)
 
     def score(self, text: str) -> Score:
         """The likelihood of a text, in pieces where it is longer than the context.
