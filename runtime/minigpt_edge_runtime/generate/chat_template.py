@@ -38,8 +38,8 @@ def render(
         Exception: whatever the template raises; ValueError if there is no message, or none to go on with.
     """
     chat, last = prepared_messages(messages, inputs.continue_final_message)
-    given = {**special, **plain(inputs.variables or {})}
-    given |= {"strftime_now": lambda pattern: now().strftime(pattern), "add_generation_prompt": last is None}
+    given = {"add_generation_prompt": last is None, **special, **plain(inputs.variables or {})}
+    given |= {"strftime_now": lambda pattern: now().strftime(pattern)}
     given |= {"messages": chat, "tools": plain(inputs.tools), "documents": plain(inputs.documents)}
     text = render_bounded(compiled(template), given)
     return text if last is None else up_to_the_end(text, last)

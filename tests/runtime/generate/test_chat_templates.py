@@ -144,7 +144,7 @@ def test_templates_of_models_render_as_in_transformers(
     paths = with_templates(plain, tmp_path, models()[name], as_files)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "checkpoint"))
     texts = {chat: expected(tokenizer, *asked) for chat, asked in CHATS.items()}
-    assert texts["none"] is None and texts["question"] and texts["turns"] != texts["tools"]
+    assert texts["none"] is None and texts["question"] and len(set(texts.values())) > 4
     for path in paths:
         with open_engine(path, 64, 1) as engine:
             assert {chat: rendered(engine, *asked) for chat, asked in CHATS.items()} == texts
