@@ -139,6 +139,8 @@ class Model:
             ChatTemplateError, UsageError, EdgeError: as `generate` and `chat`.
         """
         engine = self._session.engine
+        if isinstance(prompt, str) and template is not None:
+            raise UsageError("a text goes on without a chat template", "give messages, or no template")
         if isinstance(prompt, str):
             ids = document_ids(engine, prompt, self._document_start)
         else:

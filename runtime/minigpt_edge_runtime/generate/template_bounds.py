@@ -52,7 +52,7 @@ class _Bounds(CodeGenerator):
             joined.nodes = [self._through(_SHORT, part) for part in joined.nodes]
         super().visit_Template(node, frame)
 
-    def _through(self, name: str, node: nodes.Expr) -> nodes.Filter:
+    def _through(self, name: str, node: nodes.Node) -> nodes.Filter:
         place = {"lineno": node.lineno, "environment": self.environment}
         return nodes.Filter(node, name, [], [], None, None, **place)
 
