@@ -24,7 +24,9 @@ _LONGEST = 10**7  # characters or items that are joined, and characters of the w
 _DEADLINE, _IN_TIME, _SHORT = "minigpt_edge_deadline", "minigpt_edge_in_time", "minigpt_edge_short"
 _PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice", "tojson"}
 _PADDING |= {"generate_lorem_ipsum"}
-_WIDTH = re.compile(r"\d{7,}|%[^a-zA-Z%]*\*|\{[^}]*\{")  # in a pattern: long, or from an argument
+# A width of millions in a pattern, or one from an argument.
+_PERCENT_WIDTH = re.compile(r"%[^a-zA-Z%]*(\d{7}|\*)")
+_BRACE_WIDTH = re.compile(r"\{[^{}]*(:[^{}]*\d{7}|:[^{}]*\{)")
 
 
 def render_bounded(template: Template, given: Mapping[str, Any]) -> str:
@@ -70,7 +72,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _check(__context)  # macros can call each other without any loop
-        name, owner = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
+        method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
+        name, owner = getattr(method, "__name__", ""), getattr(method, "__self__", None)
         _refuse_large(name, *_size_of_call(name, owner, (*args, *kwargs.values())))
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -123,7 +126,8 @@ def _size_of_call(name: str, value: Any, args: Sequence[Any]) -> tuple[float, in
     if name in _PADDING:
         return max((abs(given) for given in args if isinstance(given, int)), default=0), _LARGEST
     if name in ("format", "format_map"):
-        return float("inf") if _WIDTH.search(str(value)) else 0, _LARGEST
+        wide = _BRACE_WIDTH.search(str(value)) or _PERCENT_WIDTH.search(str(value))
+        return float("inf") if wide else 0, _LARGEST
     if name == "replace" and len(args) > 1:
         return str(value).count(str(args[0])) * len(str(args[1])), _LONGEST
     items: Any = []
@@ -137,7 +141,7 @@ def _size_of_call(name: str, value: Any, args: Sequence[Any]) -> tuple[float, in
 def _size_of_operation(operator: str, left: Any, right: Any) -> tuple[float, int]:
     """The same of an operator."""
     if operator == "%":
-        return float("inf") if isinstance(left, str) and _WIDTH.search(left) else 0, _LARGEST
+        return float("inf") if isinstance(left, str) and _PERCENT_WIDTH.search(left) else 0, _LARGEST
     if operator == "+":
         return _length((left, right)), _LONGEST
     if isinstance(left, int) and isinstance(right, int):

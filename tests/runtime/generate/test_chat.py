@@ -19,6 +19,7 @@ MESSAGES = [
 ]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 DOUBLING = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+GROWING = "{%% set n = namespace(t='aa') %%}{%% for i in range(99) %%}{%% set n.t = %s %%}{%% endfor %%}"
 TEMPLATES = {
     "blocks lose their line breaks": (
         "{%- for m in messages %}\n    {% if m.role == 'user' %}\n[{{ m['content'] | trim }}]\n"
@@ -34,6 +35,12 @@ TEMPLATES = {
     "loop variables": "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
     "{{ loop.previtem is defined }}{% else %}none{% endfor %}"
     "{% for k, v in messages[0].items() %}{{ k }}{% endfor %}",
+    "texts and numbers": "{{ '%s 1234567890 {x} {%d' % ('a', 2) }}{{ '100% 7 of {:>4}'.format(1700000000) }}"
+    "{{ 1700000000 | string }}{{ [1700000000] | tojson }}{{ '%05.1f' | format(2) }}{{ ['a', 1] | join(' ') }}"
+    "{{ {'at': 1700000000}.items() | list }}{{ 'x' | indent(4, true) }}{{ [[1], [2]] | sum(start=[]) }}"
+    "{{ 'a-b'.replace('-', '+') }}{{ ', '.join(['a', 'b']) }}{{ 7 + 8.5 }}{{ 'a' ~ 1 ~ none }}",
+    "environment": "{{ dict(a=1) }}{{ dict.fromkeys('ab', 0) }}{{ namespace(self=2).self }}"
+    "{% generation %}{% set here = 1 %}{% endgeneration %}{{ here is defined }}",
     "operators": "{{ 'ab' * 3 }}{{ 2 ** 10 }}{{ 6 * 7 }}{{ [1] * 2 }}{{ 1.5 * 2 }}",
     "names": "{{ tools is not defined or tools is none }}{{ messages[0].name is defined }}",
 }
@@ -69,6 +76,20 @@ def test_the_date_is_now() -> None:
         ("{% set minigpt_edge_deadline = 10**30 %}" + DOUBLING, "seconds"),
         ("{{ 9 ** 9999999 }}", "too large"),
         ("{{ 'x' * 10**9 }}{{ [1] * 10**9 }}", "too large"),
+        (GROWING % "n.t ~ n.t", "too large"),
+        (GROWING % "n.t + n.t", "too large"),
+        (GROWING % "n.t | replace('a', n.t)", "too large"),
+        (GROWING % "[n.t, n.t] | join", "too large"),
+        (GROWING % "n.t.join(['a', n.t])", "too large"),
+        ("{{ 'a' | center(10**9) }}", "center is too large"),
+        ("{{ 'a'.ljust(10**9) }}", "ljust is too large"),
+        ("{{ '%999999999d' % 1 }}", "% is too large"),
+        ("{{ '%*d' | format(10**9, 1) }}", "format is too large"),
+        ("{{ '{:>{}}'.format(1, 10**9) }}", "format is too large"),
+        ("{{ messages | tojson(indent=10**9) }}", "tojson is too large"),
+        ("{% set t = 'a' * 10**6 %}{% for i in range(99) %}{{ t }}{% endfor %}", "writes more than"),
+        ("{{ dict.fromkeys.__self__ }}{{ namespace(_x=1) }}", "unsafe|underscored"),
+        ("{{ " + "(" * 9999, "template failed"),
     ],
 )
 def test_bad_and_hostile_templates_are_an_error(
