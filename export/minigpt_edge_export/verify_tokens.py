@@ -27,7 +27,13 @@ from minigpt_edge_runtime.engines.open import is_gguf, open_engine
 from minigpt_edge_runtime.engines.text import open_tokenizer, symbol_bytes
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
-from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    DEFAULT,
+    TOKENIZER,
+    chat_templates,
+    read_tokenizer_config,
+    special_texts,
+)
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, chat_ids, render_chat
 
 if TYPE_CHECKING:
@@ -202,7 +208,8 @@ class _Comparison:
 
     def _prompts(self) -> int:
         """Compare the prompts of conversations, and without a chat template that of a plain text."""
-        template = chat_template(self.directory, read_tokenizer_config(self.directory))
+        settings = read_tokenizer_config(self.directory)
+        template = chat_templates(self.directory, settings).get(DEFAULT)
         self.tokenizer.encode_special_tokens = False
         if not template:
             if isinstance(self.opened, LlamaVocabulary):
@@ -212,7 +219,7 @@ class _Comparison:
         count = 0
         for messages in CONVERSATIONS:
             try:
-                text = render_chat(template, messages, self.special.texts["bos"], self.special.texts["eos"])
+                text = render_chat(template, messages, special_texts(settings))
                 found = chat_ids(self.opened, messages)
             except ChatTemplateError:  # it may take no system message, for one
                 continue

@@ -16,10 +16,11 @@ from minigpt_edge_runtime.files import understanding, write_json, write_text
 from minigpt_edge_runtime.formats.gguf_header import read_header
 from minigpt_edge_runtime.formats.gguf_names import BLOCK, PARTS
 from minigpt_edge_runtime.formats.tokenizer_files import (
-    CHAT_TEMPLATE,
     GENERATION_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    gguf_chat_templates,
+    write_chat_templates,
 )
 
 if TYPE_CHECKING:
@@ -165,18 +166,15 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
         merges = fields.get("tokenizer.ggml.merges") or []
         tokenizer = build_tokenizer(tokens, merges, special, whole, pre, bos)
     write_text(target / TOKENIZER, tokenizer.to_str())
-    write_json(
-        target / TOKENIZER_CONFIG,
-        {
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": config["max_position_embeddings"],
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **{name: text for name, text in names.items() if text is not None},
-        },
-    )
+    settings = {
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config["max_position_embeddings"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{name: text for name, text in names.items() if text is not None},
+    }
+    write_chat_templates(target, settings, gguf_chat_templates(fields))
+    write_json(target / TOKENIZER_CONFIG, settings)
     write_json(target / GENERATION_CONFIG, special_ids(config))
-    if template := fields.get("tokenizer.chat_template"):
-        write_text(target / CHAT_TEMPLATE, template)
 
 
 def _tensors(reader: GGUFReader, config: dict[str, Any], path: Path) -> list[Tensor]:

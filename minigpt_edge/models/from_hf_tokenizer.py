@@ -10,13 +10,15 @@ from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
 from minigpt_edge_export.gguf.sentencepiece import is_sentencepiece, spaces_of, with_spaces
 from minigpt_edge_export.tokens.prompts import rendered
 from minigpt_edge_runtime.engines.text import open_tokenizer
-from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
+from minigpt_edge_runtime.files import read_json, understanding, write_json
 from minigpt_edge_runtime.formats.tokenizer_files import (
-    CHAT_TEMPLATE,
+    DEFAULT,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    chat_template,
+    chat_templates,
     read_tokenizer_config,
+    special_texts,
+    write_chat_templates,
 )
 
 if TYPE_CHECKING:
@@ -91,8 +93,7 @@ def _needs_prefix(tokenizer: dict[str, Any], source: Path) -> bool:
 
 def _prompts(directory: Path) -> list[str]:
     settings = read_tokenizer_config(directory)
-    bos, eos = (_text(settings.get(f"{role}_token")) for role in ("bos", "eos"))
-    return rendered(chat_template(directory, settings), bos, eos)
+    return rendered(chat_templates(directory, settings).get(DEFAULT), special_texts(settings))
 
 
 def _ids(tokenizer: dict[str, Any], texts: list[str]) -> list[list[int]]:
@@ -101,10 +102,6 @@ def _ids(tokenizer: dict[str, Any], texts: list[str]) -> list[list[int]]:
 
 def _ids_of(opened: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [opened.encode(text, add_special_tokens=False).ids for text in texts]
-
-
-def _text(token: Any) -> str:
-    return str((token.get("content") if isinstance(token, dict) else token) or "")
 
 
 def complete_settings(source: Path, target: Path) -> list[str]:
@@ -142,5 +139,7 @@ def _begin_with_space(source: Path, target: Path) -> None:
         return
     ids, spaced = _ids(was, texts), [f" {text}" for text in texts]
     if ids != _ids(now, texts) and ids == _ids(now, spaced):
-        template = chat_template(target, read_tokenizer_config(target))
-        write_text(target / CHAT_TEMPLATE, f"{{{{ ' ' }}}}{template}")
+        settings = read_tokenizer_config(target)
+        templates = {n: f"{{{{ ' ' }}}}{text}" for n, text in chat_templates(target, settings).items()}
+        write_chat_templates(target, settings, templates)
+        write_json(target / TOKENIZER_CONFIG, settings)

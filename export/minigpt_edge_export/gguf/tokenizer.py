@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge_export.gguf.chat_templates import self_contained, write_templates
 from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
 from minigpt_edge_export.gguf.sentencepiece import BYTES, is_sentencepiece, scores, spaces_of
 from minigpt_edge_export.tokens.prompts import rendered
@@ -20,7 +21,12 @@ from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding
 from minigpt_edge_runtime.formats.end_tokens import ends_by_text, fill_tokens
-from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    TOKENIZER,
+    chat_templates,
+    read_tokenizer_config,
+    special_texts,
+)
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -44,7 +50,7 @@ class GgufTokenizer:
     special_ids: Mapping[str, int]  # "bos" and "eos", "unk" and "pad" where there are such tokens
     adds_bos: bool
     adds_eos: bool
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
     scores: tuple[float, ...] = ()
     space_prefix: bool = False  # a space is put before every text, and before what follows a special token
     more_ids: Mapping[str, int] = field(default_factory=dict)  # role -> id of further end tokens
@@ -66,8 +72,7 @@ class GgufTokenizer:
         writer.add_add_bos_token(self.adds_bos)
         writer.add_add_eos_token(self.adds_eos)
         writer.add_add_space_prefix(self.space_prefix)
-        if self.chat_template:
-            writer.add_chat_template(self.chat_template)
+        write_templates(writer, self.chat_templates)
 
 
 def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
@@ -111,9 +116,10 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
                 f"{tokens[special.ids[role]]!r}",
                 f"set {role}_token in tokenizer_config.json to the same token",
             )
-    template = chat_template(directory, settings)
-    prompts = rendered(template, special.texts["bos"], special.texts["eos"])
-    begun = all(text.startswith(special.texts["bos"]) for text in prompts)
+    templates, texts = chat_templates(directory, settings), special_texts(settings)
+    bos = texts.get("bos_token", "")
+    begun = all(text.startswith(bos) for one in templates.values() for text in rendered(one, texts))
+    known = {f"{role}_token": tokens[special.ids[role]] for role in ("bos", "eos")}
     return GgufTokenizer(
         tokens=tuple(tokens),
         types=tuple(types),
@@ -122,20 +128,12 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
         special_ids=special.ids,
         # llama.cpp adds them to rendered prompts too, transformers never
         adds_bos=bool(prefix) and begun,
-        adds_eos=bool(suffix) and not template,
-        chat_template=_template(template, special),
+        adds_eos=bool(suffix) and not templates,
+        chat_templates=self_contained(templates, texts, known),
         scores=tuple(scores(data, tokens)) if pieces else (),
         space_prefix=pieces and spaces_of(data) == "prefix",
         more_ids=_more_ids(tokenizer, special),
     )
-
-
-def _template(template: str | None, special: SpecialTokens) -> str | None:
-    """The chat template, which is given "" for a token that transformers does not know."""
-    for role in ("bos", "eos"):
-        if template and not special.texts[role] and f"{role}_token" in template:
-            template = f"{{% set {role}_token = '' %}}" + template
-    return template
 
 
 def _more_ids(tokenizer: Tokenizer, special: SpecialTokens) -> dict[str, int]:

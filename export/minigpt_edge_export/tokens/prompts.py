@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, render_chat
 
 _USER, _ANSWER = {"role": "user", "content": "What may the tenant do?"}, "  Nothing.\n\n1. Really "
@@ -12,16 +14,16 @@ CONVERSATIONS = (
 )
 
 
-def rendered(template: str | None, bos: str, eos: str) -> list[str]:
+def rendered(template: str | None, special: Mapping[str, str]) -> list[str]:
     """The text of every conversation that the template takes.
 
     Args:
-        bos, eos: texts of the tokens, "" for none.
+        special: the variables that hold special tokens, "bos_token" and so on.
     """
     texts = []
     for messages in CONVERSATIONS if template else ():
         try:
-            texts.append(render_chat(template or "", messages, bos, eos))
+            texts.append(render_chat(template or "", messages, special))
         except ChatTemplateError:  # a template may take no system message, for one
             continue
     return texts

@@ -11,7 +11,11 @@ from minigpt_edge_runtime.engines.engine import END_OF_TEXT
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.end_tokens import ends_by_text
-from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, read_tokenizer_config
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    GENERATION_CONFIG,
+    read_tokenizer_config,
+    special_texts,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,18 +25,16 @@ ROLES = ("bos", "eos", "unk", "pad")
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids, and the texts that a chat template is given.
+    """Ids of special tokens.
 
     Attributes:
         ids: "bos", "eos", "unk", "pad" -> id, where there is one; "bos" and "eos" always.
         ends: all that end a generation, "eos" first: what the tokenizer and the configs say, and what
             llama.cpp takes for an end by its text.
-        texts: "bos", "eos" -> what the tokenizer calls so, "" for none.
     """
 
     ids: Mapping[str, int]
     ends: tuple[int, ...]
-    texts: Mapping[str, str]
 
 
 def special_tokens(directory: Path, tokenizer: Tokenizer, size: int) -> SpecialTokens:
@@ -50,11 +52,10 @@ def special_tokens(directory: Path, tokenizer: Tokenizer, size: int) -> SpecialT
     settings, config = read_tokenizer_config(directory), read_json(directory / "config.json")
     generation = directory / GENERATION_CONFIG
     configs = [read_json(generation) if generation.exists() else {}, config]
-    ids, texts = {}, {}
+    ids, texts = {}, special_texts(settings)
     for role in ROLES:
-        text = settings.get(f"{role}_token")
-        texts[role] = str((text.get("content") if isinstance(text, dict) else text) or "")
-        found = _by_text(tokenizer, role, texts[role], directory) if texts[role] else None
+        text = texts.get(f"{role}_token")
+        found = _by_text(tokenizer, role, text, directory) if text else None
         stated = [index for given in configs for index in _listed(given, role, size)]
         if found is not None or stated:
             ids[role] = stated[0] if found is None else found
@@ -72,7 +73,7 @@ def special_tokens(directory: Path, tokenizer: Tokenizer, size: int) -> SpecialT
     eos = ids.setdefault("eos", min(ends, default=start))
     ids.setdefault("bos", start)
     ordered = (eos, *sorted(ends - {eos}))
-    return SpecialTokens({role: ids[role] for role in ROLES if role in ids}, ordered, texts)
+    return SpecialTokens({role: ids[role] for role in ROLES if role in ids}, ordered)
 
 
 def _by_text(tokenizer: Tokenizer, role: str, text: str, directory: Path) -> int:

@@ -71,7 +71,7 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
             return document_ids(engine, text, found.document_start)
 
         chatting = options["chat"] or options["system"] is not None
-        if chatting or (at_terminal and engine.chat_template):
+        if chatting or (at_terminal and engine.chat_templates):
             conversation = Conversation(engine, options["system"], options["max_tokens"])
             if text is None:
                 chat(conversation, generation)

@@ -6,7 +6,7 @@ interpreter ends first; here logits are views of llama.cpp's own memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,12 @@ class LlamaEngine(Engine):
             self._sequence_ids[i][0] = 0
 
     @property
-    def chat_template(self) -> str | None:
-        return self._vocabulary.chat_template
+    def chat_templates(self) -> Mapping[str, str]:
+        return self._vocabulary.chat_templates
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        return self._vocabulary.special_texts
 
     @property
     def adds_start(self) -> bool:

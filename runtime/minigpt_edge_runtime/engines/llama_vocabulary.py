@@ -11,6 +11,7 @@ from typing import Any
 from minigpt_edge_runtime.engines.engine import start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_header import read_header
+from minigpt_edge_runtime.formats.tokenizer_files import GGUF_TOKENS, gguf_chat_templates
 
 
 def load_library() -> Any:
@@ -43,14 +44,13 @@ class LlamaVocabulary:
 
     Attributes:
         vocab_size: tokens, those without a text too.
-        chat_template: the file's, if it has one.
+        chat_templates: the file's, by name.
     """
 
     def __init__(self, library: Any, model: Any, metadata: Mapping[str, Any]) -> None:
         self._lib, self._metadata = library, metadata
         self._vocab = library.llama_model_get_vocab(model)
-        template = library.llama_model_chat_template(model, None)
-        self.chat_template = template.decode("utf-8", errors="replace") if template else None
+        self.chat_templates = gguf_chat_templates(metadata)
         self.vocab_size = int(library.llama_vocab_n_tokens(self._vocab))
         self._pieces: dict[tuple[int, bool], bytes] = {}
 
@@ -58,6 +58,16 @@ class LlamaVocabulary:
     def adds_start(self) -> bool:
         """Whether llama.cpp puts BOS before every prompt."""
         return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def special_texts(self) -> dict[str, str]:
+        """As `Engine.special_texts`: of what the file names, not of what llama.cpp would take for it."""
+        ids = {name: self._metadata.get(f"tokenizer.ggml.{name}_id") for name in GGUF_TOKENS}
+        return {
+            name: self.piece(index, special=True).decode("utf-8", errors="replace")
+            for name, index in ids.items()
+            if isinstance(index, int) and 0 <= index < self.vocab_size
+        }
 
     def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]:
         """Token ids; `special` reads special tokens, `whole` adds BOS and EOS as the file says."""
