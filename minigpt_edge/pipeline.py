@@ -93,7 +93,7 @@ def _checked(recipe: Recipe) -> list[Target]:
 
 
 def _context(recipe: Recipe, log: Log) -> BuildContext:
-    base = base_model.resolve_model(recipe.model, offline=recipe.offline)
+    base = base_model.resolve_model(recipe.model, adapter=recipe.adapter, offline=recipe.offline)
     return BuildContext(recipe.work or cache_dir() / "work", recipe, base, log)
 
 

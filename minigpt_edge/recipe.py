@@ -47,6 +47,8 @@ class Recipe:
         corpus: files, folders or hub dataset ids.
         text_column: column of jsonl, csv, parquet or a hub dataset that holds the text.
         model: short name, directory, GGUF file or hub id; None for the default.
+        adapter: directory or hub id of a LoRA adapter to merge into the model; without a model, into the base
+            that it names.
         targets: what to export.
         sparsity: fraction of the parameters to remove, vocabulary counted; of the blocks' weights, for masks.
             At most one of sparsity, max_size, max_params, min_speedup and threshold; none is PAPER_SPARSITY.
@@ -86,6 +88,7 @@ class Recipe:
     corpus: _Texts = ()
     text_column: str | None = None
     model: str | None = None
+    adapter: str | None = None
     targets: _Texts = ("gguf-q4",)
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     max_size: _Size | None = None

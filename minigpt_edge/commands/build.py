@@ -34,6 +34,11 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
 @click.option("--text-column", help="The column that holds the text in jsonl, csv, parquet or a dataset.")
 @click.option("--model", help="Short name, Hugging Face directory, GGUF file or hub id.")
 @click.option(
+    "--adapter",
+    help="A LoRA adapter, as peft saves it, to merge into the model first; directory or hub id. Without "
+    "--model, into the base that it names.",
+)
+@click.option(
     "--target", "targets", multiple=True, default=("gguf-q4",), show_default=True, help="May be repeated."
 )
 @click.option("--out", type=_PATH, help="The bundle's directory [default: MODEL-DOMAIN].")

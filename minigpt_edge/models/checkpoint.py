@@ -16,7 +16,7 @@ from minigpt_edge.models import archs
 from minigpt_edge.models.safetensors_stream import Tensor, write_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS
-from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.decoder import check_weights
 from minigpt_edge_export.weights import FACTORS, WEIGHTS, Weights, shards
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, replacing, understanding, write_json
@@ -68,13 +68,10 @@ def write_converted(
     Args:
         source: the file or directory that the model was in, for the message.
     """
+    tensors = list(tensors)
+    check_weights(dict(config), {tensor.name: tensor.shape for tensor in tensors}, source)
     write_tensors(directory / WEIGHTS, tensors)
     write_json(directory / "config.json", config)
-    try:
-        read_checkpoint(directory)
-    except EdgeError as error:
-        message = error.message.replace(str(directory), str(source))
-        raise EdgeError(message, "download or copy it again, or give the model in another form") from error
 
 
 def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = None) -> nn.Module:
