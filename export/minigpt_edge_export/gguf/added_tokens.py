@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.formats.end_tokens import ALWAYS_SPECIAL, NEVER_SPECIAL
+from minigpt_edge_runtime.formats.end_tokens import special_by_text
 
 _MEANING = {
     "lstrip": "takes the spaces before it",
@@ -36,18 +36,12 @@ def check_added_tokens(tokenizer: dict[str, Any]) -> None:
 
 def with_fixed_types(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer.json in which tokens are special where llama.cpp takes them for that by their text."""
-    data = copy.deepcopy(tokenizer)
-    added = {token["content"]: token for token in data.setdefault("added_tokens", [])}
-    vocabulary = data["model"]["vocab"]
-    for text in sorted((ALWAYS_SPECIAL & vocabulary.keys()) - added.keys()):
-        added[text] = {
-            "id": vocabulary[text],
-            "content": text,
-            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
-        }
-        data["added_tokens"].append(added[text])
-    for text, token in added.items():
-        if text in ALWAYS_SPECIAL | NEVER_SPECIAL:
-            token["special"] = text in ALWAYS_SPECIAL
-    data["added_tokens"].sort(key=lambda token: token["id"])
-    return data
+    vocabulary, added = tokenizer["model"]["vocab"], copy.deepcopy(tokenizer.get("added_tokens") or [])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    known = {token["content"]: token for token in added}
+    for text, special in special_by_text(vocabulary.keys() | known.keys()).items():
+        if text in known:
+            known[text]["special"] = special
+        elif special:
+            added.append({"id": vocabulary[text], "content": text, **flags, "special": True})
+    return {**tokenizer, "added_tokens": sorted(added, key=lambda token: token["id"])}

@@ -6,7 +6,7 @@ a GGUF file can't say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 _ENDS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
@@ -28,8 +28,9 @@ _FILL = (
     *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<MID>"),
     *("\u2581<MID>", "<|code_middle|>", "<|middle|>"),
 )
-ALWAYS_SPECIAL = frozenset((*_ENDS, *_FILL, *(text for texts in FILL_ENDS.values() for text in texts)))
-NEVER_SPECIAL = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
+_SPECIAL = frozenset((*_ENDS, *_FILL, *(text for texts in FILL_ENDS.values() for text in texts)))
+_NEVER_SPECIAL = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
+_CALLS, _WITH_CALLS = {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"}
 
 Find = Callable[[str], int | None]
 
@@ -46,9 +47,20 @@ def fill_tokens(find: Find) -> dict[str, list[int]]:
 def ends_by_text(find: Find) -> set[int]:
     """Ids of the tokens that llama.cpp lets end a generation because of their text."""
     found = {text: index for text in _ENDS if (index := find(text)) is not None}
-    calls, others = {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"}
-    if calls & found.keys() and others & found.keys():
+    if _CALLS & found.keys() and _WITH_CALLS & found.keys():
         found.pop("<|end|>", None)  # it ends a message there, not the answer
     if "<|tool_response>" in found:
         found.pop("</s>", None)
     return {*found.values(), *(tokens[0] for tokens in fill_tokens(find).values() if tokens)}
+
+
+def special_by_text(texts: Set[str]) -> dict[str, bool]:
+    """The tokens that llama.cpp takes for special, or for not special, because of their text.
+
+    Args:
+        texts: of all tokens.
+    """
+    found = dict.fromkeys(_SPECIAL & texts, True) | dict.fromkeys(_NEVER_SPECIAL & texts, False)
+    if "<|end|>" in texts and _CALLS & texts and _WITH_CALLS & texts:
+        found["<|end|>"] = False
+    return found
