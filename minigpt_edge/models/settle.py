@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minigpt_edge_export.gguf.added_tokens import with_fixed_types
-from minigpt_edge_export.tokens.special_tokens import special_tokens
+from minigpt_edge_export.tokens.special_tokens import end_ids
 from minigpt_edge_export.verify_tokens import prove_tokenizer
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.files import read_json, write_json
@@ -28,7 +28,7 @@ def settle_tokenizer(folder: Path) -> list[str]:
         write_json(folder / TOKENIZER, fixed)
     opened = open_tokenizer(folder / TOKENIZER)
     config, path = read_json(folder / "config.json"), folder / GENERATION_CONFIG
-    ends = special_tokens(folder, opened, int(config["vocab_size"])).ends
+    ends = end_ids(folder)
     generation = read_json(path) if path.exists() else {}
     stated = generation.get("eos_token_id", config.get("eos_token_id"))
     before = set(stated if isinstance(stated, list) else [stated])

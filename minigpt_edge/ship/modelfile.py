@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minigpt_edge.ship.turns import Turns, turns_of
-from minigpt_edge_export.tokens.special_tokens import special_tokens
+from minigpt_edge_export.tokens.special_tokens import end_ids
 from minigpt_edge_runtime.engines.text import open_tokenizer
-from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 _UNWRITTEN = "# TEMPLATE is left for ollama to find: the model's own does what ollama's language can't say."
@@ -125,5 +124,4 @@ def _unquoted(text: str) -> str | None:
 def stop_texts(checkpoint: Path) -> list[str]:
     """The texts of all tokens that end an answer, for programs that stop by text."""
     tokenizer = open_tokenizer(checkpoint / TOKENIZER)
-    ends = special_tokens(checkpoint, tokenizer, read_json(checkpoint / "config.json")["vocab_size"]).ends
-    return [tokenizer.decode([index], skip_special_tokens=False) for index in ends]
+    return [tokenizer.decode([index], skip_special_tokens=False) for index in end_ids(checkpoint)]

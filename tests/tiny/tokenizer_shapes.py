@@ -213,6 +213,16 @@ def _families() -> dict[str, Shape]:
             added(byte_level("stablelm2", END, START, STOP), "<|reg_extra|>", "<|user|>", special=True),
             {"eos_token": END, "pad_token": END}, {"eos_token_id": 0}, template=CHATML,
         ),
+        "gemma's names": Shape(
+            byte_level("gpt-2", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<pad>"),
+            {"bos_token": "<bos>", "eos_token": "<eos>"}, {}, {"eos_token_id": [1, 3]},
+            "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] }}"
+            "{{ '<end_of_turn>\n' }}{% endfor %}",
+        ),
+        "harmony": Shape(
+            byte_level("gpt-2", "<|start|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"),
+            {"eos_token": "<|return|>", "bos_token": "<|start|>"}, {}, {"eos_token_id": [3, 4]},
+        ),
         "dbrx": Shape(byte_level("dbrx", END, START, STOP), names, template=CHATML),
     }  # fmt: skip
 
@@ -267,6 +277,10 @@ def _llama_2() -> dict[str, Shape]:
             same_texts=False,
         ),
         "llama 2, always": Shape(pieces("always"), {**llama, "legacy": True}, template=INST),
+        "llama 2 with ChatML, always": Shape(
+            added(pieces("always"), START, STOP, special=True), {**llama, "eos_token": STOP}, template=CHATML
+        ),
+        "llama 2, eos after texts": Shape(around(pieces(post_processor=None), "<s>", "</s>"), llama),
         "llama 2, never": Shape(pieces("never"), llama, template=ZEPHYR),
         "llama 2, prepend and first": Shape(pieces("prepend+first"), llama),
         "llama 2 with ChatML": Shape(im, {**llama, "eos_token": STOP}, template=CHATML),

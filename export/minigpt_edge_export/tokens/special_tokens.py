@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_runtime.engines.engine import END_OF_TEXT
+from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.end_tokens import ends_by_text
@@ -74,6 +75,13 @@ def special_tokens(directory: Path, tokenizer: Tokenizer, size: int) -> SpecialT
     ids.setdefault("bos", start)
     ordered = (eos, *sorted(ends - {eos}))
     return SpecialTokens({role: ids[role] for role in ROLES if role in ids}, ordered)
+
+
+def end_ids(directory: Path) -> tuple[int, ...]:
+    """The tokens of a checkpoint that end a generation, EOS first; EdgeError as `special_tokens`."""
+    tokenizer = open_tokenizer(directory / TOKENIZER, "use an undamaged tokenizer.json")
+    rows = int(read_json(directory / "config.json")["vocab_size"])
+    return special_tokens(directory, tokenizer, rows).ends
 
 
 def _by_text(tokenizer: Tokenizer, role: str, text: str, directory: Path) -> int:
