@@ -14,6 +14,7 @@ from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.end_tokens import ends_by_text
 from minigpt_edge_runtime.formats.tokenizer_files import (
     GENERATION_CONFIG,
+    TOKENIZER,
     read_tokenizer_config,
     special_texts,
 )
