@@ -29,6 +29,7 @@ from minigpt_edge.models.settle import settle_tokenizer
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.packages import cache_dir, make_once, package_files
 from minigpt_edge.stages.stage import code_hash
+from minigpt_edge_export.verify_tokens import prove_tokenizer
 from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.engines.engine import END_OF_TEXT
 from minigpt_edge_runtime.engines.text import open_tokenizer
@@ -285,6 +286,7 @@ def _compare_once(path: Path, name: str, key: str) -> None:
 
     def compare(partial: Path) -> None:
         compare_directory(path, path, partial.parent)
+        prove_tokenizer(path)
         write_json(partial / _SOURCE, {"compared": key})
 
     target = _place(name, key)
