@@ -32,7 +32,8 @@ def fit_tokenizer(tokenizer: dict[str, Any], source: Path) -> dict[str, Any]:
         EdgeError: it does what llama.cpp has not.
     """
     with understanding(source / TOKENIZER):
-        if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
+        normalizer = tokenizer.get("normalizer") or {}
+        if all(step.get("type") == "NFC" for step in normalizer.get("normalizers") or [normalizer]):
             tokenizer = {**tokenizer, "normalizer": None}
         if is_sentencepiece(tokenizer) and spaces_of(tokenizer):
             tokenizer = with_spaces(tokenizer, _needs_prefix(tokenizer, source))

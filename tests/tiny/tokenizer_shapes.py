@@ -201,7 +201,10 @@ def _families() -> dict[str, Shape]:
             {"bos_token_id": 0, "eos_token_id": 2}, {"eos_token_id": [2, 0], "pad_token_id": 0},
             "{{ bos_token }}" + CHATML, 13,
         ),
-        "qwen2, base": Shape(qwen, {"eos_token": END, "pad_token": END}, {"eos_token_id": 0}),
+        "qwen2, base": Shape(
+            {**qwen, "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}},
+            {"eos_token": END, "pad_token": END}, {"eos_token_id": 0},
+        ),
         "llama 3": Shape(
             around(llama3, "<|begin_of_text|>"),
             {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},

@@ -108,7 +108,7 @@ def test_all_formats_agree_with_transformers(
     now = transformers.AutoTokenizer.from_pretrained(base.path)
     assert ([p[2] for p in prompts(was)] == [p[2] for p in prompts(now)]) == shape.same_prompts
     assert ([was(t).input_ids for t in TEXTS] == [now(t).input_ids for t in TEXTS]) == shape.same_texts
-    if list(SHAPES).index(name) % 2:
+    if list(SHAPES).index(name) % 3 == 0:
         check(trimmed(base.path, tmp_path / "trimmed"), tmp_path)
 
 
