@@ -61,7 +61,7 @@ def choose_vocabulary(
     tokens = choose(min_count=least)
     if not settings.exact:
         return tuple(tokens)
-    row = int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
+    row = _row(config)
     removed = (config["vocab_size"] - len(tokens)) * row
     if removed > remove:  # a low sparsity is met by the rarest tokens alone
         return tuple(
@@ -72,6 +72,11 @@ def choose_vocabulary(
         blocks = parameters_removed(config, [sizes] * config["num_hidden_layers"])
         return tuple(choose(size=config["vocab_size"] - max(0, remove - blocks) // row))
     return tuple(tokens)
+
+
+def _row(config: dict[str, Any]) -> int:
+    """Parameters of one token."""
+    return int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
 
 
 def _equal(
@@ -96,10 +101,12 @@ def _equal(
         if left >= WIDTH_MULTIPLE:
             return left, number
     most = parameters_removed(config, [(WIDTH_MULTIPLE, allowed[0])] * blocks)
+    why = "" if settings.whole_attention or allowed[0] == 1 else ", fewer of which transformers does not load"
     raise EdgeError(
-        f"so much can't be removed: with {WIDTH_MULTIPLE} FFN neurons and {allowed[0]} of {groups} KV groups in "
-        f"every block {most / 1e6:,.1f} M parameters of the blocks would be gone",
-        "ask for less" + ("" if settings.whole_attention else ", or give --widths free"),
+        f"so much can't be removed: at least {WIDTH_MULTIPLE} FFN neurons and {allowed[0]} of {groups} KV groups "
+        f"of every block are kept{why}, so the blocks can lose {most / 1e6:,.2f} M parameters",
+        "ask for less, or trim more of the vocabulary with --min-count"
+        + ("" if settings.whole_attention else ", or give --widths free"),
     )
 
 
@@ -187,8 +194,10 @@ def _check_sparsity(context: PruneContext, decision: Decision) -> None:
     settings, config = context.settings, context.config
     neuron, _, _ = context.arch.block_parameters(config)
     step = WIDTH_MULTIPLE * neuron / context.dense
-    if settings.widths == "equal":  # the vocabulary makes up for steps of all blocks, if it is not whole
-        step *= len(decision.widths) / 2 if len(context.tokens) == config["vocab_size"] else 0
+    if settings.widths == "equal":  # the vocabulary makes up for steps of all blocks, if it lacks enough
+        step *= len(decision.widths) / 2
+        rows = (config["vocab_size"] - len(context.tokens)) * _row(config) / context.dense
+        step = step if rows < step else 0
     sparsity = 1 - kept_parameters(context, decision.sizes) / context.dense
     if abs(sparsity - settings.sparsity) > max(SPARSITY_TOLERANCE, step):
         raise EdgeError(

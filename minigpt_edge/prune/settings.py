@@ -114,11 +114,11 @@ def _say_groups(base: base_model.BaseModel, log: Log) -> None:
     config = read_config(base.path)
     groups, allowed = config["num_key_value_heads"], stock_groups(config)
     if len(allowed) < groups:
-        kept = ", ".join(map(str, allowed))
+        kept = f"{', '.join(map(str, allowed))} of {groups}" if len(allowed) > 1 else f"all {groups}"
         log.line(
             "widths",
-            f"equal blocks keep {kept} of {groups} KV groups, since transformers loads "
-            f"{config['model_type']} models with no other number: FFN neurons give the rest",
+            f"equal blocks keep {kept} KV groups, as transformers loads {config['model_type']} models: "
+            "FFN neurons give the rest",
         )
 
 
