@@ -70,8 +70,8 @@ def write_sizes(config: dict[str, Any], blocks: Sequence[Sizes]) -> None:
     groups = next((n for n in range(wanted, config["hidden_size"] + 1) if stock_takes(config, n)), None)
     if groups is None:
         raise EdgeError(
-            f"transformers builds no {config['model_type']} model of hidden size {config['hidden_size']} with "
-            f"{widest['num_attention_heads']} heads, or more",
+            f"transformers builds no {config['model_type']} model with {widest['num_attention_heads']} heads "
+            f"or more on a hidden size of {config['hidden_size']}",
             "use a model that transformers loads",
         )
     config.pop("per_layer_config", None)
@@ -88,7 +88,7 @@ def write_sizes(config: dict[str, Any], blocks: Sequence[Sizes]) -> None:
 
 
 def repeat_rope(config: dict[str, Any]) -> None:
-    """Write what `rope_parameters` says at the config's top too, where readers older than transformers 5 look.
+    """Write what `rope_parameters` says at the config's top too, where it was before transformers 5.
 
     mlx-lm would otherwise rotate with base 10,000, and without scaling.
     """

@@ -101,10 +101,12 @@ def _equal(
         if left >= WIDTH_MULTIPLE:
             return left, number
     most = parameters_removed(config, [(WIDTH_MULTIPLE, allowed[0])] * blocks)
-    why = "" if settings.whole_attention or allowed[0] == 1 else ", fewer of which transformers does not load"
+    why = ""
+    if allowed[0] > 1 and not settings.whole_attention:
+        why = ", fewer of which transformers does not load"
     raise EdgeError(
-        f"so much can't be removed: at least {WIDTH_MULTIPLE} FFN neurons and {allowed[0]} of {groups} KV groups "
-        f"of every block are kept{why}, so the blocks can lose {most / 1e6:,.2f} M parameters",
+        f"so much can't be removed: at least {WIDTH_MULTIPLE} FFN neurons and {allowed[0]} of {groups} KV "
+        f"groups of every block are kept{why}, so the blocks can lose {most / 1e6:,.2f} M parameters",
         "ask for less, or trim more of the vocabulary with --min-count"
         + ("" if settings.whole_attention else ", or give --widths free"),
     )
@@ -238,9 +240,7 @@ def _best(scores: BlockScores, made: Decision) -> tuple[BlockPlan, ...]:
     """The units of the highest scores, as many of each block as was decided."""
     from minigpt_edge.prune.allocate import best_units
 
-    return tuple(
-        best_units(s, g, w) for s, g, w in zip(scores, made.kv_groups, made.widths, strict=True)
-    )
+    return tuple(best_units(s, g, w) for s, g, w in zip(scores, made.kv_groups, made.widths, strict=True))
 
 
 def _chooser(context: PruneContext, method: UnitScores) -> Callable[[int], Decision]:
