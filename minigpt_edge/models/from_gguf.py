@@ -40,7 +40,7 @@ _PARTS = {name: part for part, name in PARTS.items()}
 # general.type -> what such a file is.
 _KINDS = {
     "adapter": ("a LoRA adapter", "merge it into its model with llama-export-lora, then give that file"),
-    "mmproj": ("the projector of a multimodal model", "give the language model's file, which lies beside it"),
+    "mmproj": ("the part of a multimodal model for images or sound", "give the language model's own file"),
     "imatrix": ("an importance matrix", "give the model's file"),
 }
 
@@ -99,7 +99,7 @@ def _check_kind(header: GgufHeader, path: Path) -> None:
     if wrong:
         raise EdgeError(
             f"{path}: {wrong.name} has the type {wrong.type}, which can't be dequantized",
-            "give the file in another type, such as Q8_0 or F16",
+            "make it F16 first: llama-quantize --allow-requantize FILE.gguf F16.gguf F16",
         )
 
 
@@ -245,8 +245,14 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
             else "the file has no vocabulary",
             "use a model with another tokenizer, such as SmolLM2 or Llama 3",
         )
-    pieces = kind == "llama"
-    pre = None if pieces else by_name(fields.get("tokenizer.ggml.pre"))
+    pieces, named = kind == "llama", fields.get("tokenizer.ggml.pre")
+    if not pieces and named in (None, "default"):
+        raise EdgeError(
+            "the file does not name its pre-tokenizer (tokenizer.ggml.pre), so how it splits text is not known: "
+            "it is from before May 2024, or its converter did not know the tokenizer",
+            "get it made by a current llama.cpp, or give the model's Hugging Face directory",
+        )
+    pre = None if pieces else by_name(named)
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
 

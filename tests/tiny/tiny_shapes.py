@@ -66,3 +66,31 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         _shape(256, 704, 32, 32, use_qkv_bias=True, rope_parameters=_rope(1e4, 0.25)),
     ),
 }
+
+# name -> the sizes as published, and the numbers of KV groups that transformers loads of them
+_ALL = list(range(1, 33))
+
+
+def _real(
+    hidden: int, heads: int, groups: int, allowed: list[int], **more: Any
+) -> tuple[dict[str, Any], list[int]]:
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": groups}
+    return {**sizes, "intermediate_size": 64, "max_position_embeddings": 8, **more}, allowed
+
+
+REAL: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "TinyLlama-1.1B": _real(2048, 32, 4, [1, 2, 4]),
+    "Llama-3.2-1B": _real(2048, 32, 8, [1, 2, 4, 8], head_dim=64),
+    "Llama-3.2-3B": _real(3072, 24, 8, [1, 2, 4, 8], head_dim=128),
+    "Qwen2.5-0.5B": _real(896, 14, 2, [1, 2]),
+    "Qwen2.5-1.5B": _real(1536, 12, 2, [1, 2]),
+    "Qwen3-0.6B": _real(1024, 16, 8, _ALL[:8], head_dim=128),
+    "SmolLM2-135M": _real(576, 9, 3, [1, 2, 3]),
+    "SmolLM2-360M": _real(960, 15, 5, [1, 2, 4, 5]),
+    "SmolLM2-1.7B": _real(2048, 32, 32, [1, 2, 4, 8, 16, 32]),
+    "Phi-1.5": _real(2048, 32, 32, _ALL),
+    "GPT-2": ({"n_embd": 768, "n_head": 12, "n_positions": 8}, [12]),
+    "OPT-125M": ({"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 8}, [12]),
+    "Pythia-160M": ({"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 8}, [12]),
+    "StableLM-2-1.6B": _real(2048, 32, 32, [32]),
+}
