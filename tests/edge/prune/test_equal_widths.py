@@ -11,7 +11,7 @@ import torch  # noqa: TID253
 import transformers  # noqa: TID253
 from tiny_build import write_corpus, write_model
 from tiny_shapes import REAL, SHAPES
-from transformers import AutoModelForCausalLM  # noqa: TID253
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: TID253
 
 from minigpt_edge.data.stage import corpus_stage
 from minigpt_edge.models.archs import load_arch
@@ -23,9 +23,11 @@ from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.layout import layout_of
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 
-LISTED = ("TinyLlama-1.1B", "Llama-3.2-1B", "SmolLM2-360M")
+LISTED = ("TinyLlama-1.1B", "Llama-3.2-1B", "Qwen2.5-0.5B", "SmolLM2-360M")
 # name -> sparsities at which its FFN gives enough beside the KV groups that may go
 ASKED: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(SHAPES, (0.2, 0.4, 0.6)),
@@ -98,7 +100,7 @@ def test_candidates_are_what_transformers_builds(name: str) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("name", [*LISTED, pytest.param("Qwen2.5-0.5B", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", LISTED)
 def test_stock_transformers_loads_the_result(place: Path, name: str) -> None:
     sparsity = {"SmolLM2-360M": 0.2}.get(name, 0.6)
     made = prune(place, name, method="wanda", sparsity=sparsity)
@@ -109,13 +111,16 @@ def test_stock_transformers_loads_the_result(place: Path, name: str) -> None:
     config = json.loads((made.path / "checkpoint" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"], "mlx-lm looks there"
     assert ("rope_scaling" in config) == (name == "Llama-3.2-1B")
+    tokenizer = AutoTokenizer.from_pretrained(made.path / "checkpoint")
+    assert max(tokenizer("The licensee shall").input_ids) < config["vocab_size"] < 700
+    written = layout_of(read_checkpoint(made.path / "checkpoint")).name
+    assert written == ("deci" if name == "Qwen2.5-0.5B" else "llama")  # qwen2 has no key_length
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["wanda", "taylor", "contextual", "least_squares"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_loads_at_every_sparsity(place: Path, tmp_path: Path, name: str, method: str) -> None:
-    from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.write import write_gguf
     from minigpt_edge_runtime.engines.open import open_engine
 
@@ -124,12 +129,13 @@ def test_every_shape_loads_at_every_sparsity(place: Path, tmp_path: Path, name: 
         logits = same_in_transformers(made.path / "checkpoint")
         file = tmp_path / f"{sparsity}.gguf"
         if name == "Phi-1.5":  # llama.cpp's phi2 takes all heads only
+            sparsity = min(sparsity, 0.5)
             made = prune(place, name, method=method, sparsity=sparsity, targets=("gguf-f16",))
             logits = same_in_transformers(made.path / "checkpoint")
         write_gguf(read_checkpoint(made.path / "checkpoint"), file, file_type="f32")
         with open_engine(file, 64, 1, logits_all=True) as engine:
-            theirs = torch.from_numpy(engine.logits([5 * index for index in range(40)]))
-        torch.testing.assert_close(theirs, logits, rtol=0, atol=0.02 * float(logits.std()))
+            theirs = torch.from_numpy(engine.logits([5 * index for index in range(40)])).log_softmax(-1)
+        assert (theirs.exp() * (theirs - logits.log_softmax(-1))).sum(-1).mean() < 1e-5
 
 
 def test_without_blocks_it_loads_too(place: Path) -> None:
