@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models.checkpoint import special_ids, write_converted
 from minigpt_edge.models.from_gguf_tokenizer import WholeTokens, build_sentencepiece, build_tokenizer
+from minigpt_edge.models.gguf_kinds import MODEL_TYPES, check_kind
 from minigpt_edge.models.rope_factors import rope_parameters
 from minigpt_edge.models.safetensors_stream import Tensor
 from minigpt_edge.models.sizes import block_sizes, repeats, write_sizes
@@ -33,16 +34,8 @@ if TYPE_CHECKING:
 
 _CONTROL, _USER_DEFINED = 3, 4  # These are values of gguf.TokenType.
 _PIECES = {"unknown": 0, "bos": 1, "eos": 2}  # llama.cpp's ids in a SentencePiece vocabulary that names none
-# llama.cpp's architecture -> model_type. deci and openelm have a size for each block.
-_MODEL_TYPES = {"llama": "llama", "deci": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "openelm": "qwen3"}
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _PARTS = {name: part for part, name in PARTS.items()}
-# general.type -> what such a file is.
-_KINDS = {
-    "adapter": ("a LoRA adapter", "merge it into its model with llama-export-lora, then give that file"),
-    "mmproj": ("the part of a multimodal model for images or sound", "give the language model's own file"),
-    "imatrix": ("an importance matrix", "give the model's file"),
-}
 
 
 def is_gguf(path: Path) -> bool:
@@ -64,8 +57,8 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
     from gguf import GGUFReader
 
     header = read_header(path)  # It checks that the file is whole.
-    _check_kind(header, path)
     with understanding(path, "download or convert the file again"):
+        check_kind(header, path)
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         config = _config(fields, header, reader, path)
@@ -74,48 +67,6 @@ def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
         config["tie_word_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in tensors)
         write_converted(target, config, tensors, path)
     return {"name": fields.get("general.name"), "licence": fields.get("general.license")}
-
-
-def _check_kind(header: GgufHeader, path: Path) -> None:
-    """EdgeError unless the file holds all of a model of a known architecture in known types."""
-    architecture = header.architecture
-    kind = "mmproj" if architecture == "clip" else str(header.metadata.get("general.type", "model"))
-    if kind in _KINDS:
-        what, hint = _KINDS[kind]
-        raise EdgeError(f"{path} is {what}, not a model", hint)
-    if (count := int(header.metadata.get("split.count", 1))) > 1:
-        raise EdgeError(
-            f"{path} is one of {count} parts of a split model",
-            "merge them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf",
-        )
-    if architecture not in _MODEL_TYPES:
-        raise EdgeError(
-            f"{path}: GGUF files of the architecture {architecture!r} can't be read",
-            f"known: {', '.join(_MODEL_TYPES)}; or give the model's Hugging Face directory",
-        )
-    if not header.tensors:
-        raise EdgeError(f"{path} holds a vocabulary or metadata alone, no weights", "give the model's file")
-    wrong = next((tensor for tensor in header.tensors if not _dequantizes(tensor.type)), None)
-    if wrong:
-        raise EdgeError(
-            f"{path}: {wrong.name} has the type {wrong.type}, which can't be dequantized",
-            "make it F16 first: llama-quantize --allow-requantize FILE.gguf F16.gguf F16",
-        )
-
-
-def _dequantizes(kind: str) -> bool:
-    """Whether the gguf package makes floats of a type, which one block of zeros shows."""
-    import numpy as np
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
-
-    if kind not in GGMLQuantizationType.__members__:
-        return False
-    known = GGMLQuantizationType[kind]
-    try:
-        quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[known][1]), np.uint8), known)
-    except (NotImplementedError, KeyError):
-        return False
-    return True
 
 
 def _short(value: float) -> float:
@@ -137,7 +88,7 @@ def _config(fields: dict[str, Any], header: GgufHeader, reader: GGUFReader, path
             )
         return value
 
-    blocks = _blocks(get, path)
+    blocks = _blocks(get, len(names), path)
     hidden, heads = get("embedding_length"), blocks[0]["num_attention_heads"]
     head_dim = get("attention.key_length", get("rope.dimension_count", hidden // heads))
     unread = {
@@ -151,7 +102,7 @@ def _config(fields: dict[str, Any], header: GgufHeader, reader: GGUFReader, path
             f"{path} has {found[0]}, which is not read from GGUF",
             "give the model as a Hugging Face directory",
         )
-    model_type = _MODEL_TYPES[architecture]
+    model_type = MODEL_TYPES[architecture]
     attention, mlp = (f"{BLOCK}.0.{PARTS[part]}.bias" in names for part in ("attention_output", "down"))
     if model_type == "llama" and not attention and f"{BLOCK}.0.{PARTS['query']}.bias" in names:
         model_type = "qwen2"  # Its block is LLaMA's with biases of query, key and value alone.
@@ -181,16 +132,18 @@ def _config(fields: dict[str, Any], header: GgufHeader, reader: GGUFReader, path
     return config
 
 
-def _blocks(get: Callable[..., Any], path: Path) -> list[dict[str, int]]:
+def _blocks(get: Callable[..., Any], tensors: int, path: Path) -> list[dict[str, int]]:
     """The sizes of every block: numbers for all, or lists with one for each."""
     count = int(get("block_count"))
+    if not 0 < count <= tensors:
+        raise ValueError(f"{count} blocks of {tensors} tensors")
     given = {
         "intermediate_size": get("feed_forward_length"),
         "num_attention_heads": get("attention.head_count"),
         "num_key_value_heads": get("attention.head_count_kv", get("attention.head_count")),
     }
     lists = {key: value if isinstance(value, list) else [value] * count for key, value in given.items()}
-    if count < 1 or any(len(value) != count for value in lists.values()):
+    if any(len(value) != count for value in lists.values()):
         raise ValueError(f"sizes of {[len(value) for value in lists.values()]} blocks, not of {count}")
     blocks = [dict(zip(lists, map(int, sizes), strict=True)) for sizes in zip(*lists.values(), strict=True)]
     if any(min(block.values()) < 1 for block in blocks):
@@ -248,21 +201,14 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
     pieces, named = kind == "llama", fields.get("tokenizer.ggml.pre")
     if not pieces and named in (None, "default"):
         raise EdgeError(
-            "the file does not name its pre-tokenizer (tokenizer.ggml.pre), so how it splits text is not known: "
-            "it is from before May 2024, or its converter did not know the tokenizer",
+            "the file does not name its pre-tokenizer (tokenizer.ggml.pre), so it is not known how text is "
+            "split: it is from before May 2024, or its converter did not know the tokenizer",
             "get it made by a current llama.cpp, or give the model's Hugging Face directory",
         )
     pre = None if pieces else by_name(named)
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-
-    def token(role: str) -> str | None:
-        default = _PIECES.get(role) if pieces else None
-        index = fields.get(f"tokenizer.ggml.{role}_token_id", default)
-        return tokens[index] if index is not None and index < len(tokens) else None
-
-    names = {"bos_token": token("bos"), "eos_token": token("eos"), "pad_token": token("padding")}
-    names["unk_token"] = token("unknown")
+    names = _special_names(fields, tokens)
     adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre is None or pre.adds_bos)
     adds_eos = fields.get("tokenizer.ggml.add_eos_token", False)
     whole = WholeTokens(
@@ -290,13 +236,31 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
             **{name: text for name, text in names.items() if text is not None},
         },
     )
-    ends = [config["eos_token_id"], *(fields.get("tokenizer.ggml.eos_token_ids") or [])]
-    ends += [fields.get(f"tokenizer.ggml.{role}_token_id") for role in ("eot", "eom")]
-    ends = [index for index in dict.fromkeys(ends) if index is not None and 0 <= index < len(tokens)]
+    ends = _ends(fields, config["eos_token_id"])
     several = {"eos_token_id": ends} if len(ends) > 1 else {}
     write_json(target / GENERATION_CONFIG, special_ids(config) | several)
     if template := fields.get("tokenizer.chat_template"):
         write_text(target / CHAT_TEMPLATE, template)
+
+
+def _special_names(fields: dict[str, Any], tokens: list[str]) -> dict[str, str | None]:
+    """The special tokens by transformers' names; llama.cpp knows some of a SentencePiece vocabulary."""
+    defaults = _PIECES if fields["tokenizer.ggml.model"] == "llama" else {}
+
+    def token(role: str) -> str | None:
+        index = fields.get(f"tokenizer.ggml.{role}_token_id", defaults.get(role))
+        return tokens[index] if index is not None and index < len(tokens) else None
+
+    roles = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    return {name: token(role) for name, role in roles.items()}
+
+
+def _ends(fields: dict[str, Any], eos: int | None) -> list[int]:
+    """The ids of all tokens that the file says end an answer: of a text, a turn, a message."""
+    stated = [eos, *(fields.get("tokenizer.ggml.eos_token_ids") or [])]
+    stated += [fields.get(f"tokenizer.ggml.{role}_token_id") for role in ("eot", "eom")]
+    count = len(fields["tokenizer.ggml.tokens"])
+    return [index for index in dict.fromkeys(stated) if index is not None and 0 <= index < count]
 
 
 def _tensors(reader: GGUFReader, layout: str, config: dict[str, Any], path: Path) -> list[Tensor]:

@@ -67,7 +67,9 @@ def write_sizes(config: dict[str, Any], blocks: Sequence[Sizes]) -> None:
     shared = repeats(config)
     widest = {key: max(entry[key] for entry in blocks) for key in blocks[0]}
     wanted = widest["num_key_value_heads"]
-    groups = next((n for n in range(wanted, config["hidden_size"] + 1) if stock_takes(config, n)), None)
+    most = max(4 * wanted, config["num_key_value_heads"])  # the model's own, if it has lost heads
+    candidates = range(wanted, min(most, config["hidden_size"]) + 1)
+    groups = next((n for n in candidates if stock_takes(config, n)), None)
     if groups is None:
         raise EdgeError(
             f"transformers builds no {config['model_type']} model with {widest['num_attention_heads']} heads "
