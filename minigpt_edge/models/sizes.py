@@ -48,10 +48,10 @@ def stock_takes(config: Mapping[str, Any], groups: int) -> bool:
 def stock_groups(config: Mapping[str, Any]) -> list[int]:
     """The numbers of KV groups, ascending, that all blocks may keep if stock transformers is to load them.
 
-    A block has no more than the narrowest of the config's; that number is there in any case.
+    At most as many as the block with the fewest has, and that number alone if transformers takes none.
     """
     most = min(groups for _, groups in block_sizes(config))
-    return [*(groups for groups in range(1, most) if stock_takes(config, groups)), most]
+    return [groups for groups in range(1, most + 1) if stock_takes(config, groups)] or [most]
 
 
 def write_sizes(config: dict[str, Any], blocks: Sequence[Sizes]) -> None:

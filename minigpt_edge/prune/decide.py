@@ -94,7 +94,7 @@ def _equal(
     share = max(0.0, remove / (blocks * (width * neuron + groups * group)))
     wanted = groups - int(share * groups)
     allowed = [groups] if settings.whole_attention else stock_groups(config)
-    kept = min(number for number in allowed if number >= wanted)
+    kept = min((number for number in allowed if number >= wanted), default=max(allowed))
     for number in (kept, *reversed([fewer for fewer in allowed if fewer < kept])):
         steps = (remove / blocks - (groups - number) * group) / (neuron * WIDTH_MULTIPLE)
         left = width - max(0, -int(-steps // 1) if up else round(steps)) * WIDTH_MULTIPLE
