@@ -83,8 +83,8 @@ def _figures(context: PruneContext, kept: int, sizes: Sequence[tuple[int, int]])
     """Parameters, and the vocabulary, widths and KV groups: the dense model's (a number, or one for each
     block) and what is kept of them."""
     config = context.config
-    dense = list(zip(*block_sizes(config), strict=True))
-    widths, groups = (before[0] if len(set(before)) == 1 else before for before in dense)
+    dense = zip(*block_sizes(config), strict=True)
+    widths, groups = (before[0] if len(set(before)) == 1 else list(before) for before in dense)
     return {
         "parameters": {"dense": context.dense, "kept": kept},
         "sparsity": 1 - kept / context.dense,

@@ -147,6 +147,23 @@ def test_without_blocks_it_loads_too(place: Path) -> None:
     same_in_transformers(place / "without")
 
 
+@pytest.mark.whole
+def test_blocks_that_differ_become_equal(place: Path) -> None:
+    """A result of ours as a base: blocks of other sizes, one with groups that transformers does not take."""
+    base = resolve_model(str(make(place, "SmolLM2-360M")))
+    model: Any = load_model(base.path)
+    arch = load_arch(model.config)
+    for block, (groups, width) in zip(arch.blocks(model), ((3, 320), (4, 288)), strict=True):
+        arch.cut(block, groups=torch.arange(groups), kept_neurons=torch.arange(width))
+    save_model(model, base.path, place / "uneven")
+    assert read_checkpoint(place / "uneven").blocks[0].kv_heads == 3
+    made = prune(place, "uneven", method="wanda", sparsity=0.3)
+    assert made.metrics["kv_groups"] == [[3, 4], [2, 2]]
+    assert made.metrics["widths"][0] == [320, 288] and len(set(made.metrics["widths"][1])) == 1
+    assert made.metrics["sparsity"] == pytest.approx(0.3, abs=0.025)
+    same_in_transformers(made.path / "checkpoint")
+
+
 @pytest.mark.parametrize(
     "options", [{"sparsity": 0.6}, pytest.param({"max_params": 150_000}, marks=pytest.mark.slow)]
 )
