@@ -1,4 +1,4 @@
-"""Which GGUF files are models that can be read, and what the others are. No torch."""
+"""Which GGUF files can be read as models. No torch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,11 @@ from minigpt_edge_runtime.formats.gguf_header import GgufHeader
 
 # llama.cpp's architecture -> model_type. deci and openelm have a size for each block.
 MODEL_TYPES = {"llama": "llama", "deci": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "openelm": "qwen3"}
-# general.type -> what such a file is.
-_KINDS = {
-    "adapter": ("a LoRA adapter", "merge it into its model with llama-export-lora, then give that file"),
-    "mmproj": ("the part of a multimodal model for images or sound", "give the language model's own file"),
-    "imatrix": ("an importance matrix", "give the model's file"),
-}
 
 
 def check_kind(header: GgufHeader, path: Path) -> None:
-    """EdgeError unless the file holds all of a model of a known architecture in known types."""
+    """EdgeError unless the file holds the weights of a known architecture in known types."""
     architecture = header.architecture
-    kind = "mmproj" if architecture == "clip" else str(header.metadata.get("general.type", "model"))
-    if kind in _KINDS:
-        what, hint = _KINDS[kind]
-        raise EdgeError(f"{path} is {what}, not a model", hint)
-    if (count := int(header.metadata.get("split.count", 1))) > 1:
-        raise EdgeError(
-            f"{path} is one of {count} parts of a split model",
-            "merge them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf",
-        )
     if architecture not in MODEL_TYPES:
         raise EdgeError(
             f"{path}: GGUF files of the architecture {architecture!r} can't be read",
