@@ -33,7 +33,7 @@ from minigpt_edge_runtime.files import (
     sha256_json,
     write_json,
 )
-from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
+from minigpt_edge_runtime.formats.tokenizer_files import MORE_CHAT_TEMPLATES, TOKENIZER
 
 _FORM = 1  # It is part of the fingerprints that plans name.
 CODE = (  # It converts.
@@ -42,7 +42,7 @@ CODE = (  # It converts.
 )
 _SOURCE = "source.json"  # It lies beside the weights and holds where they came from and all checksums.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", f"{WEIGHTS}.index.json", *SMALL_FILES]
+_HUB_FILES = ["*.safetensors", f"{WEIGHTS}.index.json", f"{MORE_CHAT_TEMPLATES}/*.jinja", *SMALL_FILES]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,11 @@ def _from_file(path: Path) -> BaseModel:
 def _from_directory(path: Path, name: str, source: str) -> BaseModel:
     read_config(path)
     files = [path / small for small in SMALL_FILES if (path / small).is_file()] + original_weights(path)
-    key = sha256_json([_FORM, {file.name: sha256_file(file) for file in files}])
+    named = {
+        f"{MORE_CHAT_TEMPLATES}/{file.name}": file for file in (path / MORE_CHAT_TEMPLATES).glob("*.jinja")
+    }
+    contents = {file.name: file for file in files} | named
+    key = sha256_json([_FORM, {name: sha256_file(file) for name, file in contents.items()}])
     if is_ready(path):
         return BaseModel(path, name, source, _licence(path), key, stored_parameters(path))
 

@@ -20,10 +20,11 @@ from minigpt_edge_runtime.files import understanding, write_json, write_text
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, read_header
 from minigpt_edge_runtime.formats.gguf_names import BLOCK, EMBEDDING, HEAD, PARTS, ROPE_FACTORS
 from minigpt_edge_runtime.formats.tokenizer_files import (
-    CHAT_TEMPLATE,
     GENERATION_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    gguf_chat_templates,
+    write_chat_templates,
 )
 
 if TYPE_CHECKING:
@@ -227,20 +228,17 @@ def write_tokenizer(fields: dict[str, Any], config: dict[str, Any], target: Path
         merges = fields.get("tokenizer.ggml.merges") or []
         tokenizer = build_tokenizer(tokens, merges, whole, pre)
     write_text(target / TOKENIZER, tokenizer.to_str())
-    write_json(
-        target / TOKENIZER_CONFIG,
-        {
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": config["max_position_embeddings"],
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **{name: text for name, text in names.items() if text is not None},
-        },
-    )
+    settings = {
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config["max_position_embeddings"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{name: text for name, text in names.items() if text is not None},
+    }
+    write_chat_templates(target, settings, gguf_chat_templates(fields))
+    write_json(target / TOKENIZER_CONFIG, settings)
     ends = _ends(fields, config["eos_token_id"])
     several = {"eos_token_id": ends} if len(ends) > 1 else {}
     write_json(target / GENERATION_CONFIG, special_ids(config) | several)
-    if template := fields.get("tokenizer.chat_template"):
-        write_text(target / CHAT_TEMPLATE, template)
 
 
 def _special_names(fields: dict[str, Any], tokens: list[str]) -> dict[str, str | None]:

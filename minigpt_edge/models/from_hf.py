@@ -18,13 +18,14 @@ from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
 from minigpt_edge_runtime.formats.tokenizer_files import (
-    CHAT_TEMPLATE,
     CHECKPOINT_TOKENIZER_FILES,
     GENERATION_CONFIG,
+    MORE_CHAT_TEMPLATES,
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    chat_template,
+    chat_templates,
+    write_chat_templates,
 )
 
 SMALL_FILES = (
@@ -79,6 +80,7 @@ def is_ready(folder: Path) -> bool:
     return (
         [path.name for path in files] == [WEIGHTS]
         and (folder / TOKENIZER).is_file()
+        and not (folder / MORE_CHAT_TEMPLATES).is_dir()
         and set(Weights(files).types.values()) <= set(STORED)
     )
 
@@ -180,9 +182,7 @@ def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content:
         text = settings.get(f"{role}_token")
         if config.get(f"{role}_token_id") is None and text:
             config[f"{role}_token_id"] = tokenizer.token_to_id(text)
-    if template := chat_template(source, settings, "restore the file"):
-        write_text(target / CHAT_TEMPLATE, template)
-    settings.pop("chat_template", None)
+    write_chat_templates(target, settings, chat_templates(source, settings, "restore the file"))
     # Classes made for one model may split text by rules of their own; this one reads tokenizer.json.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("auto_map", None)

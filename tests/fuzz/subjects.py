@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latency_reports import make_report
 from tiny_build import write_corpus, write_model
-from tiny_gguf import TEXT, make_gguf, make_tokenizer, texts_content
+from tiny_gguf import CHAT_TEMPLATE, TEXT, make_gguf, make_tokenizer, texts_content
 from tiny_onnx import make_checkpoint, make_onnx
 
 
@@ -227,7 +227,7 @@ def _generate(path: Path) -> None:
     with open_engine(path, 64, 1) as engine:
         engine.detokenize(engine.tokenize(TEXT))
         engine.eval([engine.document_start(), *engine.tokenize("The licence")])
-        if engine.chat_template:
+        if engine.chat_templates:
             chat_ids(engine, [{"role": "user", "content": "Hello"}])
 
 
@@ -354,14 +354,60 @@ def read_stored(path: Path) -> None:
     write_onnx(read_checkpoint(path.parent), path.parent / "out", PRECISIONS["int4"])
 
 
+def make_templates(folder: Path) -> None:
+    """Templates with what real ones use, and simple ones in the settings."""
+    real = Path(__file__).parents[1] / "tiny" / "templates"
+    (folder / "additional_chat_templates").mkdir()
+    shutil.copyfile(real / "smollm3.jinja", folder / "chat_template.jinja")
+    shutil.copyfile(real / "hermes.tool_use.jinja", folder / "additional_chat_templates" / "tool_use.jinja")
+    listed = [{"name": name, "template": CHAT_TEMPLATE} for name in ("default", "tool_use")]
+    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": listed}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def read_templates(path: Path) -> None:
+    """Render with and without tools, and write the Modelfile and the fields of a GGUF file."""
+    from minigpt_edge.ship.modelfile import modelfile
+    from minigpt_edge_export.gguf.chat_templates import self_contained
+    from minigpt_edge_runtime.formats.tokenizer_files import (
+        chat_templates,
+        choose_template,
+        read_tokenizer_config,
+        special_texts,
+    )
+    from minigpt_edge_runtime.generate import template_bounds
+    from minigpt_edge_runtime.generate.chat import render_chat
+    from minigpt_edge_runtime.generate.chat_inputs import ChatInputs
+
+    template_bounds.SECONDS = 0.2
+    folder = path.parents[1] if path.name == "tool_use.jinja" else path.parent
+    if path.suffix == ".json":  # the files would come before it
+        shutil.rmtree(folder / "additional_chat_templates")
+        (folder / "chat_template.jinja").unlink()
+    settings = read_tokenizer_config(folder)
+    templates, special = chat_templates(folder, settings), special_texts(settings)
+    self_contained(templates, special, {})
+    modelfile("m.gguf", templates.get("default"), ["</s>"], special)
+    messages = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "a", "thinking": "b"}]
+    function = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    for tools in (None, [{"type": "function", "function": function}]):
+        if (template := choose_template(templates, tools is not None)) is not None:
+            render_chat(template, messages, special, ChatInputs(tools))
+
+
 _MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 _ONNX_FILES = ("model.onnx", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
+_TEMPLATE_FILES = (
+    *("chat_template.jinja", "additional_chat_templates/tool_use.jinja"),
+    "tokenizer_config.json",
+)
 SUBJECTS: dict[str, Subject] = {
     "corpus": Subject(make_texts, ("a.txt", "a.md", "a.jsonl", "a.csv", "a.parquet"), read_texts, 2),
     "plan": Subject(make_plan, ("plan.json",), read_plan),
     "stage": Subject(make_stage, ("example/manifest.json",), read_stage),
     "report": Subject(make_reports, ("a.json",), read_reports),
     "domain": Subject(make_domain, ("mine.toml",), read_domain),
+    "template": Subject(make_templates, _TEMPLATE_FILES, read_templates, 2),
     "sweep": Subject(make_sweep, ("sweep.toml",), read_sweep),
     "held-out": Subject(make_held_out, ("held-out.json",), read_held_out),
     "bundle": Subject(make_bundle, ("manifest.json", "tokenizer.json", "model.gguf"), read_bundle),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge_export.gguf.chat_templates import self_contained, write_templates
 from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
 from minigpt_edge_export.gguf.sentencepiece import BYTES, is_sentencepiece, scores
 from minigpt_edge_runtime.engines.text import open_tokenizer
@@ -20,8 +21,9 @@ from minigpt_edge_runtime.files import read_json, understanding
 from minigpt_edge_runtime.formats.tokenizer_files import (
     GENERATION_CONFIG,
     TOKENIZER,
-    chat_template,
+    chat_templates,
     read_tokenizer_config,
+    special_texts,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class GgufTokenizer:
     special_ids: Mapping[str, int]  # "bos", "eos", "unk", "pad" -> id, where there is one
     adds_bos: bool
     adds_eos: bool
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
     scores: tuple[float, ...] = ()
 
     def write(self, writer: GGUFWriter) -> None:
@@ -64,8 +66,7 @@ class GgufTokenizer:
         writer.add_add_bos_token(self.adds_bos)
         writer.add_add_eos_token(self.adds_eos)
         writer.add_add_space_prefix(bool(self.scores))
-        if self.chat_template:
-            writer.add_chat_template(self.chat_template)
+        write_templates(writer, self.chat_templates)
 
 
 def read_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
@@ -105,6 +106,7 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
                 f"{path} puts {tokens[ids[0]]!r} around texts, the {role} token is {tokens[special[role]]!r}",
                 f"set {role}_token in tokenizer_config.json to the same token",
             )
+    known = {f"{role}_token": tokens[special[role]] for role in ("bos", "eos") if role in special}
     return GgufTokenizer(
         tokens=tuple(tokens),
         types=tuple(types),
@@ -113,7 +115,7 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
         special_ids={role: special[role] for role in _ROLES if role in special},
         adds_bos=bool(prefix),
         adds_eos=bool(suffix),
-        chat_template=chat_template(directory, settings),
+        chat_templates=self_contained(chat_templates(directory, settings), special_texts(settings), known),
         scores=tuple(scores(data, tokens)) if pieces else (),
     )
 

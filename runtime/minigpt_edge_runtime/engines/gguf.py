@@ -7,7 +7,7 @@ interpreter ends first; here logits are views of llama.cpp's own memory.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from minigpt_edge_runtime.engines.batches import Row, packs, runs
 from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, Engine, Fork, context_of, start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, read_header
+from minigpt_edge_runtime.formats.tokenizer_files import GGUF_TOKENS, gguf_chat_templates
 
 BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
 SEQUENCES = 64  # continuations that are evaluated together
@@ -106,9 +107,18 @@ class LlamaEngine(Engine):
             self._sequence_ids[i][0] = 0
 
     @property
-    def chat_template(self) -> str | None:
-        template = self._lib.llama_model_chat_template(self._model, None)
-        return template.decode("utf-8", errors="replace") if template else None
+    def chat_templates(self) -> Mapping[str, str]:
+        return gguf_chat_templates(self.header.metadata)
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        # What the file says, not what llama.cpp takes for a token that the file does not name.
+        ids = {name: self.header.metadata.get(f"tokenizer.ggml.{name}_id") for name in GGUF_TOKENS}
+        return {
+            name: self.detokenize([index], special=True).decode("utf-8", errors="replace")
+            for name, index in ids.items()
+            if isinstance(index, int) and 0 <= index < self.vocab_size
+        }
 
     @property
     def adds_start(self) -> bool:

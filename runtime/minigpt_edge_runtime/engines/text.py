@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge_runtime.engines.engine import Engine, start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_text
-from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    TOKENIZER,
+    chat_templates,
+    read_tokenizer_config,
+    special_texts,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,7 +70,8 @@ class TextCodec:
         self._tokenizer = open_tokenizer(directory / TOKENIZER)
         self._lock = threading.Lock()  # a setting of the tokenizer tells whether special tokens are text
         self._settings = read_tokenizer_config(directory, _AGAIN)
-        self.chat_template = chat_template(directory, self._settings, _AGAIN)
+        self.chat_templates = chat_templates(directory, self._settings, _AGAIN)
+        self.special_texts = special_texts(self._settings)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index: token.content for index, token in added.items() if token.special}
         self._whole = {index: token.content for index, token in added.items() if not token.special}
@@ -147,8 +153,12 @@ class CodecEngine(Engine):
     text: TextCodec
 
     @property
-    def chat_template(self) -> str | None:
-        return self.text.chat_template
+    def chat_templates(self) -> Mapping[str, str]:
+        return self.text.chat_templates
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        return self.text.special_texts
 
     @property
     def adds_start(self) -> bool:

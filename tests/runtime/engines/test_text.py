@@ -139,16 +139,19 @@ def test_a_begin_token_is_added_if_the_settings_or_the_tokenizer_say_so(
 
 
 def test_chat_templates(folder: Path) -> None:
-    assert TextCodec(folder).chat_template is None
+    assert TextCodec(folder).chat_templates == {}
     edit_json(folder / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
-    assert TextCodec(folder).chat_template == CHAT_TEMPLATE
+    assert TextCodec(folder).chat_templates == {"default": CHAT_TEMPLATE}
     named = [{"name": "tool_use", "template": "other"}, {"name": "default", "template": "the one"}]
     edit_json(folder / "tokenizer_config.json", chat_template=named)
-    assert TextCodec(folder).chat_template == "the one"
+    assert TextCodec(folder).chat_templates == {"tool_use": "other", "default": "the one"}
     edit_json(folder / "tokenizer_config.json", chat_template=named[:1])
-    assert TextCodec(folder).chat_template is None
+    assert TextCodec(folder).chat_templates == {"tool_use": "other"}
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("of a folder")
+    assert TextCodec(folder).chat_templates == {"rag": "of a folder"}
     (folder / "chat_template.jinja").write_text("of the file é", encoding="utf-8")
-    assert TextCodec(folder).chat_template == "of the file é"
+    assert TextCodec(folder).chat_templates == {"default": "of the file é", "rag": "of a folder"}
 
 
 def test_special_tokens_may_be_records(folder: Path) -> None:
