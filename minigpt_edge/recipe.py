@@ -144,6 +144,7 @@ class Recipe:
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
             "with --plan, which says what is kept": [*decided, "keep_tokens", *counted] if self.plan else [],
             "with --no-recover": ["lora_rank"] if self.recover == "no" else [],
+            "with --threshold, which decides unit by unit": ["widths"] if self.threshold is not None else [],
         }
         for why, names in idle.items():
             for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from os.path import commonprefix
 
 _TEXTS = {role: f"minigpt-edge-{role}-probe" for role in ("system", "user", "assistant")}
 _DAYS = (datetime(1987, 2, 3, 4, 5, 6), datetime(2042, 11, 22, 23, 34, 45))
@@ -48,7 +49,7 @@ def turns_of(template: str, special: Mapping[str, str]) -> Turns | None:
     Args:
         special: the variables that hold special tokens.
     """
-    for closing in dict.fromkeys(("", special.get("eos_token", ""))):
+    for closing in dict.fromkeys(("", special.get("eos_token", ""), None)):
         try:
             found, later = (_turns(_Rendering(template, special, day), closing) for day in _DAYS)
             break
@@ -85,19 +86,21 @@ class _Rendering:
         return [*parts, rest]
 
 
-def _turns(render: _Rendering, closing: str) -> Turns:
+def _turns(render: _Rendering, closing: str | None) -> Turns:
     """ValueError if the template has other rules; or what it raises.
 
     Args:
-        closing: what follows a conversation that asks for no answer.
+        closing: what follows a conversation that asks for no answer; None if its last answer ends otherwise.
     """
     before_all, end = render.parts("user")
     _, to_answer, to_user, _ = render.parts("user", "assistant", "user")
-    after_user, after_answer = (
-        _without(render.parts(*roles, answer=False)[-1], after=closing)
-        for roles in (("user",), ("user", "assistant"))
-    )
-    before_user = _without(to_user, before=after_answer)
+    after_user = _without(render.parts("user", answer=False)[-1], after=closing or "")
+    if closing is None:
+        before_user = commonprefix([to_user[::-1], before_all[::-1]])[::-1]
+        after_answer = _without(to_user, after=before_user)
+    else:
+        after_answer = _without(render.parts("user", "assistant", answer=False)[-1], after=closing)
+        before_user = _without(to_user, before=after_answer)
     before_answer = _without(to_answer, before=after_user)
     around = {"user": (before_user, after_user), "assistant": (before_answer, after_answer)}
     start, system = _without(before_all, after=before_user), ""

@@ -38,6 +38,7 @@ class Prompter(Protocol):
 def chat_ids(
     engine: Prompter,
     messages: Sequence[Mapping[str, Any]],
+    /,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
@@ -103,17 +104,25 @@ class Conversation:
         engine: its tokenizer and template are used, not its cache.
         system: a message that stays in front of all turns.
         room: tokens to keep free for an answer, at most a quarter of the context.
+        variables: further ones of the template.
 
     Raises:
         ChatTemplateError: the model has no chat template.
     """
 
-    def __init__(self, engine: Engine, system: str | None = None, room: int = 256) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        system: str | None = None,
+        room: int = 256,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         if not engine.chat_templates:
             raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
         self._engine = engine
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._budget = engine.context_length - min(room, engine.context_length // 4)
+        self._variables = variables or {}
         self._turns: list[dict[str, str]] = []
         self._asked: list[dict[str, str]] = []
 
@@ -126,7 +135,7 @@ class Conversation:
         self._asked = [*self._turns, {"role": "user", "content": text}]
         dropped = 0
         while True:
-            ids = chat_ids(self._engine, [*self._system, *self._asked])
+            ids = chat_ids(self._engine, [*self._system, *self._asked], **self._variables)
             if len(ids) <= self._budget or len(self._asked) == 1:
                 return ids, dropped
             del self._asked[:2]

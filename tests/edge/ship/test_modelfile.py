@@ -16,6 +16,7 @@ TEMPLATES = {path.stem: path for path in (Path(__file__).parents[2] / "tiny" / "
 UNWRITTEN = {
     *("llama2", "mistral-v3", "gemma2", "gemma3"),  # the system message is part of a question, or refused
     *("llama3.2", "smollm3", "gpt-oss"),  # the date is in every prompt
+    "deepseek-coder",  # its own system message ends otherwise than a given one
     *("command-r.rag", "command-r.tool_use", "hermes.tool_use"),  # never the default
 }
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
