@@ -17,6 +17,8 @@ from tiny_build import write_corpus, write_model
 from tiny_gguf import CHAT_TEMPLATE, TEXT, make_gguf, make_tokenizer, texts_content
 from tiny_onnx import make_checkpoint, make_onnx
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -185,10 +187,11 @@ def make_model(folder: Path) -> None:
     for path in (folder / "model").iterdir():
         path.rename(folder / path.name)
     (folder / "model").rmdir()
+    add_adapter(folder, folder / "adapter")
 
 
 def read_model(path: Path) -> None:
-    """Convert, trim, load, write as GGUF: what a build does with a model of unknown origin."""
+    """Convert, trim, load, write as GGUF: what a build does with a model of unknown origin, or an adapter."""
     from minigpt_edge.models.base_model import resolve_model
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.prune.vocabulary.choose import choose_tokens, count_tokens, open_tokenizer
@@ -197,6 +200,9 @@ def read_model(path: Path) -> None:
     from minigpt_edge_export.gguf.write import write_gguf
     from minigpt_edge_runtime.files import read_json
 
+    if path.name in ADAPTER_FILES:
+        resolve_model(str(path.parent.parent), adapter=str(path.parent), offline=True)
+        return
     command("inspect", path.parent)
     base = resolve_model(str(path.parent), offline=True)
     data = read_json(base.tokenizer)
@@ -204,6 +210,21 @@ def read_model(path: Path) -> None:
     trim_tokenizer(base.path, path.parent / "trimmed", kept)
     load_model(base.path)
     write_gguf(read_checkpoint(base.path), path.parent / "out.gguf")
+
+
+def add_adapter(model: Path, folder: Path) -> None:
+    """A LoRA adapter of a few weights, beside the model that is its base."""
+    import torch
+    from safetensors.torch import save_file
+
+    hidden = json.loads((model / "config.json").read_text())["hidden_size"]
+    layer = "base_model.model.model.layers.0.self_attn.o_proj"
+    shapes = {"lora_A": (2, hidden), "lora_B": (hidden, 2)}
+    folder.mkdir()
+    save_file({f"{layer}.{n}.weight": torch.ones(s) for n, s in shapes.items()}, folder / ADAPTER_FILES[1])
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "rank_pattern": {}}
+    settings |= {"target_modules": ["o_proj"], "layers_to_transform": [0], "modules_to_save": None}
+    (folder / ADAPTER_FILES[0]).write_text(json.dumps({**settings, "base_model_name_or_path": ".."}))
 
 
 def make_gguf_file(folder: Path) -> None:
@@ -413,7 +434,7 @@ SUBJECTS: dict[str, Subject] = {
     "held-out": Subject(make_held_out, ("held-out.json",), read_held_out),
     "bundle": Subject(make_bundle, ("manifest.json", "tokenizer.json", "model.gguf"), read_bundle),
     "zip": Subject(make_zip, ("bundle.zip",), read_zip),
-    "model": Subject(make_model, _MODEL_FILES, read_model),
+    "model": Subject(make_model, (*_MODEL_FILES, *(f"adapter/{n}" for n in ADAPTER_FILES)), read_model, 1.5),
     "checkpoint": Subject(make_stored, _MODEL_FILES, read_stored),
     "gguf": Subject(make_gguf_file, ("a.gguf",), read_gguf, 2),
     "onnx": Subject(make_onnx_folder, _ONNX_FILES, read_onnx),
