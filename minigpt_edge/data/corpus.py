@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.data.documents import MIN_CHARACTERS, divide_all
 from minigpt_edge.data.near_duplicates import NearDuplicates
 from minigpt_edge.data.pairs import distinct_pairs
+from minigpt_edge.data.reading import read_lines
 from minigpt_edge.data.sources import Source
 from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows, write_texts
 from minigpt_edge_runtime.engines.text import open_tokenizer
@@ -20,7 +22,6 @@ from minigpt_edge_runtime.files import os_error, sha256_file, sha256_text, write
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MIN_CHARACTERS = 200
 LANGUAGE_SAMPLE, LANGUAGE_CHARACTERS = 50, 2000
 SIMILARITY, PHRASE = 0.5, 5  # of texts that count as one, by their runs of so many words
 SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends of the hash fractions
@@ -35,11 +36,13 @@ def build_corpus(
     document_start: str,
     offline: bool = False,
     window_tokens: int = MAX_TOKENS,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Read, clean, deduplicate and split text, and write the corpus stage directory.
 
     Writes {train,validation,test}.jsonl ({"text", "id"} per line), {validation,test}.texts.json (evaluation
-    windows) and corpus.json. The same texts give the same bytes, in whatever order and files they come.
+    windows) and corpus.json. The same texts give the same bytes, in whatever order and files they come; short
+    rows alone are gathered in their order.
 
     Args:
         sources: places to read.
@@ -48,6 +51,7 @@ def build_corpus(
         document_start: the token that texts are scored from (`minigpt_edge.document_start` in config.json).
         offline: never touch the network.
         window_tokens: base tokens that a window has at most.
+        tell: gets a line for each kind of file that was read, before anything can be wrong with the texts.
 
     Returns:
         What corpus.json holds.
@@ -57,7 +61,7 @@ def build_corpus(
     """
     tokenizer = open_tokenizer(base_tokenizer_path)
     specials = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    texts = [text for source in sources for text in source.read(offline=offline)]
+    texts, about = _read(sources, offline, tell)
     pairs: dict[str, Any] = {}
     if all(source.holds_pairs for source in sources):
         texts, pairs["pairs"] = distinct_pairs(texts)
@@ -68,16 +72,15 @@ def build_corpus(
         name: choose_windows(splits[name], tokenizer, budget, window_tokens)
         for name, budget in ENOUGH_TOKENS.items()
     }
+    found = {"sources": about, "documents_read": len(texts), "dropped": dropped, "splits": counts}
     for name, chosen in windows.items():
         if len(chosen) < MIN_WINDOWS:
-            hint = f"add text: about {20 * MIN_WINDOWS // 2} documents of a page or more are enough"
-            raise _too_small(f"{len(chosen)} pieces of text for {name}", counts, MIN_WINDOWS, hint)
+            pages = 20 * MIN_WINDOWS // 2
+            hint = f"add text: about {pages} different documents of a page or more are enough"
+            raise _too_small(f"{len(chosen)} pieces of text for {name}", MIN_WINDOWS, found, hint)
     info = {
-        "sources": [source.about() for source in sources],
-        "documents_read": len(texts),
-        "dropped": dropped,
+        **found,
         **pairs,
-        "splits": counts,
         "split_rule": "sha256 of the text as a fraction: < 0.8 train, < 0.9 validation, else test",
         "base_tokenizer_sha256": sha256_file(base_tokenizer_path),
         "windows": {
@@ -93,6 +96,25 @@ def build_corpus(
         write_texts(out_dir / f"{name}.texts.json", document_start, name, chosen)
     write_json(out_dir / "corpus.json", info)
     return info
+
+
+def _read(
+    sources: Sequence[Source], offline: bool, tell: Callable[[str], None]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Documents, and how corpus.json names each source and what was read from it."""
+    pinned: list[str] = []
+    whole: list[str] = []
+    about = []
+    for source in sources:
+        reading = source.read(offline=offline)
+        (whole if reading.divisible else pinned).extend(reading.texts)
+        about.append({**source.about(), **reading.told})
+        for line in read_lines(about[-1:]):
+            tell(line)
+    documents = divide_all(whole)
+    if long := sum(len(text) for text in whole) and len(documents) - len(whole):
+        tell(f"long texts were divided: {len(whole):,} became {len(whole) + long:,} documents")
+    return pinned + documents, about
 
 
 def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str, str]], dict[str, int]]:
@@ -174,22 +196,34 @@ def _counts(documents: list[dict[str, str]], tokenizer: Tokenizer) -> dict[str, 
     }
 
 
-def check_enough(counts: dict[str, dict[str, int]], needed: int) -> None:
+def check_enough(info: Mapping[str, Any], needed: int) -> None:
     """EdgeError if the training split has fewer than `needed` base tokens.
 
     Args:
-        counts: "splits" of corpus.json.
+        info: corpus.json.
     """
-    have = counts["train"]["base_tokens"]
+    have = info["splits"]["train"]["base_tokens"]
     if have < needed:
         hint = "add text, or calibrate on fewer tokens (--calibration-tokens)"
-        raise _too_small(f"{have:,} tokens for training", counts, needed, hint)
+        raise _too_small(f"{have:,} tokens for training", needed, info, hint)
 
 
-def _too_small(have: str, counts: dict[str, dict[str, int]], needed: int, hint: str) -> EdgeError:
-    documents, size = (sum(split[key] for split in counts.values()) for key in ("documents", "bytes"))
+def _too_small(have: str, needed: int, info: Mapping[str, Any], hint: str) -> EdgeError:
+    documents, size = (sum(split[key] for split in info["splits"].values()) for key in ("documents", "bytes"))
     there = f"{documents:,} different documents with {size:,} bytes"
-    return EdgeError(f"the corpus is too small: {have} ({there}), {needed:,} are needed", hint)
+    lost = dropped_line(info["dropped"])
+    read = f" of {info['documents_read']:,} that were read; dropped: {lost}" if lost else ""
+    return EdgeError(f"the corpus is too small: {have}, {needed:,} are needed ({there}{read})", hint)
+
+
+def dropped_line(dropped: Mapping[str, int]) -> str:
+    """How many documents were dropped for which reason; empty if none were."""
+    reasons = {
+        "short": f"under {MIN_CHARACTERS} characters",
+        "identical": "the same as another",
+        "near_duplicate": "nearly the same as another",
+    }
+    return ", ".join(f"{dropped[why]:,} {what}" for why, what in reasons.items() if dropped.get(why))
 
 
 def write_documents(path: Path, documents: Iterable[dict[str, str]]) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.markup import escape
+
 from minigpt_edge.data import corpus, domains
+from minigpt_edge.data.reading import read_lines
 from minigpt_edge.data.sources import FileSource, Source, source_of
 from minigpt_edge.data.windows import MAX_TOKENS
 from minigpt_edge.recipe import Recipe
@@ -38,6 +41,10 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
     recipe, base, log = context.recipe, context.base, context.log
     sources = corpus_sources(recipe)
     log.step("corpus")
+
+    def tell(line: str) -> None:
+        log.line("corpus", escape(line))
+
     longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
         context.work,
@@ -58,10 +65,16 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
             document_start=base.document_start,
             offline=recipe.offline,
             window_tokens=longest,
+            tell=tell,
         ),
     )
+    if stage.cached:
+        for line in read_lines(stage.metrics["sources"]):
+            tell(line)
+    if lost := corpus.dropped_line(stage.metrics["dropped"]):
+        tell(f"dropped: {lost}")
     if to_train:
-        corpus.check_enough(stage.metrics["splits"], recipe.calibration_tokens)
+        corpus.check_enough(stage.metrics, recipe.calibration_tokens)
     train = stage.metrics["splits"]["train"]
     documents = sum(split["documents"] for split in stage.metrics["splits"].values())
     log.finished("corpus", f"{documents:,} documents, {train['base_tokens']:,} tokens to train on", stage)
