@@ -115,10 +115,10 @@ def choose_column(columns: Mapping[str, Column], wanted: Sequence[str], where: s
 
 def _check_strings(name: str, columns: Mapping[str, Column], where: str) -> None:
     column = columns[name]
-    if column.is_mostly_strings():
-        return
     if talk := conversation({name: column}):
         raise EdgeError(f"column {name!r} of {where} holds conversations ({talk}), not running text", _RENDER)
+    if column.is_mostly_strings():
+        return
     raise EdgeError(
         f"column {name!r} of {where} does not hold text but {describe(column)[0]}",
         f"give the column that does with --text-column:{listed(columns)}",

@@ -61,8 +61,8 @@ class Trial:
         header: its first row.
         rows: how many others.
         widths: how many fields they have.
-        misfits: how many of them do not have as many fields as the header.
-        first: what is wrong with the first of them, "" if none is.
+        good: how many of them fit the header before the first that does not.
+        first: what is wrong with that one, "" if all fit.
         broken: whether the quotes went wrong, so that nothing behind that is known.
     """
 
@@ -70,7 +70,7 @@ class Trial:
     header: list[str]
     rows: int = 0
     widths: set[int] = field(default_factory=set)
-    misfits: int = 0
+    good: int = 0
     first: str = ""
     broken: bool = False
 
@@ -100,7 +100,7 @@ def find_dialect(path: Path, most: int | None = SAMPLE) -> Dialect:
         wide = _try_all(path, [_ALONE], quotings, most)
     fitting = [trial for trial in wide if not trial.first]
     if not fitting:
-        best = min(wide, key=lambda trial: (trial.broken, trial.misfits / max(1, trial.rows)), default=None)
+        best = max(wide, key=lambda trial: trial.good, default=None)
         if best is None:
             raise EdgeError(f"{path} is empty: there is no row in it", "give files with text")
         raise misfit(path, best.dialect, best.first)
@@ -163,21 +163,21 @@ def _try(path: Path, dialect: Dialect, most: int | None) -> Trial | None:
                 trial.rows += 1
                 trial.widths.add(len(row))
                 if fitted(row, len(trial.header)) is None:
-                    trial.misfits += 1
                     trial.first = trial.first or not_fitting(trial.rows, line, row, trial.header)
+                trial.good += not trial.first
         except csv.Error as error:
             trial = trial or Trial(dialect, [""])
             if not part.is_cut:
                 trial.broken = True
-                trial.first = trial.first or f"row {trial.rows + 1}: {error}"
+                trial.first = trial.first or f"row {trial.rows + 1} (up to line {part.count}): {error}"
     return trial
 
 
 class _Part:
-    """The first lines of a file, and whether there are more."""
+    """The first lines of a file, how many they are, and whether there are more."""
 
     def __init__(self, lines: Iterator[str], most: int | None) -> None:
-        self._lines, self._most, self.is_cut = lines, most, False
+        self._lines, self._most, self.is_cut, self.count = lines, most, False, 0
 
     def lines(self) -> Iterator[str]:
         size = 0
@@ -186,6 +186,7 @@ class _Part:
                 self.is_cut = True
                 return
             size += len(line)
+            self.count += 1
             yield line
 
 

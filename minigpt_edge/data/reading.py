@@ -11,6 +11,7 @@ from minigpt_edge.data.columns import shorten
 from minigpt_edge.data.documents import gather
 from minigpt_edge.data.rows import Rows
 
+READ_KEYS = ("read", "left_out")  # of a source in corpus.json: what was read of it and what was not
 _NAMES = 3  # files of a kind that are named
 _COLUMNS = 8  # columns that are named
 
@@ -65,7 +66,7 @@ def merged(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_lines(sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a user is told of the sources in corpus.json: a line for each kind of file and what is left out."""
+    """What a user is told of the sources in corpus.json: a line a kind of file, one for what is left out."""
     return [line for source in sources for line in _source_lines(source)]
 
 
