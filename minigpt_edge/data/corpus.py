@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,43 +29,82 @@ SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends of the has
 ENOUGH_TOKENS = {"validation": 24_000, "test": 28_000}  # of a split's windows: no more are added then
 
 
+@dataclass(frozen=True)
+class SourceTexts:
+    """What the sources of a corpus hold.
+
+    Attributes:
+        documents: long texts divided, short rows gathered, nothing dropped yet.
+        sources: how corpus.json names each, and what was read from it.
+        divided: how many texts became how many documents, where any was divided.
+        are_pairs: whether all are pairs of a sentence and its translation.
+    """
+
+    documents: list[str]
+    sources: list[dict[str, Any]]
+    divided: tuple[int, int] | None
+    are_pairs: bool
+
+
+def read_sources(
+    sources: Sequence[Source], *, offline: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> SourceTexts:
+    """The texts of sources; `tell` gets a line for each kind of file that was read.
+
+    Raises:
+        EdgeError: one can't be read.
+    """
+    pinned: list[str] = []
+    whole: list[str] = []
+    about: list[dict[str, Any]] = []
+    for source in sources:
+        reading = source.read(offline=offline)
+        (whole if reading.divisible else pinned).extend(reading.texts)
+        about.append({**source.about(), **reading.told})
+        for line in read_lines({"sources": about[-1:]}):
+            tell(line)
+    documents = divide_all(whole)
+    divided = (len(whole), len(documents)) if len(documents) > len(whole) else None
+    for line in read_lines({"divided": divided}):
+        tell(line)
+    return SourceTexts(pinned + documents, about, divided, all(source.holds_pairs for source in sources))
+
+
 def build_corpus(
-    sources: Sequence[Source],
+    read: SourceTexts,
     out_dir: Path,
     *,
     base_tokenizer_path: Path,
     document_start: str,
-    offline: bool = False,
     window_tokens: int = MAX_TOKENS,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Read, clean, deduplicate and split text, and write the corpus stage directory.
+    """Clean, deduplicate and split text, and write the corpus stage directory.
 
     Writes {train,validation,test}.jsonl ({"text", "id"} per line), {validation,test}.texts.json (evaluation
     windows) and corpus.json. The same texts give the same bytes, in whatever order and files they come; short
     rows alone are gathered in their order.
 
     Args:
-        sources: places to read.
+        read: what the sources hold.
         out_dir: an existing or new folder.
         base_tokenizer_path: tokenizer.json of the base model; its tokens are the unit of all counts.
         document_start: the token that texts are scored from (`minigpt_edge.document_start` in config.json).
-        offline: never touch the network.
         window_tokens: base tokens that a window has at most.
-        tell: gets a line for each kind of file that was read, before anything can be wrong with the texts.
 
     Returns:
         What corpus.json holds.
 
     Raises:
-        EdgeError: a source can't be read, or there is too little text.
+        EdgeError: there is too little text; says what was dropped.
     """
     tokenizer = open_tokenizer(base_tokenizer_path)
     specials = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    texts, about = _read(sources, offline, tell)
-    pairs: dict[str, Any] = {}
-    if all(source.holds_pairs for source in sources):
-        texts, pairs["pairs"] = distinct_pairs(texts)
+    texts = read.documents
+    more: dict[str, Any] = {}
+    if read.divided:
+        more["divided"] = read.divided
+    if read.are_pairs:
+        texts, more["pairs"] = distinct_pairs(texts)
     kept, dropped = clean(texts, specials)
     splits = split_documents(kept)
     counts = {name: _counts(documents, tokenizer) for name, documents in splits.items()}
@@ -72,7 +112,7 @@ def build_corpus(
         name: choose_windows(splits[name], tokenizer, budget, window_tokens)
         for name, budget in ENOUGH_TOKENS.items()
     }
-    found = {"sources": about, "documents_read": len(texts), "dropped": dropped, "splits": counts}
+    found = {"sources": read.sources, "documents_read": len(texts), "dropped": dropped, "splits": counts}
     for name, chosen in windows.items():
         if len(chosen) < MIN_WINDOWS:
             pages = 20 * MIN_WINDOWS // 2
@@ -80,7 +120,7 @@ def build_corpus(
             raise _too_small(f"{len(chosen)} pieces of text for {name}", MIN_WINDOWS, found, hint)
     info = {
         **found,
-        **pairs,
+        **more,
         "split_rule": "sha256 of the text as a fraction: < 0.8 train, < 0.9 validation, else test",
         "base_tokenizer_sha256": sha256_file(base_tokenizer_path),
         "windows": {
@@ -96,25 +136,6 @@ def build_corpus(
         write_texts(out_dir / f"{name}.texts.json", document_start, name, chosen)
     write_json(out_dir / "corpus.json", info)
     return info
-
-
-def _read(
-    sources: Sequence[Source], offline: bool, tell: Callable[[str], None]
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Documents, and how corpus.json names each source and what was read from it."""
-    pinned: list[str] = []
-    whole: list[str] = []
-    about = []
-    for source in sources:
-        reading = source.read(offline=offline)
-        (whole if reading.divisible else pinned).extend(reading.texts)
-        about.append({**source.about(), **reading.told})
-        for line in read_lines(about[-1:]):
-            tell(line)
-    documents = divide_all(whole)
-    if long := sum(len(text) for text in whole) and len(documents) - len(whole):
-        tell(f"long texts were divided: {len(whole):,} became {len(whole) + long:,} documents")
-    return pinned + documents, about
 
 
 def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str, str]], dict[str, int]]:

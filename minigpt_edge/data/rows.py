@@ -246,7 +246,7 @@ def read_parquet(path: Path, wanted: Sequence[str]) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with readable(path), pq.ParquetFile(path) as file:
             count, names = file.metadata.num_rows, file.schema_arrow.names
             first = _first_table(names, file.iter_batches(_FIRST), count, {})
             return _read_batches(
@@ -267,7 +267,7 @@ def read_saved_dataset(path: Path, wanted: Sequence[str]) -> Rows:
         with readable(path):
             rows = datasets.load_from_disk(str(path))
             return read_dataset(rows, wanted, str(path))
-    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise EdgeError(f"{path} is not a whole saved dataset ({error})", "save it again") from error
 
 

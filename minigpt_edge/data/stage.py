@@ -59,17 +59,15 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
             code=CODE,
         ),
         make=lambda out: corpus.build_corpus(
-            sources,
+            corpus.read_sources(sources, offline=recipe.offline, tell=tell),
             out,
             base_tokenizer_path=base.tokenizer,
             document_start=base.document_start,
-            offline=recipe.offline,
             window_tokens=longest,
-            tell=tell,
         ),
     )
     if stage.cached:
-        for line in read_lines(stage.metrics["sources"]):
+        for line in read_lines(stage.metrics):
             tell(line)
     if lost := corpus.dropped_line(stage.metrics["dropped"]):
         tell(f"dropped: {lost}")

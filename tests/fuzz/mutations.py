@@ -48,7 +48,14 @@ NAMES = (
 def mutate(name: str, data: bytes, chance: random.Random) -> bytes:
     """A variant of a file's content: a change of its structure where that is known, else of its bytes."""
     kind = name.rpartition(".")[2]
-    structured = {"json": _json, "jsonl": _lines, "toml": _lines, "csv": _lines, "zip": _zip}.get(kind)
+    structured = {
+        "json": _json,
+        "jsonl": _lines,
+        "toml": _lines,
+        "csv": _lines,
+        "tsv": _lines,
+        "zip": _zip,
+    }.get(kind)
     if structured and chance.random() < 0.75:
         try:
             return structured(data, chance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import time
 import zipfile
@@ -15,7 +16,7 @@ from source_helpers import tiny_tokenizer
 from tokenizers import Tokenizer
 
 from minigpt_edge.data import corpus
-from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_split
+from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_sources, read_split
 from minigpt_edge.data.domains import load_domain
 from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, source_of
 from minigpt_edge.data.windows import cut, read_texts
@@ -66,10 +67,9 @@ def test_special_tokens_in_text_stay_text(tokenizer_path: Path) -> None:
     assert "\ufffd end" in kept[0]["text"], "half a character can't be written as UTF-8"
 
 
-def _build(source: Any, out: Path, tokenizer_path: Path, **more: Any) -> dict[str, Any]:
-    return build_corpus(
-        [source], out, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>", **more
-    )
+def _build(source: Any, out: Path, tokenizer_path: Path, tell: Any = str) -> dict[str, Any]:
+    read = read_sources([source], tell=tell)
+    return build_corpus(read, out, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>")
 
 
 def test_the_same_texts_give_the_same_bytes_in_any_order(tmp_path: Path, tokenizer_path: Path) -> None:
@@ -128,6 +128,47 @@ def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer_path: 
     with pytest.raises(EdgeError, match=r"pieces of text for .* 4 are needed"):
         _build(_folder(tmp_path / "b", _documents(5)), tmp_path / "none", tokenizer_path)
     assert not (tmp_path / "none").exists()
+
+
+def test_what_was_read_and_dropped_is_told_when_it_is_not_enough(
+    tmp_path: Path, tokenizer_path: Path
+) -> None:
+    texts = _documents(12)
+    rows = [*texts, *texts[:3], "short " * 9, None, 7]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"id": "x", "text": text}) for text in rows))
+    told: list[str] = []
+    with pytest.raises(EdgeError, match="pieces of text for") as caught:
+        _build(FileSource(str(tmp_path / "a.jsonl")), tmp_path / "out", tokenizer_path, tell=told.append)
+    assert re.search(
+        r"\(12 different documents with 8,\d+ bytes of 16 that were read; "
+        r"dropped: 1 under 200 characters, 3 the same as another\)",
+        caught.value.message,
+    )
+    assert "40 different documents" in (caught.value.hint or "")
+    assert len(told) == 1 and "a.jsonl: 18 rows, column text (not id)" in told[0]
+    assert "skipped 1 null (line 17), 1 not text (line 18)" in told[0]
+
+
+@pytest.mark.parametrize("shape", ["book", "one line", "three rows", "no spaces", "short rows", "pages"])
+def test_enough_text_is_enough_in_whatever_units_it_comes(
+    shape: str, tmp_path: Path, tokenizer_path: Path
+) -> None:
+    texts = _documents(320)
+    whole = "\n\n".join(texts)
+    shapes: dict[str, list[str]] = {
+        "book": [whole],
+        "one line": [" ".join(whole.split())],
+        "three rows": ["\n\n".join(texts[at::3]) for at in range(3)],
+        "no spaces": ["。".join("".join(chr(0x4E00 + ord(c) * 31) for c in t if c.isalpha()) for t in texts)],
+        "short rows": [line for text in texts for line in text.split("\n")],
+        "pages": ["\n".join(texts[at : at + 20]) for at in range(0, 320, 20)],
+    }
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in shapes[shape]))
+    info = _build(FileSource(str(tmp_path / "a.jsonl")), tmp_path / "out", tokenizer_path)
+    assert sum(split["documents"] for split in info["splits"].values()) >= 100
+    kept = "".join(text for split in info["splits"] for text in read_split(tmp_path / "out", split))
+    size = sum(len("".join(text.split())) for text in shapes[shape])
+    assert 0.97 * size < len("".join(kept.split())) <= size, "what is dropped is less than a document"
 
 
 def test_the_law_domain_reads_english_licences_from_its_package(
