@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.data.documents import MIN_CHARACTERS, divide_all
+from minigpt_edge.data.documents import MIN_CHARACTERS, SIZES, divide
 from minigpt_edge.data.near_duplicates import NearDuplicates
 from minigpt_edge.data.pairs import distinct_pairs
 from minigpt_edge.data.reading import read_lines
@@ -19,6 +19,7 @@ from minigpt_edge.data.windows import MAX_TOKENS, MIN_WINDOWS, choose_windows, w
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, sha256_file, sha256_text, write_json, write_text
+from minigpt_edge_runtime.scoring.held_out import Window
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,15 +35,15 @@ class SourceTexts:
     """What the sources of a corpus hold.
 
     Attributes:
-        documents: long texts divided, short rows gathered, nothing dropped yet.
-        sources: how corpus.json names each, and what was read from it.
-        divided: how many texts became how many documents, where any was divided.
+        pinned: documents that stay as they are.
+        whole: texts of which the long ones are to be divided.
+        sources: how corpus.json names each source, and what was read from it.
         are_pairs: whether all are pairs of a sentence and its translation.
     """
 
-    documents: list[str]
+    pinned: list[str]
+    whole: list[str]
     sources: list[dict[str, Any]]
-    divided: tuple[int, int] | None
     are_pairs: bool
 
 
@@ -54,20 +55,48 @@ def read_sources(
     Raises:
         EdgeError: one can't be read.
     """
-    pinned: list[str] = []
-    whole: list[str] = []
-    about: list[dict[str, Any]] = []
+    read = SourceTexts([], [], [], all(source.holds_pairs for source in sources))
     for source in sources:
         reading = source.read(offline=offline)
-        (whole if reading.divisible else pinned).extend(reading.texts)
-        about.append({**source.about(), **reading.told})
-        for line in read_lines({"sources": about[-1:]}):
+        (read.whole if reading.divisible else read.pinned).extend(reading.texts)
+        read.sources.append({**source.about(), **reading.told})
+        for line in read_lines(read.sources[-1:]):
             tell(line)
-    documents = divide_all(whole)
-    divided = (len(whole), len(documents)) if len(documents) > len(whole) else None
-    for line in read_lines({"divided": divided}):
-        tell(line)
-    return SourceTexts(pinned + documents, about, divided, all(source.holds_pairs for source in sources))
+    return read
+
+
+@dataclass(frozen=True)
+class _Division:
+    """Documents and their splits, with long texts divided into parts of one size."""
+
+    about: dict[str, Any]
+    kept: list[dict[str, str]]
+    splits: dict[str, list[dict[str, str]]]
+    windows: dict[str, list[Window]]
+
+    def lacking(self) -> str | None:
+        """The first split with too few windows."""
+        return next((name for name, chosen in self.windows.items() if len(chosen) < MIN_WINDOWS), None)
+
+
+def _with_pieces(read: SourceTexts, pieces: list[str], tokenizer: Tokenizer, window_tokens: int) -> _Division:
+    """The corpus of sources whose texts are divided into these pieces."""
+    texts = read.pinned + pieces
+    about: dict[str, Any] = {}
+    if len(pieces) > len(read.whole):
+        about["divided"] = [len(read.whole), len(pieces)]
+    if read.are_pairs:
+        texts, about["pairs"] = distinct_pairs(texts)
+    specials = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    kept, dropped = clean(texts, specials)
+    splits = split_documents(kept)
+    about |= {"sources": read.sources, "documents_read": len(texts), "dropped": dropped}
+    about["splits"] = {name: _counts(documents, tokenizer) for name, documents in splits.items()}
+    windows = {
+        name: choose_windows(splits[name], tokenizer, budget, window_tokens)
+        for name, budget in ENOUGH_TOKENS.items()
+    }
+    return _Division(about, kept, splits, windows)
 
 
 def build_corpus(
@@ -81,8 +110,9 @@ def build_corpus(
     """Clean, deduplicate and split text, and write the corpus stage directory.
 
     Writes {train,validation,test}.jsonl ({"text", "id"} per line), {validation,test}.texts.json (evaluation
-    windows) and corpus.json. The same texts give the same bytes, in whatever order and files they come; short
-    rows alone are gathered in their order.
+    windows) and corpus.json. Long texts are divided, into smaller parts if a split would else have too few
+    windows. The same texts give the same bytes, in whatever order and files they come; short rows alone are
+    gathered in their order.
 
     Args:
         read: what the sources hold.
@@ -98,41 +128,32 @@ def build_corpus(
         EdgeError: there is too little text; says what was dropped.
     """
     tokenizer = open_tokenizer(base_tokenizer_path)
-    specials = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    texts = read.documents
-    more: dict[str, Any] = {}
-    if read.divided:
-        more["divided"] = read.divided
-    if read.are_pairs:
-        texts, more["pairs"] = distinct_pairs(texts)
-    kept, dropped = clean(texts, specials)
-    splits = split_documents(kept)
-    counts = {name: _counts(documents, tokenizer) for name, documents in splits.items()}
-    windows = {
-        name: choose_windows(splits[name], tokenizer, budget, window_tokens)
-        for name, budget in ENOUGH_TOKENS.items()
-    }
-    found = {"sources": read.sources, "documents_read": len(texts), "dropped": dropped, "splits": counts}
-    for name, chosen in windows.items():
-        if len(chosen) < MIN_WINDOWS:
-            pages = 20 * MIN_WINDOWS // 2
-            hint = f"add text: about {pages} different documents of a page or more are enough"
-            raise _too_small(f"{len(chosen)} pieces of text for {name}", MIN_WINDOWS, found, hint)
+    pieces: list[str] = []
+    for sizes in SIZES:
+        smaller = [piece for text in read.whole for piece in divide(text, *sizes)]
+        if len(smaller) > len(pieces) or sizes == SIZES[0]:
+            pieces = smaller
+            made = _with_pieces(read, pieces, tokenizer, window_tokens)
+        if not made.lacking():
+            break
+    if name := made.lacking():
+        have = f"{len(made.windows[name])} pieces of text for {name}"
+        hint = f"add text: about {20 * MIN_WINDOWS // 2} different documents of a page or more are enough"
+        raise _too_small(have, MIN_WINDOWS, made.about, hint)
     info = {
-        **found,
-        **more,
+        **made.about,
         "split_rule": "sha256 of the text as a fraction: < 0.8 train, < 0.9 validation, else test",
         "base_tokenizer_sha256": sha256_file(base_tokenizer_path),
         "windows": {
             name: {"windows": len(chosen), "base_tokens": sum(window.base_tokens for window in chosen)}
-            for name, chosen in windows.items()
+            for name, chosen in made.windows.items()
         },
-        "languages": languages([document["text"] for document in kept]),
-        "sha256": sha256_text("\n".join(document["id"] for document in kept)),
+        "languages": languages([document["text"] for document in made.kept]),
+        "sha256": sha256_text("\n".join(document["id"] for document in made.kept)),
     }
-    for name, documents in splits.items():
+    for name, documents in made.splits.items():
         write_documents(out_dir / f"{name}.jsonl", documents)
-    for name, chosen in windows.items():
+    for name, chosen in made.windows.items():
         write_texts(out_dir / f"{name}.texts.json", document_start, name, chosen)
     write_json(out_dir / "corpus.json", info)
     return info
@@ -232,12 +253,22 @@ def check_enough(info: Mapping[str, Any], needed: int) -> None:
 def _too_small(have: str, needed: int, info: Mapping[str, Any], hint: str) -> EdgeError:
     documents, size = (sum(split[key] for split in info["splits"].values()) for key in ("documents", "bytes"))
     there = f"{documents:,} different documents with {size:,} bytes"
-    lost = dropped_line(info["dropped"])
+    lost = _dropped(info["dropped"])
     read = f" of {info['documents_read']:,} that were read; dropped: {lost}" if lost else ""
     return EdgeError(f"the corpus is too small: {have}, {needed:,} are needed ({there}{read})", hint)
 
 
-def dropped_line(dropped: Mapping[str, int]) -> str:
+def made_lines(info: Mapping[str, Any]) -> list[str]:
+    """What a user is told of how documents were made of the texts in corpus.json, and what was dropped."""
+    lines = []
+    if "divided" in info:
+        whole, pieces = info["divided"]
+        lines.append(f"long texts are divided: {whole:,} texts make {pieces:,} documents")
+    lost = _dropped(info["dropped"])
+    return [*lines, f"dropped: {lost}"] if lost else lines
+
+
+def _dropped(dropped: Mapping[str, int]) -> str:
     """How many documents were dropped for which reason; empty if none were."""
     reasons = {
         "short": f"under {MIN_CHARACTERS} characters",

@@ -6,24 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 
 MIN_CHARACTERS = 200  # of a document: less teaches nothing about how a text goes on
-# (bytes above which a text is divided, bytes of each part): the next pair where too few documents come out.
+# (bytes above which a text is divided, bytes of each part); the next pair where that makes too few documents.
 SIZES = ((32_000, 16_000), (16_000, 8_000), (8_000, 4_000), (4_000, 2_000))
-ENOUGH = 100  # documents: a tenth of fewer could be none, and validation and test get a tenth each
 GATHER = 2_000  # characters of short rows that make a document
 SHORT_SHARE = 0.25  # of a file's characters in short rows: more, and they are gathered rather than dropped
 MIN_REPEATED = 30  # characters: a shorter row says nothing about another when it comes again
 
 # Where a text may be divided: blank lines, line ends, sentences, spaces.
 _ENDS = (r"(?<=\n)(?=\n)", r"(?<=\n)", r"(?<=[.!?…]\s)|(?<=[。！？])", r"(?<=\s)")
-
-
-def divide_all(texts: Sequence[str]) -> list[str]:
-    """The texts, long ones divided; into smaller parts if there would be fewer than `ENOUGH` documents."""
-    for above, part in SIZES:
-        documents = [piece for text in texts for piece in divide(text, above, part)]
-        if len(documents) >= ENOUGH:
-            break
-    return documents
 
 
 def divide(text: str, above: int = SIZES[0][0], part: int = SIZES[0][1]) -> list[str]:

@@ -65,13 +65,9 @@ def merged(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def read_lines(corpus: Mapping[str, Any]) -> list[str]:
-    """What a user is told of corpus.json: a line a kind of file, for what is left out and divided."""
-    lines = [line for source in corpus.get("sources", ()) for line in _source_lines(source)]
-    if divided := corpus.get("divided"):
-        whole, documents = divided
-        lines.append(f"long texts are divided: {whole:,} texts make {documents:,} documents")
-    return lines
+def read_lines(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a user is told of the sources in corpus.json: a line a kind of file, one for what is left out."""
+    return [line for source in sources for line in _source_lines(source)]
 
 
 def _source_lines(source: Mapping[str, Any]) -> list[str]:

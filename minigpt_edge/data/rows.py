@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 from collections import Counter
@@ -302,10 +301,14 @@ def _first_table(
 ) -> Table:
     """The first rows of arrow batches; `labels` of columns with numbers that stand for names."""
     table = Table({name: Column(labels=labels.get(name, ())) for name in names}, count)
-    for batch in itertools.islice(batches, 1):
+    for batch in batches:  # all of them only where a column has nothing in the first ones
         for name, column in table.columns.items():
-            for value in _values(batch.column(name), few=True):
-                column.add(value)
+            if column.example is None:
+                column.values.clear()
+                for value in _values(batch.column(name), few=True):
+                    column.add(value)
+        if all(column.example is not None for column in table.columns.values()):
+            break
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -16,6 +17,7 @@ from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
+from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_file
 
 MOST = 0.5  # of the documents: fewer in the domain's language are worth a warning
@@ -66,11 +68,11 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
             window_tokens=longest,
         ),
     )
-    if stage.cached:
-        for line in read_lines(stage.metrics):
-            tell(line)
-    if lost := corpus.dropped_line(stage.metrics["dropped"]):
-        tell(f"dropped: {lost}")
+    _check_columns(recipe, stage.metrics["sources"])
+    for line in read_lines(stage.metrics["sources"]) if stage.cached else ():
+        tell(line)
+    for line in corpus.made_lines(stage.metrics):
+        tell(line)
     if to_train:
         corpus.check_enough(stage.metrics, recipe.calibration_tokens)
     train = stage.metrics["splits"]["train"]
@@ -79,6 +81,13 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
     if recipe.domain:
         _check_language(domains.load_domain(recipe.domain), stage.metrics["languages"], log)
     return stage
+
+
+def _check_columns(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> None:
+    """UsageError for a --text-column that no file has."""
+    read = {part.get("column") for source in sources for part in source.get("read", ())}
+    if idle := [name for name in recipe.text_column if name not in read]:
+        raise UsageError(f"--text-column {idle[0]!r} is a column of nothing that was read", "leave it out")
 
 
 def _check_language(domain: domains.Domain, found: dict[str, float], log: Log) -> None:

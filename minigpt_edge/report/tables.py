@@ -103,7 +103,7 @@ def tables(report: BuildReport) -> list[Table]:
     corpus = {"domain": report.domain, **report.corpus.to_json()}
     if "sources" in corpus:
         bare = [{k: v for k, v in one.items() if k not in READ_KEYS} for one in corpus["sources"]]
-        corpus |= {"sources": bare, "read": " · ".join(read_lines(corpus)) or None}
+        corpus |= {"sources": bare, "read": " · ".join(read_lines(corpus["sources"])) or None}
     environment = {"minigpt-edge": report.minigpt_edge, "command": report.command, **report.environment}
     made += [_facts("corpus", "Corpus", corpus), _parity(report), _files(report), _stages(report)]
     made += [_facts("environment", "Environment", environment)]

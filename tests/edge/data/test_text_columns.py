@@ -86,7 +86,7 @@ def test_numbers_and_nulls_in_the_text_are_skipped_and_told(tmp_path: Path) -> N
     texts: list[Any] = [*TEXTS[:7], 1984, *TEXTS[8:20], None, "", *TEXTS[22:]]
     reading = read_files(_rows(tmp_path / "a.jsonl", summary=TEXTS, text=texts))
     assert reading.texts == [text for text in texts if isinstance(text, str) and text]
-    (line,) = read_lines({"sources": [reading.told]})
+    (line,) = read_lines([reading.told])
     assert "30 rows, column text (not summary)" in line
     assert "1 not text (line 8), 1 null (line 21), 1 empty (line 22)" in line and TEXTS[0][:60] in line
 
@@ -179,7 +179,4 @@ def test_a_dataset_says_what_its_columns_are(tmp_path: Path, monkeypatch: pytest
     rows = rows.add_column("text", TEXTS)
     reading = HubSource("org/pairs").read(offline=True)
     assert reading.texts == TEXTS
-    assert (
-        "org/pairs: 30 rows, column text (not label, translation)"
-        in read_lines({"sources": [reading.told]})[0]
-    )
+    assert "org/pairs: 30 rows, column text (not label, translation)" in read_lines([reading.told])[0]

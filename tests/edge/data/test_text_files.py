@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from source_helpers import sentences
 
-from minigpt_edge.data.documents import SIZES, divide, divide_all, gather
+from minigpt_edge.data.documents import SIZES, divide, gather
 from minigpt_edge.data.folders import read_files
 from minigpt_edge.data.reading import read_lines
 from minigpt_edge_runtime.errors import EdgeError
@@ -134,7 +134,7 @@ def test_what_is_not_read_in_a_folder_is_told(tmp_path: Path) -> None:
         "JSON without rows": "package.json",
         "about the data": "LICENSE.txt, README.md",
     }
-    *_, line = read_lines({"sources": [reading.told]})
+    *_, line = read_lines([reading.told])
     assert line.startswith("left out: ") and "LICENSE.txt, README.md (about the data)" in line
 
 
@@ -151,7 +151,7 @@ def test_a_readme_is_a_text_among_texts_and_no_corpus_of_its_own(tmp_path: Path)
 def test_many_files_are_told_in_one_line(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.jsonl").write_text(LINES + json.dumps({"text": None}))
-    (line,) = read_lines({"sources": [read_files(tmp_path).told]})
+    (line,) = read_lines([read_files(tmp_path).told])
     assert line.startswith(
         "5 jsonl files (0.jsonl, 1.jsonl, 2.jsonl, …): 15 rows, column text (not id, note)"
     )
@@ -185,14 +185,6 @@ def test_a_text_in_one_line_is_divided_at_sentences_spaces_or_characters(text: s
     assert sum(len(part.encode()) for part in parts[:-1]) > 0.7 * PART * (len(parts) - 1)
 
 
-def test_few_long_texts_make_enough_documents_and_many_stay_whole() -> None:
-    three = [" ".join(sentences(1_500, seed).split()) for seed in range(3)]
-    documents = divide_all(three)
-    assert len(documents) >= 100 and "".join(documents) == "".join(three)
-    many = [sentences(150, seed) for seed in range(100)]
-    assert len(many[0]) > SIZES[-1][0] and divide_all(many) == many
-
-
 def test_short_rows_are_gathered_in_their_order_once_each() -> None:
     rows = [f"Row {n} {sentences(1, n)}" for n in range(300)]
     documents, repeated = gather(
@@ -214,7 +206,7 @@ def test_small_files_of_a_folder_are_gathered(tmp_path: Path) -> None:
         (tmp_path / f"{number:03}.txt").write_text(f"A post of {number} words {sentences(1, number)}")
     reading = read_files(tmp_path)
     assert 1 < len(reading.texts) < 10
-    (line,) = read_lines({"sources": [reading.told]})
+    (line,) = read_lines([reading.told])
     assert f"short ones, gathered into {len(reading.texts)} documents" in line
 
 
@@ -225,6 +217,4 @@ def test_all_splits_of_a_saved_dataset_are_read(tmp_path: Path) -> None:
     DatasetDict(splits).save_to_disk(str(tmp_path / "set"))
     reading = read_files(tmp_path / "set")
     assert sorted(reading.texts) == sorted([A, B])
-    assert read_lines({"sources": [reading.told]})[0].startswith(
-        "2 saved datasets (test, train): 2 rows, column text"
-    )
+    assert read_lines([reading.told])[0].startswith("2 saved datasets (test, train): 2 rows, column text")
