@@ -263,7 +263,7 @@ def made_lines(info: Mapping[str, Any]) -> list[str]:
     lines = []
     if "divided" in info:
         whole, pieces = info["divided"]
-        lines.append(f"long texts are divided: {whole:,} texts make {pieces:,} documents")
+        lines.append(f"long texts are divided: {pieces:,} documents from {whole:,} text{'s' * (whole > 1)}")
     lost = _dropped(info["dropped"])
     return [*lines, f"dropped: {lost}"] if lost else lines
 

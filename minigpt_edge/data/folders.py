@@ -8,17 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge.data.arrow_rows import read_arrow, read_parquet, read_saved_dataset
+from minigpt_edge.data.csv_rows import read_csv
 from minigpt_edge.data.decoding import PACKED, decoded, kind_of_file
+from minigpt_edge.data.json_rows import NotRows, read_json, read_json_lines
 from minigpt_edge.data.reading import Reading, merged, part
-from minigpt_edge.data.rows import (
-    NotRows,
-    Rows,
-    read_csv,
-    read_json,
-    read_json_lines,
-    read_parquet,
-    read_saved_dataset,
-)
+from minigpt_edge.data.rows import Rows
 from minigpt_edge_runtime.errors import EdgeError
 
 TEXTS = (".txt", ".md")
@@ -29,6 +24,7 @@ ROWS: dict[str, Callable[[Path, Sequence[str]], Rows]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
 UNKNOWN = "not a known kind"
 SAVED = "saved dataset"  # a folder that datasets' save_to_disk wrote
@@ -50,7 +46,7 @@ def kind_of(path: Path) -> str | None:
     if path.is_dir():
         return SAVED if (path / "state.json").is_file() and (path / "dataset_info.json").is_file() else None
     kind = kind_of_file(path)
-    if kind == ".parquet" and path.suffix.lower() != kind:  # its columns are compressed, not the file
+    if kind in (".parquet", ".arrow") and path.suffix.lower() != kind:  # what is in them is compressed
         return None
     return kind if kind in TEXTS or kind in ROWS else None
 

@@ -90,12 +90,14 @@ def _part_line(told: Mapping[str, Any]) -> str:
         facts.append(f"column {column}" + (f" (not {listed})" if others else ""))
     line += f": {', '.join(facts)}" if facts else ""
     skipped = [_skipped(told, why, count) for why, count in told.get("skipped", {}).items()]
-    line += f"; skipped {', '.join(skipped)}" if skipped else ""
+    if skipped:
+        line += f"; skipped {', '.join(skipped)}"
     if told.get("gathered"):
         repeated = f", {told['repeated']:,} repeated ones left out" if told["repeated"] else ""
         many = "s" * (told["documents"] > 1)
         line += f"; short ones, gathered into {told['documents']:,} document{many}{repeated}"
-    return f"{line}; {told['sample']}" if "sample" in told else line
+    mark = ";" if ":" in line else ":"
+    return f"{line}{mark} {told['sample']}" if "sample" in told else line
 
 
 def _skipped(told: Mapping[str, Any], why: str, count: int) -> str:

@@ -10,12 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from minigpt_edge.data.arrow_rows import dataset_column, read_dataset
 from minigpt_edge.data.decoding import kind_of_file
 from minigpt_edge.data.folders import ROWS, TEXTS, read_files
 from minigpt_edge.data.package_readers import check_options, read_package
 from minigpt_edge.data.pairs import pair_documents
 from minigpt_edge.data.reading import Reading, part
-from minigpt_edge.data.rows import dataset_column, read_dataset
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.checked import Names
 from minigpt_edge.stages.packages import cache_dir, package_files

@@ -157,6 +157,12 @@ def test_every_form_of_string_in_parquet_is_text(form: Any, tmp_path: Path) -> N
     assert reading.texts == TEXTS[1:] and reading.told["read"][0]["skipped"] == {"null": 1}
 
 
+def test_a_column_that_begins_with_nulls_is_seen(tmp_path: Path) -> None:
+    body = [*[None] * 300, *TEXTS]
+    pq.write_table(pa.table({"body": body, "title": TEXTS * 11}), tmp_path / "a.parquet")
+    assert read_files(tmp_path / "a.parquet").texts == TEXTS
+
+
 def test_a_dataset_says_what_its_columns_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -56,16 +56,18 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text(json.dumps([A, B]))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "g.parquet")
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "h"))
+    next((tmp_path / "h").glob("*.arrow")).rename(tmp_path / "h.arrow")
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "h"))
     (tmp_path / "i.txt.gz").write_bytes(gzip.compress(A.encode()))
     paths = sorted(tmp_path.glob("[c-h]*"))
-    assert len(paths) == 30
+    assert len(paths) == 31
     for path in paths:
         assert read_files(path).texts == [A, B], path.name
         if path.name != "f.json":
             assert read_files(path, ["note"]).texts == [A[:210], B[:210]], path.name
     reading = read_files(tmp_path)
-    assert sorted(reading.texts) == sorted([A, B] * 31 + [A])
-    assert sum(one["files"] for one in reading.told["read"]) == 33
+    assert sorted(reading.texts) == sorted([A, B] * 32 + [A])
+    assert sum(one["files"] for one in reading.told["read"]) == 34
 
 
 @pytest.mark.parametrize(
