@@ -224,7 +224,8 @@ def listed(columns: Mapping[str, Column]) -> str:
 
 
 def shorten(value: Any) -> str:
-    """The beginning of a value, in one line and quotes."""
-    text = value if isinstance(value, str) else repr(value)[: 4 * SHOWN]
+    """The beginning of a value, in one line; a string in quotes."""
+    text = value if isinstance(value, str) else repr(value)
     line = " ".join(text[: 8 * SHOWN].split())
-    return f'"{line[:SHOWN].rstrip()}…"' if len(line) > SHOWN or len(text) > 8 * SHOWN else f'"{line}"'
+    shown = line[:SHOWN].rstrip() + "…" if len(line) > SHOWN or len(text) > 8 * SHOWN else line
+    return f'"{shown}"' if isinstance(value, str) else shown
