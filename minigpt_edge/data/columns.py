@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,15 +24,15 @@ FEW, LABEL = 0.1, 60  # of the values are different, and no value has more chara
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]+([eE][-+]?\d+)?\s*%?\s*")
 _DATE = re.compile(r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ][\d:.,+Z -]*)?\s*")
 _URL = re.compile(r"\s*(https?|ftp|s3|gs|file)://\S+\s*|\s*www\.\S+\s*")
-_UNSPACED = re.compile(  # letters of scripts that do not part words: Thai, Lao, Burmese, Khmer, kana, Han
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+_UNSPACED = re.compile(  # Scripts that do not part words: Thai to Tibetan, Burmese, Khmer, kana, Han.
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 )
 _TALKS = (
     *(("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("input", "output")),
     *(("instruction", "response"), ("question", "answer"), ("query", "response"), ("chosen", "rejected")),
     *(("role", "content"), ("from", "value"), ("user", "assistant")),
 )
-_TURNS = ({"role", "from", "speaker", "author"}, {"content", "value", "text", "parts"})
+_TURNS = ({"role", "from", "speaker"}, {"content", "value", "text", "parts"})
 _RENDER = (
     "fine-tuning on conversations is not built yet; write each one as text into a column of its own, for "
     "example with tokenizer.apply_chat_template(messages, tokenize=False), and name it with --text-column"
@@ -40,11 +41,11 @@ _RENDER = (
 
 @dataclass
 class Column:
-    """Values of a column, one a row: a string, None, or for anything else its type.
+    """Values of a column, one a row, as `cell` gives them.
 
     Attributes:
         example: the first that is neither None nor empty, whole.
-        other: the first that is not a string, whole.
+        other: the first that is no text, whole.
         labels: the names that numbers stand for, where the file says so.
     """
 
@@ -55,11 +56,12 @@ class Column:
 
     def add(self, value: Any) -> None:
         """Append a row's value."""
+        kept = cell(value)
         if self.example is None and value not in (None, "", [], {}):
             self.example = value
-        if self.other is None and not isinstance(value, str):
+        if self.other is None and isinstance(kept, type):
             self.other = value
-        self.values.append(cell(value))
+        self.values.append(kept)
 
     def is_mostly_strings(self) -> bool:
         """Whether at most half of what it holds is something else."""
@@ -68,8 +70,13 @@ class Column:
 
 
 def cell(value: Any) -> str | None | type:
-    """A string as it is, bytes that are UTF-8 as a string, None as None, and the type of anything else."""
-    if value is None or isinstance(value, str):
+    """A string as it is, bytes that are UTF-8 as a string, None as None, and the type of anything else.
+
+    A string that is a number is one: CSV knows no types.
+    """
+    if isinstance(value, str):
+        return float if value and len(value) <= LABEL and _NUMBER.fullmatch(value) else value
+    if value is None:
         return value
     if isinstance(value, bytes):
         try:
@@ -180,9 +187,11 @@ def _kind_of_values(column: Column) -> str:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, str):
+        return "numbers" if _NUMBER.fullmatch(value) else "strings"
     if isinstance(value, dict):
         return f"objects ({', '.join(map(str, list(value)[:5]))})"
-    words = {bool: "true or false", int: "numbers", float: "numbers", str: "strings", list: "lists"}
+    words = {bool: "true or false", int: "numbers", float: "numbers", list: "lists"}
     words |= {bytes: "bytes", type(None): "nothing"}
     return words.get(type(value), f"values of type {type(value).__name__}")
 
@@ -190,7 +199,6 @@ def _word(value: Any) -> str:
 def _kind_of_strings(strings: Sequence[str]) -> str:
     """What strings are: running text has words, and more letters than digits and marks."""
     tests: dict[str, Callable[[str], object]] = {
-        "numbers": _NUMBER.fullmatch,
         "dates": _DATE.fullmatch,
         "urls": _URL.fullmatch,
         "JSON": lambda text: text.lstrip()[:1] in "[{" and text.rstrip()[-1:] in "]}",
@@ -210,7 +218,7 @@ def is_sentence(text: str) -> bool:
     """Whether it has four words, or twice as many letters of a script that does not part words."""
     shown = text[:2_000]
     solid = [character for character in shown if not character.isspace()]
-    letters = sum(character.isalpha() for character in solid)
+    letters = sum(unicodedata.category(character)[0] in "LM" for character in solid)
     unspaced = len(_UNSPACED.findall(shown))
     many = len(shown.split()) >= MIN_WORDS or unspaced >= 2 * MIN_WORDS
     return many and letters > MOST * len(solid)

@@ -9,10 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt_edge.data.columns import describe, is_sentence, shorten
-from minigpt_edge.data.dialects import SAMPLE, find_dialect, fitted, misfit, name_of, not_fitting, open_rows
+from minigpt_edge.data.dialects import (
+    DELIMITERS,
+    SAMPLE,
+    find_dialect,
+    fitted,
+    misfit,
+    name_of,
+    not_fitting,
+    open_rows,
+)
 from minigpt_edge.data.rows import Rows, Table, chosen_texts
 from minigpt_edge_runtime.errors import EdgeError
 
+_STRANGE = re.compile(r"[^\w .()'?!-]|  ")  # in a name: a delimiter, or a table made of spaces
 _HEADER_CHARACTERS = 60  # of a column's name: more is a text
 
 
@@ -52,6 +62,11 @@ def _csv_in(path: Path, wanted: Sequence[str], most: int | None) -> Rows:
             raise _Misfit(found.message, found.hint) from error
     if not wanted:
         _check_header(table, path)
+        if name_of(dialect) is None and header and _STRANGE.search(header[0]):
+            raise EdgeError(
+                f"{path} has one column, {header[0]!r}: what parts its fields is not known",
+                f"known: {', '.join(DELIMITERS.values())}; if it is one column, name it with --text-column",
+            )
     rows = chosen_texts(table, wanted, path)
     rows.about["delimiter"] = name_of(dialect)
     return rows
@@ -59,19 +74,17 @@ def _csv_in(path: Path, wanted: Sequence[str], most: int | None) -> Rows:
 
 def _check_names(names: Sequence[str], path: Path) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise EdgeError(f"{path} has two columns {twice[0]!r}", "give each column a name of its own")
+        hint = "give each column a name of its own, in a row above the data"
+        raise EdgeError(f"{path} has two columns {twice[0]!r}", hint)
 
 
 def _check_header(table: Table, path: Path) -> None:
     """EdgeError if a column's name is a text, or a number above numbers: there is no header row then."""
     for name, column in table.columns.items():
-        is_text = len(name) > _HEADER_CHARACTERS or (
-            is_sentence(name) and (len(name.split()) > 5 or name[-1] in ".!?…。！？")
-        )
-        is_number = bool(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name)) and (
-            describe(column)[0] in ("numbers", "nothing")
-        )
-        if is_text or is_number:
+        few = len(name.split()) <= 5 and name[-1] not in ".!?…。！？" and len(table.columns) > 1
+        is_text = len(name) > _HEADER_CHARACTERS or (is_sentence(name) and not few)
+        is_number = bool(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name))
+        if is_text or (is_number and describe(column)[0] in ("numbers", "nothing")):
             raise EdgeError(
                 f"the first row of {path} looks like data, not like a header: {shorten(name)}",
                 "add a row of column names, such as text, above it; if it is the header, name the column "

@@ -91,6 +91,20 @@ def test_numbers_and_nulls_in_the_text_are_skipped_and_told(tmp_path: Path) -> N
     assert "1 not text (line 8), 1 null (line 21), 1 empty (line 22)" in line and TEXTS[0][:60] in line
 
 
+def test_numbers_in_csv_are_no_texts(tmp_path: Path) -> None:
+    rows = [f'"{text}","{1984 if n == 7 else text}"\n' for n, text in enumerate(TEXTS)]
+    (tmp_path / "a.csv").write_text("summary,text\n" + "".join(rows))
+    reading = read_files(tmp_path / "a.csv")
+    assert reading.texts == [*TEXTS[:7], *TEXTS[8:]] and reading.told["read"][0]["first"] == {
+        "not text": "row 8"
+    }
+    (tmp_path / "b.csv").write_text(
+        "summary,text\n" + "".join(f"{text},{n}\n" for n, text in enumerate(TEXTS))
+    )
+    with pytest.raises(EdgeError, match="'text' of .* does not hold text but numbers"):
+        read_files(tmp_path / "b.csv")
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
