@@ -23,7 +23,7 @@ class Reading:
     Attributes:
         texts: documents, the long ones still whole.
         told: for corpus.json, "read" (one entry for each kind of file) and "left_out" (reason -> what).
-        divisible: whether long texts are to be divided; not those of packages, whose corpora are pinned.
+        divisible: whether long texts are to be divided; not those of a domain, whose corpora are pinned.
     """
 
     texts: list[str]
@@ -31,9 +31,9 @@ class Reading:
     divisible: bool = False
 
 
-def part(kind: str, name: str, rows: Rows) -> tuple[list[str], dict[str, Any]]:
-    """The documents of a file's rows, short ones gathered, and what is told of the file."""
-    documents, repeated = gather(rows.texts)
+def part(kind: str, name: str, rows: Rows, *, shape: bool = True) -> tuple[list[str], dict[str, Any]]:
+    """The documents of a file's rows, short ones gathered if they may be, and what is told of the file."""
+    documents, repeated = gather(rows.texts) if shape else (rows.texts, 0)
     gathered = len(rows.texts) if len(documents) + repeated < len(rows.texts) else 0
     told = {"kind": kind, "files": 1, "names": [name], **rows.about, "documents": len(documents)}
     if gathered:
@@ -81,7 +81,8 @@ def _part_line(told: Mapping[str, Any]) -> str:
     names, count = ", ".join(told["names"]), told["files"]
     more = ", …" if count > _NAMES else ""
     line = names if count == 1 else f"{count:,} {told['kind']}s ({names}{more})"
-    facts = [f"{told['rows']:,} rows"] if "rows" in told else []
+    unit = "documents" if told["kind"] == "package" else "rows"
+    facts = [f"{told['rows']:,} {unit}"] if "rows" in told else []
     if told.get("delimiter"):
         facts[0] += f" parted by {told['delimiter']}s"
     if column := told.get("column"):

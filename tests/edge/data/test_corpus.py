@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from minigpt_edge.data import corpus
 from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_sources, read_split
 from minigpt_edge.data.domains import load_domain
+from minigpt_edge.data.reading import read_lines
 from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, source_of
 from minigpt_edge.data.windows import cut, read_texts
 from minigpt_edge.stages import hub
@@ -203,13 +204,16 @@ def test_the_law_domain_reads_english_licences_from_its_package(
     ]
     assert sorted(found) == sorted(text for number, text in enumerate(texts) if number % 9)
     assert told["sources"][0]["licence"] == law.licence
+    assert read_lines(told["sources"])[0].startswith("licensedcode-data==0.0.1: 80 documents")
 
 
 def test_a_corpus_value_is_a_path_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "texts").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert source_of("org/texts", ("body",)) == FileSource("org/texts", ("body",))
-    assert source_of("org/laws-v1.5", ("body",)) == HubSource("org/laws-v1.5", text_column=("body",))
+    assert source_of("org/laws-v1.5", ("body",)) == HubSource(
+        "org/laws-v1.5", text_column=("body",), shape=True
+    )
     assert source_of("org/missing.txt") == FileSource("org/missing.txt")
     assert source_of("missing") == FileSource("missing")
 

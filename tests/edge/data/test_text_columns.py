@@ -12,7 +12,7 @@ import pytest
 
 from minigpt_edge.data.folders import read_files
 from minigpt_edge.data.reading import read_lines
-from minigpt_edge.data.sources import HubSource
+from minigpt_edge.data.sources import HubSource, source_of
 from minigpt_edge_runtime.errors import EdgeError
 
 TEXTS = [f"The tenant of flat {n} pays the rent on the first day of the month. " * 4 for n in range(30)]
@@ -200,3 +200,14 @@ def test_a_dataset_says_what_its_columns_are(tmp_path: Path, monkeypatch: pytest
     reading = HubSource("org/pairs").read(offline=True)
     assert reading.texts == TEXTS
     assert "org/pairs: 30 rows, column text (not label, translation)" in read_lines([reading.told])[0]
+
+
+def test_rows_of_a_domain_are_as_they_are_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    short = [f"A short line, number {n} of a book." for n in range(300)]
+    rows = datasets.Dataset.from_dict({"text": short})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert HubSource("org/lines").read(offline=True).texts == short
+    given = source_of("org/lines").read(offline=True)
+    assert len(given.texts) < 9 and given.divisible
