@@ -113,12 +113,8 @@ def find_dialect(path: Path, most: int | None = SAMPLE) -> Dialect:
 def _refuse_unnamed_columns(path: Path, most: int | None) -> None:
     """EdgeError if the header has one field and all rows have as many others, as R writes row names."""
     for trial in _try_all(path, list(DELIMITERS), _QUOTINGS[:1], most):
-        if (
-            trial.rows > 1
-            and len(trial.widths) == 1
-            and (width := min(trial.widths)) > 1
-            and not trial.broken
-        ):
+        width = max(trial.widths, default=0)
+        if trial.rows > 1 and trial.widths == {width} and width > 1 and not trial.broken:
             raise EdgeError(
                 f"{path} is not readable as CSV: its first row has 1 field, every other row has {width}, "
                 f"parted by {name_of(trial.dialect)}s",
