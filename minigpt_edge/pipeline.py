@@ -51,6 +51,8 @@ def build(recipe: Recipe, log: Log, command: str = "") -> Built:
     base = context.base
     parallel.barrier()  # the model is there
     log.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
+    for note in base.notes:
+        log.line("model", note)
     out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
     place = out.resolve()  # "." has no name to put a folder beside
     name = f"out-{sha256_json(str(place))[:16]}"
@@ -91,7 +93,7 @@ def _checked(recipe: Recipe) -> list[Target]:
 
 
 def _context(recipe: Recipe, log: Log) -> BuildContext:
-    base = base_model.resolve_model(recipe.model, offline=recipe.offline)
+    base = base_model.resolve_model(recipe.model, adapter=recipe.adapter, offline=recipe.offline)
     return BuildContext(recipe.work or cache_dir() / "work", recipe, base, log)
 
 

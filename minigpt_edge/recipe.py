@@ -48,6 +48,8 @@ class Recipe:
         text_column: column that holds the text in files of rows or a hub dataset; several names where the
             files differ, each has one of them.
         model: short name, directory, GGUF file or hub id; None for the default.
+        adapter: directory or hub id of a LoRA adapter to merge into the model; without a model, into the base
+            that it names.
         targets: what to export.
         sparsity: fraction of the parameters to remove, vocabulary counted; of the blocks' weights, for masks.
             At most one of sparsity, max_size, max_params, min_speedup and threshold; none is PAPER_SPARSITY.
@@ -87,6 +89,7 @@ class Recipe:
     corpus: _Texts = ()
     text_column: _Texts = ()
     model: str | None = None
+    adapter: str | None = None
     targets: _Texts = ("gguf-q4",)
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     max_size: _Size | None = None
@@ -142,6 +145,7 @@ class Recipe:
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
             "with --plan, which says what is kept": [*decided, "keep_tokens", *counted] if self.plan else [],
             "with --no-recover": ["lora_rank"] if self.recover == "no" else [],
+            "with --threshold, which decides unit by unit": ["widths"] if self.threshold is not None else [],
         }
         for why, names in idle.items():
             for name in names:

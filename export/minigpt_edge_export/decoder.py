@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import ATTENTION, BUFFERS, Architecture, Style
-from minigpt_edge_export.weights import FACTORS, Weights, listed, weight_files
+from minigpt_edge_export.weights import FACTORS, Weights, listed, weight_files, wrapper_of
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding
 
@@ -228,14 +228,37 @@ def read_checkpoint(directory: Path) -> Decoder:
     config = read_json(path)
     model_type = config.get("model_type") if isinstance(config, dict) else None
     architecture = architecture_of(model_type, path)
+    return _decoder(directory, architecture, config, Weights(weight_files(directory)))
+
+
+def check_weights(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Refuse a config and names and shapes of weights as `read_checkpoint` does, before they are written.
+
+    Args:
+        source: the directory or file that they are from, for messages.
+
+    Raises:
+        EdgeError: as `read_checkpoint`.
+    """
+    weights = Weights(())
+    weights.shapes.update(shapes)
+    _decoder(source, architecture_of(config.get("model_type"), source), config, weights)
+
+
+def _decoder(
+    directory: Path, architecture: Architecture, config: dict[str, Any], weights: Weights
+) -> Decoder:
+    path = directory / "config.json" if directory.is_dir() else directory
     with understanding(path, "use a complete checkpoint"):
-        decoder = _decoder(directory, architecture, config, path)
+        decoder = _described(directory, architecture, config, weights, path)
     _check_tensors(decoder)
     return decoder
 
 
-def _decoder(directory: Path, architecture: Architecture, config: dict[str, Any], path: Path) -> Decoder:
-    get, weights = partial(architecture.get, config), Weights(weight_files(directory))
+def _described(
+    directory: Path, architecture: Architecture, config: dict[str, Any], weights: Weights, path: Path
+) -> Decoder:
+    get = partial(architecture.get, config)
     eps = _check_config(architecture, config, path)
     hidden, heads = (int(get(key)) for key in ("hidden_size", "num_attention_heads"))
     head_dim = config.get("head_dim") or hidden // heads
@@ -319,11 +342,11 @@ def _rope(config: dict[str, Any], head_dim: int, share: float, path: Path) -> Ro
             "exported",
             "known types: default, linear, llama3, on an even number of values",
         )
-    factors = _llama3_factors(theta, dims, given) if kind == "llama3" else None
+    factors = llama3_factors(theta, dims, given) if kind == "llama3" else None
     return Rope(theta, dims, factors, float(given["factor"]) if kind == "linear" else 1.0)
 
 
-def _llama3_factors(theta: float, dims: int, given: Mapping[str, Any]) -> tuple[float, ...]:
+def llama3_factors(theta: float, dims: int, given: Mapping[str, Any]) -> tuple[float, ...]:
     """What llama3 scaling divides frequencies by: 1 for short waves, `factor` for long, smooth between."""
     factor, old = float(given["factor"]), float(given["original_max_position_embeddings"])
     low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
@@ -352,6 +375,12 @@ def _check_tensors(decoder: Decoder) -> None:
         for name, shape in wanted.items()
         if name in found and found[name] != shape
     ]
+    if problems and (wrapper := wrapper_of(found, decoder.source_name("embedding.weight"))):
+        prefix, maker = wrapper
+        raise EdgeError(
+            f"the weights in {decoder.directory} have {prefix!r} in their names, which {maker}",
+            "save the model that is inside the wrapper, or take these parts off the names",
+        )
     if problems:
         raise EdgeError(
             f"the weights in {decoder.directory} do not fit its config.json: {listed(problems)}",

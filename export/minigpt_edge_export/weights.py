@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt_edge_export.architectures.base import BUFFERS
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, understanding
 
@@ -16,6 +17,18 @@ WEIGHTS = "model.safetensors"
 FACTORS = "factors.safetensors"  # beside the weights: matrices that are products of two smaller ones
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _LARGEST_HALF = 65504.0
+
+
+# What wraps a model puts these into the names of its weights; transformers does not take them off.
+_WRAPPERS = {
+    "_orig_mod": "torch.compile puts there",
+    "_fsdp_wrapped_module": "FSDP puts there",
+    "_checkpoint_wrapped_module": "activation checkpointing puts there",
+    "_forward_module": "a trainer puts there",
+    "module": "DataParallel, DDP or DeepSpeed put there",
+    "base_model": "peft puts there",
+    "base_layer": "peft puts there: an adapter that was not merged",
+}
 
 
 class Weights:
@@ -53,11 +66,14 @@ class Weights:
         except OSError as error:
             raise os_error(error, path) from error
         bad = sorted(
-            f"{name} ({self.types[name]})" for name in self.shapes if self.types[name] not in _FLOATS
+            f"{name} ({kind})"
+            for name, kind in self.types.items()
+            if kind not in _FLOATS and not BUFFERS.search(name)
         )
         if bad:
             raise EdgeError(
-                f"{path} holds weights that are no floats: {listed(bad)}", "export the unquantized model"
+                f"{path} holds weights that are no floats of 16, 32 or 64 bits: {listed(bad)}",
+                "give the model that is not quantized",
             )
 
     def load(self, name: str) -> np.ndarray:
@@ -83,13 +99,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def shards(directory: Path, single: str = WEIGHTS) -> list[Path]:
-    """The one file of weights, or those that its index names.
+    """The one file of weights, or else those that its index names: transformers' order, too.
 
     Raises:
         EdgeError: one of them is missing, or the index is damaged.
     """
     index, names = directory / f"{single}.index.json", [single]
-    if index.exists():
+    if index.exists() and not (directory / single).is_file():
         with understanding(index):
             names = sorted(set(read_json(index)["weight_map"].values()))
     missing = [name for name in names if not (directory / name).is_file()]
@@ -104,6 +120,21 @@ def check_half(array: np.ndarray, name: str, hint: str) -> None:
 
     if np.abs(array).max() > _LARGEST_HALF:
         raise EdgeError(f"{name} holds values beyond float16's {_LARGEST_HALF:,.0f}", hint)
+
+
+def wrapper_of(names: Iterable[str], embedding: str) -> tuple[str, str] | None:
+    """What a wrapper put into names of weights, and which wrapper; None where there is nothing.
+
+    Args:
+        embedding: name of the embedding's weight in a model without a wrapper.
+    """
+    for name in names:
+        for part in name.split("."):
+            if part in _WRAPPERS:
+                return f"{part}.", _WRAPPERS[part]
+        if name.endswith(f".{embedding}"):
+            return name.removesuffix(embedding), "transformers does not know"
+    return None
 
 
 def listed(items: Sequence[str], most: int = 20) -> str:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minigpt_edge.models.checkpoint import special_ids, standard_names, write_converted
+from minigpt_edge.models.compare import compare_with_transformers
+from minigpt_edge.models.fit_tokenizer import complete_settings, fit_tokenizer
+from minigpt_edge.models.hf_tokenizer import check_rows, compare_tokenizers, read_hf_tokenizer
+from minigpt_edge.models.recognise import refuse_config
 from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS, Architecture
-from minigpt_edge_export.gguf.pretokenizers import check_tokenizer, name_of
+from minigpt_edge_export.gguf.pretokenizers import name_of
 from minigpt_edge_export.weights import WEIGHTS, Weights, shards
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding, write_json, write_text
 from minigpt_edge_runtime.formats.tokenizer_files import (
-    CHAT_TEMPLATE,
     CHECKPOINT_TOKENIZER_FILES,
     GENERATION_CONFIG,
+    MORE_CHAT_TEMPLATES,
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    chat_template,
+    chat_templates,
+    write_chat_templates,
 )
 
 SMALL_FILES = (
@@ -63,9 +69,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise EdgeError(f"{folder / 'config.json'} is not a JSON object", "restore the file")
+    refuse_config(config, folder)
     architecture_of(config.get("model_type"))
-    if method := (config.get("quantization_config") or {}).get("quant_method"):
-        raise EdgeError(f"{folder} holds weights quantized with {method}", "give the unquantized model")
     return config
 
 
@@ -76,56 +81,111 @@ def is_ready(folder: Path) -> bool:
     if not {"tokenizer_pre", "document_start"} <= ours.keys() or not config.get("head_dim"):
         return False
     files = original_weights(folder)
-    return (
-        [path.name for path in files] == [WEIGHTS]
-        and (folder / TOKENIZER).is_file()
-        and set(Weights(files).types.values()) <= set(STORED)
-    )
+    if [path.name for path in files] != [WEIGHTS] or not (folder / TOKENIZER).is_file():
+        return False
+    if (folder / MORE_CHAT_TEMPLATES).is_dir():
+        return False
+    weights, architecture = Weights(files), architecture_of(config["model_type"])
+    tied = bool(config.get("tie_word_embeddings", architecture.tied))
+    own_head = f"{architecture.names['head']}.weight" in weights.shapes
+    return own_head != tied and set(weights.types.values()) <= set(STORED)
 
 
 def convert_directory(source: Path, target: Path) -> None:
     """Write `source` into the folder `target` with one weights file and an explicit config.
 
     Raises:
-        EdgeError: unknown architecture or tokenizer, pickled, quantized, damaged or incomplete weights.
+        EdgeError: unknown architecture or tokenizer, pickled, quantized, damaged or incomplete weights, or
+            what was read computes or tokenizes otherwise than transformers does.
     """
     config = read_config(source)
-    if not (source / TOKENIZER).is_file():
-        raise EdgeError(
-            f"{source} has no tokenizer.json, so its tokenizer can't be read",
-            "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), or use another model",
-        )
-    tokenizer = read_json(source / TOKENIZER)
+    tokenizer = fit_tokenizer(read_hf_tokenizer(source), source)
     with understanding(source / TOKENIZER):
-        if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
-            # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
-            tokenizer["normalizer"] = None
-        check_tokenizer(tokenizer)
         # A config that names it is believed; the export compares token ids with llama.cpp in any case.
         tokenizer_pre = (config.get("minigpt_edge") or {}).get("tokenizer_pre") or name_of(tokenizer)
     config = _explicit_config(source)
     config["minigpt_edge"] = {"tokenizer_pre": tokenizer_pre}
-    _copy_tokenizer(source, target, config, tokenizer)
-    architecture = architecture_of(config["model_type"])
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         files = [_safe(path, Path(folder)) for path in original_weights(source)]
         tensors = [t for t in read_tensors(files) if not BUFFERS.search(t.name)]
-        tensors = _with_prefix(tensors, architecture)
-        if config["tie_word_embeddings"]:
-            tensors = [tensor for tensor in tensors if tensor.name != f"{architecture.names['head']}.weight"]
+        architecture = architecture_of(config["model_type"])
+        tensors = _with_head(_with_names(tensors, architecture), config, source)
+        embedding = f"{architecture.names['embedding']}.weight"
+        for rows in (tensor.shape[0] for tensor in tensors if tensor.name == embedding and tensor.shape):
+            check_rows(tokenizer, rows, source)
+        _copy_tokenizer(source, target, config, tokenizer)
         write_converted(target, config, tensors, source)
+    complete_settings(source, target)
+    compare_directory(source, target, target.parent)
 
 
-def _with_prefix(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:
-    """Names as `ForCausalLM` models have them; old checkpoints of GPT-2 and OPT lack the first part."""
-    prefix = architecture.names["embedding"].partition(".")[0] + "."
-    if any(tensor.name.startswith(prefix) for tensor in tensors):
-        return tensors
+def compare_directory(source: Path, directory: Path, scratch: Path) -> None:
+    """Compare a converted directory's token ids and logits with transformers', where that can load both.
+
+    Blocks of different sizes are a form of ours, which transformers can't build.
+
+    Args:
+        scratch: a folder for what is needed meanwhile.
+
+    Raises:
+        EdgeError: they differ.
+    """
+    compare_tokenizers(source, directory)
+    if not read_json(directory / "config.json").get("per_layer_config"):
+        compare_with_transformers(source, directory, scratch)
+
+
+def _with_names(tensors: list[Tensor], architecture: Architecture) -> list[Tensor]:
+    """Names as `ForCausalLM` models have them; as transformers does, the first part is added or taken off."""
     head = architecture.names["head"]
-    return [
-        tensor if tensor.name.startswith(head) else replace(tensor, name=prefix + tensor.name)
-        for tensor in tensors
-    ]
+    first = architecture.names["embedding"].partition(".")[0] + "."
+    inner = {".".join(name.split(".")[1:2]) for name in architecture.names.values() if name.startswith(first)}
+
+    def named(name: str) -> str:
+        module, _, kind = name.removeprefix(first).rpartition(".")
+        if module in (head, "lm_head"):
+            return f"{head}.{kind}"
+        return first + name if name.partition(".")[0] in inner else name
+
+    return [replace(tensor, name=named(tensor.name)) for tensor in tensors]
+
+
+def _with_head(tensors: list[Tensor], config: dict[str, Any], source: Path) -> list[Tensor]:
+    """The tensors with a head if it is not the embedding; "tie_word_embeddings" then says so.
+
+    As transformers 5 does: what a config ties is not tied if both are stored and differ.
+
+    Raises:
+        EdgeError: the config has a head of its own, and none is stored.
+    """
+    names = architecture_of(config["model_type"]).names
+    embedding, head = (f"{names[part]}.weight" for part in ("embedding", "head"))
+    stored = {tensor.name: tensor for tensor in tensors}
+    if not config["tie_word_embeddings"]:
+        if embedding in stored and head not in stored:
+            raise EdgeError(
+                f"{source} stores no {head}, but its config.json says that the head is not the embedding "
+                "(tie_word_embeddings): transformers would draw one at random",
+                "save the model with its head; or set tie_word_embeddings to true, if it is the embedding",
+            )
+    elif head in stored and embedding not in stored:
+        return [replace(t, name=embedding) if t.name == head else t for t in tensors]
+    elif head in stored:
+        if _equal(stored[head], stored[embedding]):
+            return [tensor for tensor in tensors if tensor.name != head]
+        config["tie_word_embeddings"] = False
+        print(
+            f"{source} stores a head that is not the embedding, though its config.json ties them "
+            "(tie_word_embeddings): both are kept, as transformers does",
+            file=sys.stderr,
+        )
+    return tensors
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    import numpy as np
+
+    return a.shape == b.shape and np.array_equal(a.load(), b.load())
 
 
 def _safe(path: Path, folder: Path) -> Path:
@@ -159,7 +219,8 @@ def _explicit_config(source: Path) -> dict[str, Any]:
         config: dict[str, Any] = AutoConfig.from_pretrained(str(source), local_files_only=True).to_dict()
     except Exception as error:  # transformers and what it uses raise many kinds
         raise EdgeError(f"{source / 'config.json'} can't be used: {error}", "restore the file") from error
-    for noise in ("_name_or_path", "transformers_version", "torch_dtype", "auto_map"):
+    where = ("_name_or_path", "transformers_version", "torch_dtype", "auto_map")
+    for noise in (*where, "attn_implementation", "_attn_implementation"):
         config.pop(noise, None)
     config["dtype"] = "float32"
     return standard_names(config)
@@ -180,9 +241,7 @@ def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content:
         text = settings.get(f"{role}_token")
         if config.get(f"{role}_token_id") is None and text:
             config[f"{role}_token_id"] = tokenizer.token_to_id(text)
-    if template := chat_template(source, settings, "restore the file"):
-        write_text(target / CHAT_TEMPLATE, template)
-    settings.pop("chat_template", None)
+    write_chat_templates(target, settings, chat_templates(source, settings, "restore the file"))
     # Classes made for one model may split text by rules of their own; this one reads tokenizer.json.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("auto_map", None)

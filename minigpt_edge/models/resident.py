@@ -147,6 +147,7 @@ def write_shards(model: Any, arch: Arch, rest: dict[str, torch.Tensor], director
         name = SHARD.format(number, total)
         places |= dict.fromkeys(Weights([directory / name]).shapes, name)
         size += (directory / name).stat().st_size
+    (directory / WEIGHTS).unlink(missing_ok=True)  # It would be read in place of the shards.
     write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
     if changed := blocks[0].on_disk.changed:
         shutil.rmtree(changed, ignore_errors=True)

@@ -207,9 +207,15 @@ def _pruned(sparsity: Sparsity) -> Table:
     }
     for name, widths in (("FFN neurons", sparsity.ffn_width), ("KV groups", sparsity.kv_groups)):
         if widths and widths[1]:
-            pairs[f"{name} per block (mean)"] = (widths[0], sum(widths[1]) / len(widths[1]))
+            before = widths[0] if isinstance(widths[0], int) else sum(widths[0]) / len(widths[0])
+            pairs[f"{name} per block (mean)"] = (before, sum(widths[1]) / len(widths[1]))
     rows = [
-        [name, number(before), number(after, int(isinstance(after, float))), percent(1 - after / before)]
+        [
+            name,
+            number(before, int(isinstance(before, float))),
+            number(after, int(isinstance(after, float))),
+            percent(1 - after / before),
+        ]
         for name, (before, after) in pairs.items()
         if before and after is not None
     ]

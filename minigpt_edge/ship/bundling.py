@@ -17,10 +17,13 @@ from minigpt_edge.ship.make_report import text_licences
 from minigpt_edge_runtime.bundle.manifest import Contents, write_manifest
 from minigpt_edge_runtime.bundle.parity import REFERENCE
 from minigpt_edge_runtime.files import os_error, write_json, write_text
+from minigpt_edge_runtime.formats.gguf_header import read_header
 from minigpt_edge_runtime.formats.tokenizer_files import (
+    DEFAULT,
     TOKENIZER_FILES,
-    chat_template,
+    chat_templates,
     read_tokenizer_config,
+    special_texts,
 )
 
 NOTICE = "NOTICE"
@@ -44,8 +47,12 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
     write_json(directory / HELD_OUT, held_out_sample(text.path))
     write_json(directory / REFERENCE, reference_sample(job.reference()))
     if gguf := [file for file in types if file.endswith(".gguf")]:
-        template = chat_template(directory, read_tokenizer_config(directory))
-        write_text(directory / "Modelfile", modelfile(gguf[0], template, stop_texts(job.checkpoint)))
+        settings = read_tokenizer_config(directory)
+        template = chat_templates(directory, settings).get(DEFAULT)
+        adds_bos = bool(read_header(directory / gguf[0]).metadata.get("tokenizer.ggml.add_bos_token"))
+        stops = stop_texts(job.checkpoint)
+        made = modelfile(gguf[0], template, stops, special_texts(settings), adds_bos)
+        write_text(directory / "Modelfile", made)
     write_manifest(
         directory,
         Contents(

@@ -155,6 +155,11 @@ def test_a_chat_needs_a_template_and_uses_it(place: Path, tmp_path: Path) -> Non
     with minigpt_edge.load(folder, threads=1) as model:
         pieces = list(model.stream(messages, max_tokens=6, temperature=0))
         assert model.chat(messages, max_tokens=6, temperature=0) == "".join(pieces) != ""
+        opened = [*messages, {"role": "assistant", "content": "The licensor"}]
+        given = {"continue_final_message": True, "tools": [{"name": "f"}], "of_its_own": 1}
+        assert model.chat(opened, max_tokens=6, temperature=0, template=given) != "".join(pieces)
+        with pytest.raises(UsageError, match="without a chat template"):
+            model.stream("The licensee", template=given)
 
 
 def test_a_changed_bundle_is_refused(place: Path, tmp_path: Path, built: Any) -> None:

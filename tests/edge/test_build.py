@@ -215,23 +215,6 @@ def test_a_changed_corpus_is_read_again(
     assert not read()
 
 
-def test_equal_widths_load_in_stock_transformers(place: Path) -> None:
-    done = run(
-        place, "--out", "equal", "--widths", "equal", "--no-recover", "--no-baseline", "--target", "gguf-f16"
-    )
-    assert done.returncode == 0, done.stderr
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    report = json.loads((place / "equal" / "report.json").read_text())
-    assert report["models"][-1]["architecture"] == "llama"
-    checkpoint = next(line for line in done.stderr.splitlines() if "Hugging Face" in line).split(": ", 1)[1]
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    ids = AutoTokenizer.from_pretrained(checkpoint)("The licensee shall", return_tensors="pt").input_ids
-    with torch.inference_mode():
-        assert model(ids).logits.shape[-1] == model.config.vocab_size < 700
-
-
 def test_both_formats_ship_from_one_model(place: Path, built: Path) -> None:
     """ONNX beside GGUF: proven, measured, whole in itself, and saying the same."""
     onnx = ("onnx-fp32", "onnx-int8", "onnx-int4")

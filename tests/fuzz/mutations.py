@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -32,6 +33,40 @@ VALUES: tuple[Any, ...] = (
     "../../outside", "/tmp/outside", "C:\\outside", "\x00", "\ud800", "%s{0}", "0-99999999999", "é" * 5000,
     [], {}, [[]], [None], [1, "a"], {"": None}, {"a": {"a": {}}},
 )  # fmt: skip
+_GROW = "{%% set n = namespace(t=%s) %%}{%% for i in range(90) %%}{%% set n.t = %s %%}{%% endfor %%}"
+JINJA = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{{ messages }}{% endfor %}",
+    "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    *(_GROW % ("'aa'", step) for step in ("n.t ~ n.t", "n.t + n.t", "n.t | replace('a', n.t)")),
+    *(
+        _GROW % ("'aa'", step)
+        for step in ("[n.t, n.t] | join", "n.t.replace('a', n.t)", "''.join([n.t, n.t])")
+    ),
+    *(_GROW % ("[1]", step) for step in ("[n.t, n.t] | sum(start=[])", "n.t + n.t", "n.t * 2")),
+    *(
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        "{{ 'a' * 10 ** 12 }}",
+        "{{ 1 << 99 }}",
+        "{{ 1 // 0 }}",
+        "{{ [1] * 10**12 }}",
+    ),
+    *("{{ 'a' | center(10**12) }}", "{{ '%999999999999d' % 1 }}", "{{ '%*d' | format(10**12, 1) }}"),
+    *("{{ '{:>999999999999}'.format(1) }}", "{{ '{:>{}}'.format(1, 10**12) }}", "{{ 'a'.ljust(10**12) }}"),
+    *("{{ lipsum(n=10**9) }}", "{{ messages | tojson(indent=10**12) }}", "{{ range(10**12) | list }}"),
+    *("{{ [1] | batch(10**12, 1) | list }}", "{{ [1] | slice(10**12) | list }}", "{{ ''.zfill(10**12) }}"),
+    *("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__ }}", "{{ self._x }}"),
+    *("{{ messages.append(messages) }}", "{{ namespace(__class__=1) }}", "{{ dict.__base__ }}"),
+    *("{{ raise_exception('no') }}", "{{ raise_exception() }}", "{{ strftime_now('%') }}"),
+    *("{{ strftime_now(1) }}", "{{ strftime_now('%Y' * 99999) }}", "{{ strftime_now('\ud800') }}"),
+    *("{% include 'a' %}", "{% import '/etc/passwd' as a %}", "{% extends messages %}", "{% block a %}"),
+    *("{% endfor %}", "{% raw %}", "{# ", "{{ ", "{% if %}", "{% set %}", "{% generation %}", "{% break %}"),
+    *("{{ nothing.at.all }}", "{{ nothing() }}", "{{ 'a' | nothing }}", "{{ caller() }}", "{{ loop.index }}"),
+    "{% for a in nothing recursive %}{{ loop(a) }}{% endfor %}",
+    *("{{ " + "(" * 5000 + ")" * 5000 + " }}", "{{ " + "-" * 5000 + "1 }}", "{{ " + "1 + " * 9000 + "1 }}"),
+    *("{% if 1 %}" * 300, "{% for a in [1] %}" * 30, "{% set messages = 1 %}"),
+    "{% set minigpt_edge_deadline = 10**9 %}",
+)
 NAMES = (
     "../outside",
     "/tmp/outside",
@@ -55,6 +90,7 @@ def mutate(name: str, data: bytes, chance: random.Random) -> bytes:
         "csv": _lines,
         "tsv": _lines,
         "zip": _zip,
+        "jinja": _template,
     }.get(kind)
     if structured and chance.random() < 0.75:
         try:
@@ -147,6 +183,24 @@ def _lines(data: bytes, chance: random.Random) -> bytes:
     else:
         lines[at] = _bytes(lines[at], chance)
     return b"".join(lines)
+
+
+def _template(data: bytes, chance: random.Random) -> bytes:
+    """A template with a piece of another meaning between two of its tags, or with one of its tags changed."""
+    parts = re.split(rb"(\{[%{].*?[%}]\})", data, flags=re.DOTALL)
+    at, hostile = chance.randrange(len(parts)), chance.choice(JINJA).encode()
+    what = chance.random()
+    if what < 0.5:
+        parts.insert(at, hostile)
+    elif what < 0.7:
+        parts[at] = hostile
+    elif what < 0.8:
+        parts[at] *= chance.choice((2, 50, 5000))
+    elif what < 0.9:
+        del parts[at]
+    else:
+        parts[at] = _bytes(parts[at], chance)
+    return b"".join(parts)
 
 
 def _zip(data: bytes, chance: random.Random) -> bytes:

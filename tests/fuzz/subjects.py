@@ -16,8 +16,10 @@ from typing import Any
 
 from latency_reports import make_report
 from tiny_build import write_corpus, write_model
-from tiny_gguf import TEXT, make_gguf, make_tokenizer, texts_content
+from tiny_gguf import CHAT_TEMPLATE, TEXT, make_gguf, make_tokenizer, texts_content
 from tiny_onnx import make_checkpoint, make_onnx
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,11 @@ def make_model(folder: Path) -> None:
     for path in (folder / "model").iterdir():
         path.rename(folder / path.name)
     (folder / "model").rmdir()
+    add_adapter(folder, folder / "adapter")
 
 
 def read_model(path: Path) -> None:
-    """Convert, trim, load, write as GGUF: what a build does with a model of unknown origin."""
+    """Convert, trim, load, write as GGUF: what a build does with a model of unknown origin, or an adapter."""
     from minigpt_edge.models.base_model import resolve_model
     from minigpt_edge.models.checkpoint import load_model
     from minigpt_edge.prune.vocabulary.choose import choose_tokens, count_tokens, open_tokenizer
@@ -222,6 +225,9 @@ def read_model(path: Path) -> None:
     from minigpt_edge_export.gguf.write import write_gguf
     from minigpt_edge_runtime.files import read_json
 
+    if path.name in ADAPTER_FILES:
+        resolve_model(str(path.parent.parent), adapter=str(path.parent), offline=True)
+        return
     command("inspect", path.parent)
     base = resolve_model(str(path.parent), offline=True)
     data = read_json(base.tokenizer)
@@ -229,6 +235,21 @@ def read_model(path: Path) -> None:
     trim_tokenizer(base.path, path.parent / "trimmed", kept)
     load_model(base.path)
     write_gguf(read_checkpoint(base.path), path.parent / "out.gguf")
+
+
+def add_adapter(model: Path, folder: Path) -> None:
+    """A LoRA adapter of a few weights, beside the model that is its base."""
+    import torch
+    from safetensors.torch import save_file
+
+    hidden = json.loads((model / "config.json").read_text())["hidden_size"]
+    layer = "base_model.model.model.layers.0.self_attn.o_proj"
+    shapes = {"lora_A": (2, hidden), "lora_B": (hidden, 2)}
+    folder.mkdir()
+    save_file({f"{layer}.{n}.weight": torch.ones(s) for n, s in shapes.items()}, folder / ADAPTER_FILES[1])
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "rank_pattern": {}}
+    settings |= {"target_modules": ["o_proj"], "layers_to_transform": [0], "modules_to_save": None}
+    (folder / ADAPTER_FILES[0]).write_text(json.dumps({**settings, "base_model_name_or_path": ".."}))
 
 
 def make_gguf_file(folder: Path) -> None:
@@ -253,7 +274,7 @@ def _generate(path: Path) -> None:
     with open_engine(path, 64, 1) as engine:
         engine.detokenize(engine.tokenize(TEXT))
         engine.eval([engine.document_start(), *engine.tokenize("The licence")])
-        if engine.chat_template:
+        if engine.chat_templates:
             chat_ids(engine, [{"role": "user", "content": "Hello"}])
 
 
@@ -380,23 +401,69 @@ def read_stored(path: Path) -> None:
     write_onnx(read_checkpoint(path.parent), path.parent / "out", PRECISIONS["int4"])
 
 
+def make_templates(folder: Path) -> None:
+    """Templates with what real ones use, and simple ones in the settings."""
+    real = Path(__file__).parents[1] / "tiny" / "templates"
+    (folder / "additional_chat_templates").mkdir()
+    shutil.copyfile(real / "smollm3.jinja", folder / "chat_template.jinja")
+    shutil.copyfile(real / "hermes.tool_use.jinja", folder / "additional_chat_templates" / "tool_use.jinja")
+    listed = [{"name": name, "template": CHAT_TEMPLATE} for name in ("default", "tool_use")]
+    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": listed}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def read_templates(path: Path) -> None:
+    """Render with and without tools, and write the Modelfile and the fields of a GGUF file."""
+    from minigpt_edge.ship.modelfile import modelfile
+    from minigpt_edge_export.gguf.chat_templates import self_contained
+    from minigpt_edge_runtime.formats.tokenizer_files import (
+        chat_templates,
+        choose_template,
+        read_tokenizer_config,
+        special_texts,
+    )
+    from minigpt_edge_runtime.generate import template_bounds
+    from minigpt_edge_runtime.generate.chat import render_chat
+    from minigpt_edge_runtime.generate.chat_inputs import ChatInputs
+
+    template_bounds.SECONDS = 0.2
+    folder = path.parents[1] if path.name == "tool_use.jinja" else path.parent
+    if path.suffix == ".json":  # the files would come before it
+        shutil.rmtree(folder / "additional_chat_templates")
+        (folder / "chat_template.jinja").unlink()
+    settings = read_tokenizer_config(folder)
+    templates, special = chat_templates(folder, settings), special_texts(settings)
+    self_contained(templates, special, {})
+    modelfile("m.gguf", templates.get("default"), ["</s>"], special)
+    messages = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "a", "thinking": "b"}]
+    function = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    for tools in (None, [{"type": "function", "function": function}]):
+        if (template := choose_template(templates, tools is not None)) is not None:
+            render_chat(template, messages, special, ChatInputs(tools))
+
+
 _MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 _TEXT_FILES = (
     *("a.txt", "a.md", "a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.csv", "b.csv", "c.csv", "a.tsv"),
     *("a.parquet", "saved/state.json", "saved/dataset_info.json", "saved/data-00000-of-00001.arrow"),
 )
 _ONNX_FILES = ("model.onnx", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
+_TEMPLATE_FILES = (
+    *("chat_template.jinja", "additional_chat_templates/tool_use.jinja"),
+    "tokenizer_config.json",
+)
 SUBJECTS: dict[str, Subject] = {
     "corpus": Subject(make_texts, _TEXT_FILES, read_texts, 2),
     "plan": Subject(make_plan, ("plan.json",), read_plan),
     "stage": Subject(make_stage, ("example/manifest.json",), read_stage),
     "report": Subject(make_reports, ("a.json",), read_reports),
     "domain": Subject(make_domain, ("mine.toml",), read_domain),
+    "template": Subject(make_templates, _TEMPLATE_FILES, read_templates, 2),
     "sweep": Subject(make_sweep, ("sweep.toml",), read_sweep),
     "held-out": Subject(make_held_out, ("held-out.json",), read_held_out),
     "bundle": Subject(make_bundle, ("manifest.json", "tokenizer.json", "model.gguf"), read_bundle),
     "zip": Subject(make_zip, ("bundle.zip",), read_zip),
-    "model": Subject(make_model, _MODEL_FILES, read_model),
+    "model": Subject(make_model, (*_MODEL_FILES, *(f"adapter/{n}" for n in ADAPTER_FILES)), read_model, 1.5),
     "checkpoint": Subject(make_stored, _MODEL_FILES, read_stored),
     "gguf": Subject(make_gguf_file, ("a.gguf",), read_gguf, 2),
     "onnx": Subject(make_onnx_folder, _ONNX_FILES, read_onnx),

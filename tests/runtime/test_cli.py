@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from tiny_gguf import make_gguf
+from tokenizers import Tokenizer
 
 from minigpt_edge_runtime.cli import VERBS, cli
 from minigpt_edge_runtime.click_group import EdgeGroup
@@ -51,6 +53,17 @@ def test_run_chats_once_with_a_system_message(bundle: Path) -> None:
     assert answer["cached_tokens"] == 0 and answer["finish_reason"] in ("length", "end")
 
 
+def test_run_gives_the_template_its_variables(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    template = "{{ messages[0].content }}{% if enable_thinking is false %}without a thought{% endif %}"
+    path = make_gguf(tmp_path / "a.gguf", tokenizer, chat_template=template)
+    options = ["--chat", "--max-tokens", 1, "--threads", 1, "--json"]
+    counts = []
+    for given in ("{}", '{"enable_thinking": true}', '{"enable_thinking": false, "messages": 1}'):
+        result = call("run", path, "Hi", "--chat-template-kwargs", given, *options)
+        counts.append(json.loads(result.stdout)["prompt_tokens"])
+    assert counts[0] == counts[1] < counts[2]
+
+
 def test_verify_inspect(bundle: Path) -> None:
     assert json.loads(call("verify", bundle, "--threads", 1, "--json").stdout)["ok"] is True
     assert "ok   checksums" in call("verify", bundle, "--threads", 1).stdout
@@ -69,6 +82,9 @@ def test_verify_exits_1_when_a_file_changed(bundle: Path) -> None:
     [
         (["run", "none.gguf", "x"], 1, "error: none.gguf does not exist\nhint: check the path"),
         (["run", "none.gguf", "x", "--system", "y"], 2, "error: --system needs --chat"),
+        (["run", "none.gguf", "x", "--chat-template-kwargs", "{}"], 2, "--chat-template-kwargs needs --chat"),
+        (["run", "none.gguf", "x", "--chat", "--chat-template-kwargs", "{"], 2, "is no JSON object: {"),
+        (["run", "none.gguf", "x", "--chat", "--chat-template-kwargs", "[]"], 2, "is no JSON object: []"),
         (["run", "none.gguf", "x", "--greedy", "--temperature", "0.5"], 2, "contradict each other"),
         (["run", "none.gguf", "x", "--greedy", "--repeat-penalty", "1"], 2, "contradict each other"),
         (["bench", "none.gguf", "-o", "."], 1, "error: . is a directory"),

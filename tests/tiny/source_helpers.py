@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -42,6 +44,11 @@ def sentences(count: int, seed: int) -> str:
 
 def tiny_tokenizer(*, digits: bool = True) -> Tokenizer:
     """A trained byte-level BPE with SmolLM's (or GPT-2's) way of splitting text."""
+    return Tokenizer.from_str(_trained(digits))
+
+
+@cache
+def _trained(digits: bool) -> str:
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.pre_tokenizer = byte_level
@@ -57,7 +64,7 @@ def tiny_tokenizer(*, digits: bool = True) -> Tokenizer:
     if digits:
         single = pre_tokenizers.Digits(individual_digits=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([single, byte_level])
-    return tokenizer
+    return str(tokenizer.to_str())
 
 
 def tiny_model_dir(folder: Path, *, dtype: str = "float32", digits: bool = True, tied: bool = True) -> Path:
@@ -82,11 +89,31 @@ def tiny_model_dir(folder: Path, *, dtype: str = "float32", digits: bool = True,
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "bos_token": SPECIALS[1],
-        "eos_token": {"content": SPECIALS[2]},
+        "eos_token": {"__type": "AddedToken", "content": SPECIALS[2], "special": True},
         "tokenizer_class": "GPT2Tokenizer",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    return folder
+
+
+def tiny_adapter(base: Path, folder: Path, rows: int | None = None, **settings: Any) -> Path:
+    """A LoRA adapter with random weights, saved by peft; with `rows` for an embedding of so many."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    if rows:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    settings = {"target_modules": ["q_proj", "down_proj"], "r": 4, "lora_alpha": 32, **settings}
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if weight.requires_grad or (rows and "embed_tokens" in name):
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    adapted.save_pretrained(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ def _style(config: Config) -> Style:
 
 def check_window(config: Config) -> None:
     """Raise ValueError if attention looks at the last tokens alone."""
-    if config.get("use_sliding_window"):
+    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
         raise ValueError("attention with a sliding window")
 
 

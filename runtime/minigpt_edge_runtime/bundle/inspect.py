@@ -15,7 +15,12 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, read_json, understanding
 from minigpt_edge_runtime.formats.gguf_names import BLOCK, HEAD
 from minigpt_edge_runtime.formats.latency_report import SCHEMA, read_report
-from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER, chat_template, read_tokenizer_config
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    TOKENIZER,
+    chat_templates,
+    gguf_chat_templates,
+    read_tokenizer_config,
+)
 from minigpt_edge_runtime.formats.types import by_type
 
 KNOWN = (
@@ -90,7 +95,7 @@ def _gguf(path: Path) -> Description:
         "context": get("context_length"),
         "vocabulary": header.vocabulary(),
         "tokenizer": _join(metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")),
-        "chat_template": "tokenizer.chat_template" in metadata,
+        "chat_template": bool(gguf_chat_templates(metadata)),
         "tied_embeddings": not any(tensor.name == HEAD for tensor in header.tensors),
         "licence": metadata.get("general.license"),
         "gguf_version": header.version,
@@ -209,7 +214,7 @@ def _checkpoint(path: Path) -> Description:
         "tied_embeddings": config.get("tie_word_embeddings"),
         "unequal_blocks": bool(per_block),
         "tokenizer": (path / TOKENIZER).is_file(),
-        "chat_template": chat_template(path, read_tokenizer_config(path)) is not None,
+        "chat_template": bool(chat_templates(path, read_tokenizer_config(path))),
         **config.get("minigpt_edge", {}),
     }
     weights = sorted(path.glob("*.safetensors"))

@@ -102,6 +102,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise EdgeError(f"{directory} does not exist", "check the path")
     if not (directory / MANIFEST).is_file():
+        if any(directory.glob("*.safetensors")):
+            hint = "make a bundle of it: minigpt-edge build --model DIRECTORY"
+            raise EdgeError(f"{directory} is a checkpoint, not a bundle", hint)
         raise EdgeError(
             f"{directory} is not a minigpt-edge bundle (it has no {MANIFEST})",
             "give a bundle, a .gguf file or a .onnx file",

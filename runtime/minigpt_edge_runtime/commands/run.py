@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 @FILE
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--system", help="A system message for the chat.")
+@click.option(
+    "--chat-template-kwargs",
+    metavar="JSON",
+    help="Further variables of the chat template, such as '{\"enable_thinking\": false}'.",
+)
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token, without a repetition penalty.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 is greedy.")
@@ -51,8 +56,10 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
     at_terminal = prompt is None and sys.stdin.isatty()
     if as_json and at_terminal:
         raise UsageError("--json needs a prompt", 'give one: run BUNDLE "This licence" --json')
-    if options["system"] is not None and not options["chat"] and not at_terminal:
-        raise UsageError("--system needs --chat")
+    for name in ("system", "chat_template_kwargs"):
+        if options[name] is not None and not options["chat"] and not at_terminal:
+            raise UsageError(f"--{name.replace('_', '-')} needs --chat")
+    variables = _variables(options["chat_template_kwargs"])
     _check_greedy(options["greedy"])
     sampling = Sampling(
         temperature=0.0 if options["greedy"] else options["temperature"],
@@ -70,9 +77,9 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
         def continued(text: str) -> list[int]:
             return document_ids(engine, text, found.document_start)
 
-        chatting = options["chat"] or options["system"] is not None
-        if chatting or (at_terminal and engine.chat_template):
-            conversation = Conversation(engine, options["system"], options["max_tokens"])
+        chatting = options["chat"] or options["system"] is not None or variables is not None
+        if chatting or (at_terminal and engine.chat_templates):
+            conversation = Conversation(engine, options["system"], options["max_tokens"], variables)
             if text is None:
                 chat(conversation, generation)
             else:
@@ -81,6 +88,17 @@ def run(bundle: Path, prompt: str | None, file: str | None, as_json: bool, **opt
             continue_texts(continued, generation)
         else:
             _answer(text, generation(continued(text)), as_json)
+
+
+def _variables(given: str | None) -> dict[str, Any] | None:
+    """The variables of --chat-template-kwargs; UsageError if they are not a JSON object."""
+    try:
+        found = None if given is None else json.loads(given)
+    except (ValueError, RecursionError):
+        found = given
+    if found is None or isinstance(found, dict):
+        return found
+    raise UsageError(f"--chat-template-kwargs is no JSON object: {given}", "give one: '{\"name\": true}'")
 
 
 def _check_greedy(greedy: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from minigpt_edge_runtime.errors import EdgeError
@@ -43,13 +43,18 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def chat_template(self) -> str | None:
-        """The model's Jinja chat template, if it has one."""
+    def chat_templates(self) -> Mapping[str, str]:
+        """The model's Jinja chat templates by name; a single one is called "default"."""
+
+    @property
+    @abstractmethod
+    def special_texts(self) -> Mapping[str, str]:
+        """The special tokens that a chat template may name, "bos_token" and so on: variable -> text."""
 
     @property
     @abstractmethod
     def adds_start(self) -> bool:
-        """Whether the model says that a begin-of-sequence token precedes every prompt."""
+        """Whether BOS is put before a rendered chat prompt that does not begin with it."""
 
     @abstractmethod
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.formats.tokenizer_files import choose_template
+from minigpt_edge_runtime.generate.chat_inputs import ChatInputs
 
 WITHOUT_TEMPLATE = "let the model continue a text instead, without chat"
 
@@ -15,23 +18,83 @@ class ChatTemplateError(EdgeError):
     """The model has no chat template, or it refuses these messages."""
 
 
-def chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+class Prompter(Protocol):
+    """What of an engine a prompt needs; see `Engine`."""
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]: ...
+
+    @property
+    def special_texts(self) -> Mapping[str, str]: ...
+
+    @property
+    def adds_start(self) -> bool: ...
+
+    def special_text(self, name: str) -> str: ...
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]: ...
+
+
+def chat_ids(
+    engine: Prompter,
+    messages: Sequence[Mapping[str, Any]],
+    /,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
+    **variables: Any,
+) -> list[int]:
     """Token ids of a conversation, up to where the assistant's answer begins.
 
     Args:
-        messages: {"role", "content"} each, as the template wants them.
+        messages: {"role", "content"} each, and whatever else the template knows.
+        tools: functions that the model may call, as OpenAI describes them.
+        documents: {"title", "text"} each, for templates that know documents.
+        continue_final_message: the last message is the beginning of the answer.
+        variables: further ones that the template knows, such as enable_thinking=False.
 
     Raises:
         ChatTemplateError: there is no template, or it fails.
         EdgeError: jinja2 is not installed.
     """
-    if not engine.chat_template:
-        raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
+    text = render_chat(
+        _template(engine, tools is not None),
+        messages,
+        engine.special_texts,
+        ChatInputs(tools, documents, continue_final_message, variables),
+    )
     start = engine.special_text("bos")
-    text = render_chat(engine.chat_template, messages, start, engine.special_text("eos"))
     if engine.adds_start and not text.startswith(start):
         text = start + text
     return engine.tokenize(text, special=True)
+
+
+def template_reads(engine: Engine, *, tools: bool = False) -> frozenset[str]:
+    """The variables that the model's chat template reads, of those that it is given.
+
+    Args:
+        tools: whether the conversation has tools, for which a model may have a template of its own.
+
+    Raises:
+        ChatTemplateError: there is no template, or it is broken.
+        EdgeError: jinja2 is not installed.
+    """
+    template = _template(engine, tools)
+    with _understood():
+        from minigpt_edge_runtime.generate.chat_template import variables
+
+        return frozenset(variables(template))
+
+
+def _template(engine: Prompter, with_tools: bool) -> str:
+    try:
+        template = choose_template(engine.chat_templates, with_tools)
+    except EdgeError as error:
+        raise ChatTemplateError(error.message, error.hint) from error
+    if template is None:
+        raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
+    return template
 
 
 class Conversation:
@@ -41,17 +104,25 @@ class Conversation:
         engine: its tokenizer and template are used, not its cache.
         system: a message that stays in front of all turns.
         room: tokens to keep free for an answer, at most a quarter of the context.
+        variables: further ones of the template.
 
     Raises:
         ChatTemplateError: the model has no chat template.
     """
 
-    def __init__(self, engine: Engine, system: str | None = None, room: int = 256) -> None:
-        if not engine.chat_template:
+    def __init__(
+        self,
+        engine: Engine,
+        system: str | None = None,
+        room: int = 256,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not engine.chat_templates:
             raise ChatTemplateError("this model has no chat template", WITHOUT_TEMPLATE)
         self._engine = engine
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._budget = engine.context_length - min(room, engine.context_length // 4)
+        self._variables = variables or {}
         self._turns: list[dict[str, str]] = []
         self._asked: list[dict[str, str]] = []
 
@@ -64,7 +135,7 @@ class Conversation:
         self._asked = [*self._turns, {"role": "user", "content": text}]
         dropped = 0
         while True:
-            ids = chat_ids(self._engine, [*self._system, *self._asked])
+            ids = chat_ids(self._engine, [*self._system, *self._asked], **self._variables)
             if len(ids) <= self._budget or len(self._asked) == 1:
                 return ids, dropped
             del self._asked[:2]
@@ -79,20 +150,38 @@ class Conversation:
         self._turns.clear()
 
 
-def render_chat(template: str, messages: Sequence[Mapping[str, Any]], bos: str, eos: str) -> str:
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    special: Mapping[str, str],
+    inputs: ChatInputs | None = None,
+) -> str:
     """The text of a conversation. Templates come from strangers and run in a sandbox.
+
+    Args:
+        special: the variables that hold special tokens, "bos_token" and so on.
+        inputs: what else the template is given.
 
     Raises:
         ChatTemplateError: the template is broken or refuses the messages.
         EdgeError: jinja2 is not installed.
     """
-    try:
+    with _understood():
         from minigpt_edge_runtime.generate.chat_template import render
+
+        return render(template, messages, special, inputs or ChatInputs())
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Tell a missing jinja2 and a template's errors, which may be any: it is foreign code."""
+    try:
+        yield
     except ImportError as error:
         hint = 'pip install "jinja2>=3.1.6"'
         raise EdgeError(f"chat needs jinja2 for the model's template ({error})", hint) from error
-    try:
-        return render(template, messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
-    except Exception as error:  # a template is foreign code and may raise anything
-        message = f"the model's chat template failed ({error})"
+    except Exception as error:
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        line = getattr(error, "lineno", None)
+        message = f"the model's chat template failed ({words}{f', line {line}' if line else ''})"
         raise ChatTemplateError(message, f"change the messages, or {WITHOUT_TEMPLATE}") from error

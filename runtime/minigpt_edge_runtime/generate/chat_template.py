@@ -1,49 +1,73 @@
-"""The environment that chat templates run in: transformers' own, in jinja2's sandbox, for a bounded time.
+"""Chat templates rendered as transformers renders them, without transformers.
 
-The sandbox bounds what a template reaches and the length of one `range`, but not loops in loops. What a
-template makes in memory is not bounded.
+What its `apply_chat_template` does to messages and gives to templates is done here; tests compare the texts.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from jinja2 import Template, nodes, pass_context
-from jinja2.compiler import CodeGenerator
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import SecurityError
+from jinja2.utils import Namespace
 
-SECONDS = 5.0  # real templates take milliseconds
-_LARGEST = 10**6  # that an operator makes at once: characters, items, or bits of a number
-_DEADLINE, _IN_TIME = "minigpt_edge_deadline", "minigpt_edge_in_time"
+from minigpt_edge_runtime.generate.chat_inputs import ChatInputs, plain, prepared_messages, up_to_the_end
+from minigpt_edge_runtime.generate.template_bounds import BoundedEnvironment, render_bounded
+
+
+def render(
+    template: str,
+    messages: Iterable[Mapping[str, Any]],
+    special: Mapping[str, str],
+    inputs: ChatInputs,
+    now: Callable[[], datetime] = datetime.now,
+) -> str:
+    """The text of a conversation, up to where the assistant's next answer begins.
+
+    Args:
+        special: the variables that hold special tokens, "bos_token" and so on.
+        inputs: what the template is given beside them.
+        now: the clock that `strftime_now` reads.
+
+    Raises:
+        Exception: whatever the template raises; ValueError if there is no message, or none to go on with.
+    """
+    chat, last = prepared_messages(messages, inputs.continue_final_message)
+    given = {"add_generation_prompt": last is None, **special, **plain(inputs.variables or {})}
+    given |= {"strftime_now": lambda pattern: now().strftime(pattern)}
+    given |= {"messages": chat, "tools": plain(inputs.tools), "documents": plain(inputs.documents)}
+    text = render_bounded(compiled(template), given)
+    return text if last is None else up_to_the_end(text, last)
 
 
 @lru_cache(maxsize=4)
 def compiled(template: str) -> Template:
-    """A template, ready for `render`."""
-    environment = _Environment(
+    """A template, ready to be rendered.
+
+    Raises:
+        TemplateSyntaxError: it is no template.
+    """
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = _to_json  # jinja2's own escapes for HTML
-    environment.filters[_IN_TIME] = _in_time
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    environment.bound_filters()
+    environment.globals.update(raise_exception=_refuse, dict=_Dict(), namespace=_Namespace)
     return environment.from_string(template)
 
 
-def render(template: str, **given: Any) -> str:
-    """The text of a template, within SECONDS.
+def variables(template: str) -> set[str]:
+    """The names that a template reads and does not set itself.
 
     Raises:
-        Exception: whatever the template raises; SecurityError if it takes too long.
+        TemplateSyntaxError: it is no template.
     """
-    return compiled(template).render(**given, **{_DEADLINE: time.monotonic() + SECONDS})
+    return meta.find_undeclared_variables(compiled(template).environment.parse(template))
 
 
 class _GenerationBlock(Extension):
@@ -52,56 +76,42 @@ class _GenerationBlock(Extension):
     tags = {"generation"}
 
     def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A block of its own, as in transformers: what is `set` in it is not seen behind it.
+        return nodes.CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
+
+    def _as_it_is(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
-class _TimedLoops(CodeGenerator):
-    """Lets every loop look at the time."""
+class _Dict:
+    """`dict` without its attributes, by which a template could leave the sandbox."""
 
-    def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
-        for loop in node.find_all(nodes.For):
-            place = {"lineno": loop.lineno, "environment": self.environment}
-            loop.iter = nodes.Filter(loop.iter, _IN_TIME, [], [], None, None, **place)
-        super().visit_Template(node, frame)
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
 
-
-class _Environment(ImmutableSandboxedEnvironment):
-    code_generator_class = _TimedLoops
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _check(__context)  # macros can call each other without any loop
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if _size(operator, left, right) > _LARGEST:
-            raise SecurityError(f"the result of {operator} is too large")
-        return super().call_binop(context, operator, left, right)
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
 
 
-def _size(operator: str, left: Any, right: Any) -> float:
-    """Items or bits of left * right or left ** right, at most."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length()
-        return bits * abs(right) if operator == "**" else bits + right.bit_length()
-    for items, times in ((left, right), (right, left)):
-        if isinstance(times, int) and hasattr(items, "__len__"):
-            return len(items) * times
-    return 0
+class _Namespace(Namespace):
+    """jinja2's `namespace` without underscored names, which transformers refuses."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, given = args[0], dict(*args[1:], **kwargs)
+        for name in given:
+            _check_name(name)
+        Namespace.__init__(self, given)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
 
 
-def _check(context: Context) -> None:
-    # What a template sets is in context.vars, what it was given is in context.parent.
-    if time.monotonic() > context.parent[_DEADLINE]:
-        raise SecurityError(f"it takes more than {SECONDS:g} seconds")
-
-
-@pass_context
-def _in_time(context: Context, items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        _check(context)
-        yield item
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace holds no underscored names such as {name!r}")
 
 
 def _to_json(
@@ -117,4 +127,4 @@ def _to_json(
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(message)
+    raise TemplateError(message)

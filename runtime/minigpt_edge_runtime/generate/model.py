@@ -96,22 +96,38 @@ class Model:
         return "".join(self.stream(prompt, max_tokens=max_tokens, stop=stop, **sampling))
 
     def chat(
-        self, messages: Messages, *, max_tokens: int = 256, stop: Sequence[str] = (), **sampling: Any
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+        **sampling: Any,
     ) -> str:
         """The answer to a conversation, by the model's own chat template.
 
         Args:
             messages: {"role": "system", "user" or "assistant", "content": text} each, the last a user's.
-            max_tokens, stop, sampling: as for `generate`.
+            max_tokens, stop: as for `generate`.
+            template: what the template is given beside them, as `chat_ids` has it: {"tools": …},
+                {"documents": …}, {"continue_final_message": True} where the last message is an answer's
+                beginning, or variables of its own such as {"enable_thinking": False}.
+            sampling: as for `generate`.
 
         Raises:
             ChatTemplateError: the model has no chat template, or the template refuses the messages.
             UsageError, EdgeError: as `generate`.
         """
-        return "".join(self.stream(messages, max_tokens=max_tokens, stop=stop, **sampling))
+        return "".join(self.stream(messages, max_tokens=max_tokens, stop=stop, template=template, **sampling))
 
     def stream(
-        self, prompt: str | Messages, *, max_tokens: int = 256, stop: Sequence[str] = (), **sampling: Any
+        self,
+        prompt: str | Messages,
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+        **sampling: Any,
     ) -> Generation:
         """`generate` for a text, `chat` for messages, piece by piece.
 
@@ -123,10 +139,12 @@ class Model:
             ChatTemplateError, UsageError, EdgeError: as `generate` and `chat`.
         """
         engine = self._session.engine
+        if isinstance(prompt, str) and template is not None:
+            raise UsageError("a text goes on without a chat template", "give messages, or no template")
         if isinstance(prompt, str):
             ids = document_ids(engine, prompt, self._document_start)
         else:
-            ids = chat_ids(engine, prompt)
+            ids = chat_ids(engine, prompt, **(template or {}))
         return Generation(self._session, ids, Sampling(**sampling), max_tokens, stop)
 
     def score(self, text: str) -> Score:

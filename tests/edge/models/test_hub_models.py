@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from source_helpers import changed, tiny_model_dir
+from source_helpers import changed, tiny_adapter, tiny_model_dir
 
 from minigpt_edge.models.base_model import default_model, resolve_model
 from minigpt_edge.stages import hub
@@ -139,6 +139,15 @@ def test_a_hub_model_is_fetched_and_serves_without_the_hub(
     assert resolve_model("org/tiny", offline=True).fingerprint == model.fingerprint
     with pytest.raises(EdgeError, match="working offline"):
         resolve_model("org/absent", offline=True)
+
+
+def test_an_adapter_from_the_hub_is_merged(
+    serve: functools.partial[None], model_dir: Path, tmp_path: Path
+) -> None:
+    serve(tiny_adapter(model_dir, tmp_path / "adapter"))
+    model = resolve_model("org/tiny")
+    assert model == resolve_model(str(model_dir), adapter="org/tiny")
+    assert model.name == "org/tiny" and "merged into" in model.source
 
 
 def test_a_foreign_hub_model_is_refused_before_its_weights_come(

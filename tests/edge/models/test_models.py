@@ -176,7 +176,8 @@ def test_foreign_files_and_names_are_refused(model_dir: Path, tmp_path: Path) ->
     cases.append((str(tiny_gguf(tmp_path / "d.gguf", pre=None)), EdgeError, "does not name"))
     cases.append(("smollm3", UsageError, "no model 'smollm3'"))
     cases.append((str(tmp_path / "missing"), UsageError, "no model"))
-    cases.append((str(tmp_path), EdgeError, "no config.json"))
+    (tmp_path / "empty").mkdir()
+    cases.append((str(tmp_path / "empty"), EdgeError, "no config.json"))
     for name, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
             resolve_model(name)
@@ -217,7 +218,7 @@ def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path:
     (shutil.copytree(model_dir, tmp_path / "8") / "tokenizer.json").unlink()
     cases.append((tmp_path / "8", "no tokenizer.json"))
     odd = changed(model_dir, tmp_path / "10", "tokenizer.json", {"model": "BPE"})
-    cases.append((odd, "tokenizer.json is damaged"))
+    cases.append((odd, "tokenizer.json can't be read: it is damaged"))
     for folder, message in cases:
         with pytest.raises(EdgeError, match=message):
             resolve_model(str(folder))

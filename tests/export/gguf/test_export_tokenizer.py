@@ -34,7 +34,7 @@ def test_fields(copied: Path) -> None:
     assert fields.special_ids == {"bos": 1, "eos": 2, "unk": 0}
     assert not fields.adds_bos
     assert not fields.adds_eos
-    assert fields.chat_template == TEMPLATE
+    assert fields.chat_templates == {"default": TEMPLATE}
     assert all(len(merge.split(" ")) == 2 for merge in fields.merges)
 
 
@@ -66,7 +66,7 @@ def test_chat_template_in_the_tokenizer_config(copied: Path) -> None:
     (copied / "chat_template.jinja").unlink()
     templates = [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]
     (copied / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
-    assert read_tokenizer(copied, 400).chat_template == "b"
+    assert read_tokenizer(copied, 400).chat_templates == {"tools": "a", "default": "b"}
 
 
 def test_recorded_pre_tokenizer_must_fit(copied: Path, data: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def test_both_engines_compute_the_same_and_agree_about_every_token(model: Path, 
     ids = np.random.default_rng(3).integers(3, 300, 600).tolist()
     with open_engine(model, CONTEXT, 1, True) as gguf, open_engine(onnx_model, CONTEXT, 1, True) as onnx:
         np.testing.assert_allclose(onnx.logits(ids), gguf.logits(ids), atol=5e-3)
-        assert onnx.vocab_size == gguf.vocab_size and onnx.chat_template == gguf.chat_template
+        assert onnx.vocab_size == gguf.vocab_size and onnx.chat_templates == gguf.chat_templates
         tokens = range(gguf.vocab_size)
         assert [onnx.piece(token) for token in tokens] == [gguf.piece(token) for token in tokens]
         assert [onnx.is_end(token) for token in tokens] == [gguf.is_end(token) for token in tokens]

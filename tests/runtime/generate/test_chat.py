@@ -8,7 +8,7 @@ from tiny_gguf import make_gguf
 from tokenizers import Tokenizer
 
 from minigpt_edge_runtime.engines.open import open_engine
-from minigpt_edge_runtime.generate import chat_template
+from minigpt_edge_runtime.generate import template_bounds
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, Conversation, chat_ids, render_chat
 
 MESSAGES = [
@@ -17,7 +17,9 @@ MESSAGES = [
     {"role": "assistant", "content": "Hello!"},
     {"role": "user", "content": "And?"},
 ]
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 DOUBLING = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+GROWING = "{%% set n = namespace(t='aa') %%}{%% for i in range(99) %%}{%% set n.t = %s %%}{%% endfor %%}"
 TEMPLATES = {
     "blocks lose their line breaks": (
         "{%- for m in messages %}\n    {% if m.role == 'user' %}\n[{{ m['content'] | trim }}]\n"
@@ -33,6 +35,12 @@ TEMPLATES = {
     "loop variables": "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
     "{{ loop.previtem is defined }}{% else %}none{% endfor %}"
     "{% for k, v in messages[0].items() %}{{ k }}{% endfor %}",
+    "texts and numbers": "{{ '%s 1234567890 {x} {%d' % ('a', 2) }}{{ '100% 7 of {:>4}'.format(1700000000) }}"
+    "{{ 1700000000 | string }}{{ [1700000000] | tojson }}{{ '%05.1f' | format(2) }}{{ ['a', 1] | join(' ') }}"
+    "{{ {'at': 1700000000}.items() | list }}{{ 'x' | indent(4, true) }}{{ [[1], [2]] | sum(start=[]) }}"
+    "{{ 'a-b'.replace('-', '+') }}{{ ', '.join(['a', 'b']) }}{{ 7 + 8.5 }}{{ 'a' ~ 1 ~ none }}",
+    "environment": "{{ dict(a=1) }}{{ dict.fromkeys('ab', 0) }}{{ namespace(self=2).self }}"
+    "{% generation %}{% set here = 1 %}{% endgeneration %}{{ here is defined }}",
     "operators": "{{ 'ab' * 3 }}{{ 2 ** 10 }}{{ 6 * 7 }}{{ [1] * 2 }}{{ 1.5 * 2 }}",
     "names": "{{ tools is not defined or tools is none }}{{ messages[0].name is defined }}",
 }
@@ -46,14 +54,13 @@ def test_templates_read_as_in_transformers(name: str) -> None:
         [MESSAGES],
         chat_template=TEMPLATES[name],
         add_generation_prompt=True,
-        bos_token="<s>",
-        eos_token="</s>",
+        **SPECIAL,
     )
-    assert render_chat(TEMPLATES[name], MESSAGES, "<s>", "</s>") == expected[0] != ""
+    assert render_chat(TEMPLATES[name], MESSAGES, SPECIAL) == expected[0] != ""
 
 
 def test_the_date_is_now() -> None:
-    assert render_chat("{{ strftime_now('%Y') }}", [], "", "") == datetime.now().strftime("%Y")
+    assert render_chat("{{ strftime_now('%Y') }}", MESSAGES, {}) == datetime.now().strftime("%Y")
 
 
 @pytest.mark.parametrize(
@@ -69,14 +76,28 @@ def test_the_date_is_now() -> None:
         ("{% set minigpt_edge_deadline = 10**30 %}" + DOUBLING, "seconds"),
         ("{{ 9 ** 9999999 }}", "too large"),
         ("{{ 'x' * 10**9 }}{{ [1] * 10**9 }}", "too large"),
+        (GROWING % "n.t ~ n.t", "too large"),
+        (GROWING % "n.t + n.t", "too large"),
+        (GROWING % "n.t | replace('a', n.t)", "too large"),
+        (GROWING % "[n.t, n.t] | join", "too large"),
+        (GROWING % "n.t.join(['a', n.t])", "too large"),
+        ("{{ 'a' | center(10**9) }}", "center is too large"),
+        ("{{ 'a'.ljust(10**9) }}", "ljust is too large"),
+        ("{{ '%999999999d' % 1 }}", "% is too large"),
+        ("{{ '%*d' | format(10**9, 1) }}", "format is too large"),
+        ("{{ '{:>{}}'.format(1, 10**9) }}", "format is too large"),
+        ("{{ messages | tojson(indent=10**9) }}", "tojson is too large"),
+        ("{% set t = 'a' * 10**6 %}{% for i in range(99) %}{{ t }}{% endfor %}", "writes more than"),
+        ("{{ dict.fromkeys.__self__ }}{{ namespace(_x=1) }}", "unsafe|underscored"),
+        ("{{ " + "(" * 9999, "template failed"),
     ],
 )
 def test_bad_and_hostile_templates_are_an_error(
     template: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "SECONDS", 0.1)
+    monkeypatch.setattr(template_bounds, "SECONDS", 0.1)
     with pytest.raises(ChatTemplateError, match=message):
-        render_chat(template, MESSAGES, "", "")
+        render_chat(template, MESSAGES, {})
 
 
 def test_a_conversation_becomes_the_models_tokens(model: Path) -> None:
