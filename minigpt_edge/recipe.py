@@ -45,7 +45,8 @@ class Recipe:
         domain: a known domain; or None with `corpus`.
         source: which of the domain's sources, None for its default.
         corpus: files, folders or hub dataset ids.
-        text_column: column of jsonl, csv, parquet or a hub dataset that holds the text.
+        text_column: column that holds the text in files of rows or a hub dataset; several names where the
+            files differ, each has one of them.
         model: short name, directory, GGUF file or hub id; None for the default.
         adapter: directory or hub id of a LoRA adapter to merge into the model; without a model, into the base
             that it names.
@@ -86,7 +87,7 @@ class Recipe:
     domain: str | None = None
     source: str | None = None
     corpus: _Texts = ()
-    text_column: str | None = None
+    text_column: _Texts = ()
     model: str | None = None
     adapter: str | None = None
     targets: _Texts = ("gguf-q4",)
@@ -148,7 +149,7 @@ class Recipe:
         }
         for why, names in idle.items():
             for name in names:
-                if getattr(self, name) is not None:
+                if getattr(self, name) not in (None, ()):
                     raise UsageError(f"--{name.replace('_', '-')} does nothing {why}", "leave it out")
 
 

@@ -32,7 +32,11 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
     "--source", help="Which of the domain's sources, such as hub (default: the one that needs no hub)."
 )
 @click.option("--corpus", multiple=True, help="Text instead of a domain: files, folders or a hub dataset id.")
-@click.option("--text-column", help="The column that holds the text in jsonl, csv, parquet or a dataset.")
+@click.option(
+    "--text-column",
+    multiple=True,
+    help="The column that holds the text in files of rows or a dataset; repeated where files differ.",
+)
 @click.option("--model", help="Short name, Hugging Face directory, GGUF file or hub id.")
 @click.option(
     "--adapter",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt_edge.data.reading import READ_KEYS, read_lines
 from minigpt_edge.report.build_report import BuildReport, ModelFile, Sparsity, Window
 
 MISSING = "–"
@@ -100,6 +101,9 @@ def tables(report: BuildReport) -> list[Table]:
     """All tables that the report has figures for, in reading order."""
     made = [_models(report), _ratios(report), _speed(report), _way(report), _pruned(report.sparsity)]
     corpus = {"domain": report.domain, **report.corpus.to_json()}
+    if "sources" in corpus:
+        bare = [{k: v for k, v in one.items() if k not in READ_KEYS} for one in corpus["sources"]]
+        corpus |= {"sources": bare, "read": " · ".join(read_lines(corpus["sources"])) or None}
     environment = {"minigpt-edge": report.minigpt_edge, "command": report.command, **report.environment}
     made += [_facts("corpus", "Corpus", corpus), _parity(report), _files(report), _stages(report)]
     made += [_facts("environment", "Environment", environment)]
