@@ -45,7 +45,8 @@ class Recipe:
         domain: a known domain; or None with `corpus`.
         source: which of the domain's sources, None for its default.
         corpus: files, folders or hub dataset ids.
-        text_column: column of jsonl, csv, parquet or a hub dataset that holds the text.
+        text_column: column that holds the text in files of rows or a hub dataset; several names where the
+            files differ, each has one of them.
         model: short name, directory, GGUF file or hub id; None for the default.
         adapter: directory or hub id of a LoRA adapter to merge into the model; without a model, into the base
             that it names.
@@ -86,7 +87,7 @@ class Recipe:
     domain: str | None = None
     source: str | None = None
     corpus: _Texts = ()
-    text_column: str | None = None
+    text_column: _Texts = ()
     model: str | None = None
     adapter: str | None = None
     targets: _Texts = ("gguf-q4",)
@@ -144,10 +145,11 @@ class Recipe:
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
             "with --plan, which says what is kept": [*decided, "keep_tokens", *counted] if self.plan else [],
             "with --no-recover": ["lora_rank"] if self.recover == "no" else [],
+            "with --threshold, which decides unit by unit": ["widths"] if self.threshold is not None else [],
         }
         for why, names in idle.items():
             for name in names:
-                if getattr(self, name) is not None:
+                if getattr(self, name) not in (None, ()):
                     raise UsageError(f"--{name.replace('_', '-')} does nothing {why}", "leave it out")
 
 

@@ -342,11 +342,11 @@ def _rope(config: dict[str, Any], head_dim: int, share: float, path: Path) -> Ro
             "exported",
             "known types: default, linear, llama3, on an even number of values",
         )
-    factors = _llama3_factors(theta, dims, given) if kind == "llama3" else None
+    factors = llama3_factors(theta, dims, given) if kind == "llama3" else None
     return Rope(theta, dims, factors, float(given["factor"]) if kind == "linear" else 1.0)
 
 
-def _llama3_factors(theta: float, dims: int, given: Mapping[str, Any]) -> tuple[float, ...]:
+def llama3_factors(theta: float, dims: int, given: Mapping[str, Any]) -> tuple[float, ...]:
     """What llama3 scaling divides frequencies by: 1 for short waves, `factor` for long, smooth between."""
     factor, old = float(given["factor"]), float(given["original_max_position_embeddings"])
     low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])

@@ -2,11 +2,6 @@
 
 Each level of quantization has thresholds of its own.
 
-What is comparable of the tokenizers: with specials off, "<|im_end|>" in a text is text to both (`tokenizers`
-splits special tokens out unless `encode_special_tokens` is set), and added tokens that are not special are
-whole tokens to both. With specials on, both read special tokens. Both modes are compared. Bytes that no token
-of the vocabulary can spell are dropped by both; the round trip is compared without them, and they are
-reported.
 """
 
 from __future__ import annotations
@@ -16,21 +11,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from minigpt_edge_export.gguf.sentencepiece import BYTES
 from minigpt_edge_export.scripts import TEN_SCRIPTS
+from minigpt_edge_export.verify_tokens import TokenParity, verify_tokenizer
 from minigpt_edge_runtime.engines.open import open_engine
-from minigpt_edge_runtime.engines.text import open_tokenizer, symbol_bytes
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import os_error, write_json
 from minigpt_edge_runtime.scoring.likelihood import divergence, log_softmax, picked
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,10 +57,6 @@ def threshold_of(kind: str) -> Distance:
     return THRESHOLDS[max((level for level in THRESHOLDS if level <= bits), default=2)]
 
 
-_KEPT = 5  # examples of failures that are kept
-_CONTEXT = 64  # a tokenizer needs no cache
-
-
 @dataclass(frozen=True)
 class LogitParity(Distance):
     """What was measured, over `tokens` positions."""
@@ -81,45 +68,6 @@ class LogitParity(Distance):
         small = self.kl_mean <= limit.kl_mean and self.kl_max <= limit.kl_max
         right = self.argmax_agreement >= limit.argmax_agreement and self.bits_ratio <= limit.bits_ratio
         return self.tokens > 0 and small and right
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """A text whose token ids differ: the ids from the first difference on, at most 20 of each."""
-
-    text: str
-    specials: bool
-    position: int
-    expected: list[int]
-    found: list[int]
-
-
-@dataclass(frozen=True)
-class TokenParity:
-    """Token ids of the engine against `tokenizers`, and the way back to bytes.
-
-    Attributes:
-        texts: number of texts compared.
-        tokens: number of their tokens, with specials off.
-        mismatched: texts whose ids differ, with specials off or on.
-        mismatches: the first few of them.
-        roundtrip_failed: texts that do not come back byte for byte.
-        roundtrip_failures: the first few of them.
-        unspellable_bytes: bytes that no token can spell, in either tokenizer.
-    """
-
-    texts: int
-    tokens: int
-    mismatched: int
-    mismatches: list[Mismatch]
-    roundtrip_failed: int
-    roundtrip_failures: list[str]
-    unspellable_bytes: list[int]
-
-    @property
-    def good(self) -> bool:
-        """Whether all texts have the same ids and come back byte for byte."""
-        return self.texts > 0 and not self.mismatched and not self.roundtrip_failed
 
 
 def verify_logits(model_path: Path, reference: Path, threads: int) -> LogitParity:
@@ -169,43 +117,6 @@ def verify_logits(model_path: Path, reference: Path, threads: int) -> LogitParit
     # a reference of single tokens has no next token, so nothing to compare likelihoods on
     ratio = float(likelihoods[0] / likelihoods[1]) if likelihoods[1] else 1.0
     return LogitParity(float(kl.mean()), float(kl.max()), same / kl.size, ratio, int(kl.size))
-
-
-def verify_tokenizer(model_path: Path, tokenizer_json: Path, texts: Sequence[str]) -> TokenParity:
-    """Compare the engine's token ids with those of `tokenizers` on every text, and on each special token.
-
-    Raises:
-        EdgeError: a file is missing or damaged.
-    """
-    tokenizer = open_tokenizer(tokenizer_json, "use an undamaged tokenizer.json")
-    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    unspellable = _unspellable(tokenizer)
-    dropped = bytes(unspellable)
-    pieces = tokenizer.token_to_id(BYTES[0]) is not None
-    count, mismatches, failures = 0, [], []
-    with open_engine(model_path, _CONTEXT, 1) as engine:
-        for text in (*texts, *(f"a{token}b {token} c" for token in special)):
-            for specials in (False, True) if any(token in text for token in special) else (False,):
-                tokenizer.encode_special_tokens = not specials
-                expected = tokenizer.encode(text, add_special_tokens=False).ids
-                found = engine.tokenize(text, special=specials)
-                if found != expected:
-                    mismatches.append(_mismatch(text, specials, expected, found))
-                if not specials:
-                    count += len(expected)
-                if specials and pieces:
-                    continue  # SentencePiece writes a space after a special token, in transformers too
-                if engine.detokenize(found, special=specials) != text.encode().translate(None, dropped):
-                    failures.append(text)
-    return TokenParity(
-        texts=len(texts) + len(special),
-        tokens=count,
-        mismatched=len(mismatches),
-        mismatches=mismatches[:_KEPT],
-        roundtrip_failed=len(failures),
-        roundtrip_failures=[text[:500] for text in failures[:_KEPT]],
-        unspellable_bytes=unspellable,
-    )
 
 
 @dataclass(frozen=True)
@@ -274,23 +185,4 @@ def _reasons(logits: LogitParity, limit: Distance, tokens: TokenParity | None) -
             f"x {logits.bits_ratio:.3f}; allowed are {limit.kl_mean:g}, {limit.kl_max:g}, "
             f"{limit.argmax_agreement:.0%} and {limit.bits_ratio:g})"
         )
-    if tokens and tokens.mismatched:
-        reasons.append(f"{tokens.mismatched} of {tokens.texts} texts get other token ids")
-    if tokens and tokens.roundtrip_failed:
-        reasons.append(f"{tokens.roundtrip_failed} of {tokens.texts} texts do not come back byte for byte")
-    return reasons
-
-
-def _unspellable(tokenizer: Tokenizer) -> list[int]:
-    """Bytes without a symbol in the vocabulary: byte-level BPE drops them, here and in llama.cpp."""
-    if tokenizer.token_to_id(BYTES[0]) is not None:  # a SentencePiece vocabulary spells all bytes
-        return []
-    return sorted(byte[0] for symbol, byte in symbol_bytes().items() if tokenizer.token_to_id(symbol) is None)
-
-
-def _mismatch(text: str, specials: bool, expected: list[int], found: list[int]) -> Mismatch:
-    pairs = zip(expected, found, strict=False)
-    shorter = min(len(expected), len(found))
-    position = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
-    shown = slice(position, position + 20)
-    return Mismatch(text[:500], specials, position, expected[shown], found[shown])
+    return reasons + (tokens.reasons if tokens else [])

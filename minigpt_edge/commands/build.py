@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,11 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
     "--source", help="Which of the domain's sources, such as hub (default: the one that needs no hub)."
 )
 @click.option("--corpus", multiple=True, help="Text instead of a domain: files, folders or a hub dataset id.")
-@click.option("--text-column", help="The column that holds the text in jsonl, csv, parquet or a dataset.")
+@click.option(
+    "--text-column",
+    multiple=True,
+    help="The column that holds the text in files of rows or a dataset; repeated where files differ.",
+)
 @click.option("--model", help="Short name, Hugging Face directory, GGUF file or hub id.")
 @click.option(
     "--adapter",
@@ -202,8 +207,8 @@ def _plan_text(plan: dict[str, Any]) -> str:
     lines = [
         f"parameters  {dense / 1e6:.1f} M -> {kept / 1e6:.1f} M ({plan['sparsity']:.2%} removed)",
         f"vocabulary  {plan['vocabulary'][0]:,} -> {plan['vocabulary'][1]:,}",
-        f"widths      {plan['widths'][0]} -> {' '.join(map(str, plan['widths'][1]))}",
-        f"kv groups   {plan['kv_groups'][0]} -> {' '.join(map(str, plan['kv_groups'][1]))}",
+        f"widths      {_numbers(plan['widths'][0])} -> {_numbers(plan['widths'][1])}",
+        f"kv groups   {_numbers(plan['kv_groups'][0])} -> {_numbers(plan['kv_groups'][1])}",
     ]
     for name, target in plan["targets"].items():
         lines.append(
@@ -211,3 +216,7 @@ def _plan_text(plan: dict[str, Any]) -> str:
             f"{target['speedup']:.2f} x the dense model's where decoding is memory-bandwidth-bound"
         )
     return "\n".join(lines)
+
+
+def _numbers(value: int | Sequence[int]) -> str:
+    return " ".join(map(str, [value] if isinstance(value, int) else value))

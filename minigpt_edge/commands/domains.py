@@ -74,7 +74,7 @@ def fetch(name: str, source: str | None) -> None:
 
     domain = load_domain(name)
     for one in domain.chosen(source):
-        texts, about = one.read(offline=False), one.about()
+        texts, about = one.read(offline=False).texts, one.about()
         where = about.get("package") or about.get("dataset") or about.get("path")
         click.echo(f"{where}: {len(texts):,} documents")
     for question_set in domain.questions:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from minigpt_edge.data.documents import decoded
+from minigpt_edge.data.decoding import decoded
 from minigpt_edge.data.pairs import pair_document
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import sha256_text

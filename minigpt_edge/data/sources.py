@@ -10,9 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from minigpt_edge.data.documents import READERS, choose_column, read_files
+from minigpt_edge.data.arrow_rows import dataset_column, read_dataset
+from minigpt_edge.data.decoding import kind_of_file
+from minigpt_edge.data.folders import ROWS, TEXTS, read_files
 from minigpt_edge.data.package_readers import check_options, read_package
 from minigpt_edge.data.pairs import pair_documents
+from minigpt_edge.data.reading import Reading, part
+from minigpt_edge.data.rows import Rows
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.checked import Names
 from minigpt_edge.stages.packages import cache_dir, package_files
@@ -20,6 +24,7 @@ from minigpt_edge_runtime.errors import EdgeError
 
 _PINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$"
 _STRICT = ConfigDict(extra="forbid")
+_Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -30,10 +35,14 @@ def _pairs(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Text files or folders of them."""
+    """Text files or folders of them.
+
+    Attributes:
+        text_column: names of the column that holds the text; each file has one of them.
+    """
 
     path: str
-    text_column: str | None = None
+    text_column: _Names = ()
     licence: str | None = None
     kind: Literal["files"] = "files"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -43,8 +52,8 @@ class FileSource:
         """Whether its documents are pairs of a sentence and its translation."""
         return False
 
-    def read(self, *, offline: bool) -> list[str]:
-        """Its documents; EdgeError if it can't be read."""
+    def read(self, *, offline: bool) -> Reading:
+        """Its texts; EdgeError if it can't be read."""
         return read_files(Path(self.path).expanduser(), self.text_column)
 
     def about(self) -> dict[str, Any]:
@@ -82,7 +91,7 @@ class PackageSource:
         """As `FileSource.holds_pairs`."""
         return self.reader == "translations"
 
-    def read(self, *, offline: bool) -> list[str]:
+    def read(self, *, offline: bool) -> Reading:
         """Its documents; EdgeError if it can't be had or read."""
         folder = package_files(
             self.package,
@@ -93,7 +102,9 @@ class PackageSource:
             offline=offline,
         )
         files = sorted(path for glob in self.members for path in folder.glob(glob))
-        return read_package(self.reader, files, dict(self.options))
+        texts = read_package(self.reader, files, dict(self.options))
+        rows = Rows(texts, {"rows": len(texts), "used": len(texts)})
+        return Reading(texts, {"read": [part("package", self.package, rows, shape=False)[1]]})
 
     def about(self) -> dict[str, Any]:
         """How corpus.json names it."""
@@ -107,15 +118,17 @@ class HubSource:
 
     Attributes:
         pair_columns: of a sentence and its translation, in place of `text_column`.
+        shape: whether short rows are gathered and long ones divided, as those of --corpus are.
     """
 
     dataset: str
     config: str | None = None
     split: str = "train"
-    text_column: str | None = None
+    text_column: _Names = ()
     revision: str | None = None
     licence: str | None = None
     pair_columns: tuple[str, ...] = ()
+    shape: bool = False
     kind: Literal["hub"] = "hub"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -158,15 +171,15 @@ class HubSource:
                 f"the dataset {self.dataset} can't be loaded: {said}", "check its id, configuration and split"
             ) from error
 
-    def read(self, *, offline: bool) -> list[str]:
-        """Its documents; EdgeError as `rows`, or there is no such column."""
+    def read(self, *, offline: bool) -> Reading:
+        """Its texts; EdgeError as `rows`, or there is no such column."""
         rows = self.rows(offline=offline)
-        strings = {"string", "large_string"}
-        columns = {name: getattr(kind, "dtype", None) in strings for name, kind in rows.features.items()}
         if self.pair_columns:
-            sides = [rows[choose_column(columns, name, self.dataset)] for name in self.pair_columns]
-            return pair_documents(list(zip(*sides, strict=True)))
-        return [text for text in rows[choose_column(columns, self.text_column, self.dataset)] if text]
+            sides = [dataset_column(rows, name, self.dataset) for name in self.pair_columns]
+            return Reading(pair_documents(list(zip(*sides, strict=True))))
+        found = read_dataset(rows, self.text_column, self.dataset)
+        documents, told = part("hub dataset", self.dataset, found, shape=self.shape)
+        return Reading(documents, {"read": [told]}, divisible=self.shape)
 
     def about(self) -> dict[str, Any]:
         """How corpus.json names it."""
@@ -177,9 +190,9 @@ class HubSource:
 Source = Annotated[FileSource | PackageSource | HubSource, Field(discriminator="kind")]
 
 
-def source_of(value: str, text_column: str | None = None) -> Source:
+def source_of(value: str, text_column: tuple[str, ...] = ()) -> Source:
     """The source that a `--corpus` value means: a path if it exists, else a hub dataset id "org/name"."""
     path = Path(value).expanduser()
-    if not path.exists() and _HUB_ID.fullmatch(value) and path.suffix.lower() not in READERS:
-        return HubSource(value, text_column=text_column)
+    if not path.exists() and _HUB_ID.fullmatch(value) and kind_of_file(path) not in (*TEXTS, *ROWS):
+        return HubSource(value, text_column=text_column, shape=True)
     return FileSource(value, text_column)

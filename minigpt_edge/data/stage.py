@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
 
 from minigpt_edge.data import corpus, domains
+from minigpt_edge.data.reading import read_lines
 from minigpt_edge.data.sources import FileSource, Source, source_of
 from minigpt_edge.data.windows import MAX_TOKENS
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
+from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_file
 
 MOST = 0.5  # of the documents: fewer in the domain's language are worth a warning
@@ -38,6 +43,10 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
     recipe, base, log = context.recipe, context.base, context.log
     sources = corpus_sources(recipe)
     log.step("corpus")
+
+    def tell(line: str) -> None:
+        log.line("corpus", escape(line))
+
     longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
         context.work,
@@ -52,22 +61,33 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
             code=CODE,
         ),
         make=lambda out: corpus.build_corpus(
-            sources,
+            corpus.read_sources(sources, offline=recipe.offline, tell=tell),
             out,
             base_tokenizer_path=base.tokenizer,
             document_start=base.document_start,
-            offline=recipe.offline,
             window_tokens=longest,
         ),
     )
+    _check_columns(recipe, stage.metrics["sources"])
+    for line in read_lines(stage.metrics["sources"]) if stage.cached else ():
+        tell(line)
+    for line in corpus.made_lines(stage.metrics):
+        tell(line)
     if to_train:
-        corpus.check_enough(stage.metrics["splits"], recipe.calibration_tokens)
+        corpus.check_enough(stage.metrics, recipe.calibration_tokens)
     train = stage.metrics["splits"]["train"]
     documents = sum(split["documents"] for split in stage.metrics["splits"].values())
     log.finished("corpus", f"{documents:,} documents, {train['base_tokens']:,} tokens to train on", stage)
     if recipe.domain:
         _check_language(domains.load_domain(recipe.domain), stage.metrics["languages"], log)
     return stage
+
+
+def _check_columns(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> None:
+    """UsageError for a --text-column that no file has."""
+    read = {part.get("column") for source in sources for part in source.get("read", ())}
+    if idle := [name for name in recipe.text_column if name not in read]:
+        raise UsageError(f"--text-column {idle[0]!r} is a column of nothing that was read", "leave it out")
 
 
 def _check_language(domain: domains.Domain, found: dict[str, float], log: Log) -> None:

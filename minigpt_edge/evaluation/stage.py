@@ -10,7 +10,7 @@ from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
 CODE = (
     *("minigpt_edge.evaluation", "minigpt_edge.data", "minigpt_edge.models", "minigpt_edge_export"),
-    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats", "minigpt_edge_runtime.scoring"),
+    *(f"minigpt_edge_runtime.{name}" for name in ("engines", "formats", "generate", "scoring")),
 )
 
 

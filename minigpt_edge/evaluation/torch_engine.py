@@ -15,6 +15,7 @@ import torch  # noqa: TID253
 from minigpt_edge.evaluation.perplexity import pad
 from minigpt_edge.models.checkpoint import is_large
 from minigpt_edge.models.forward import head_of, hidden_states, load_fast
+from minigpt_edge_export.tokens.special_tokens import end_ids
 from minigpt_edge_runtime.engines.engine import Fork
 from minigpt_edge_runtime.engines.text import CodecEngine, TextCodec
 
@@ -32,7 +33,7 @@ class TorchEngine(CodecEngine):
 
     def __init__(self, directory: Path, context_length: int | None = None, threads: int = 1) -> None:
         torch.set_num_threads(threads)
-        self.text = TextCodec(directory, ())
+        self.text = TextCodec(directory, end_ids(directory))
         self.model: Any = load_fast(directory, lazy=is_large(directory))
         config: Any = self.model.config
         longest = int(config.max_position_embeddings)

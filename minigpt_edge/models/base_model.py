@@ -25,9 +25,11 @@ from minigpt_edge.models.from_hf import (
     read_config,
 )
 from minigpt_edge.models.recognise import ADAPTER_CONFIG, refuse_directory, refuse_file
+from minigpt_edge.models.settle import settle_tokenizer
 from minigpt_edge.stages import hub
 from minigpt_edge.stages.packages import cache_dir, make_once, package_files
 from minigpt_edge.stages.stage import code_hash
+from minigpt_edge_export.verify_tokens import prove_tokenizer
 from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.engines.engine import END_OF_TEXT
 from minigpt_edge_runtime.engines.text import open_tokenizer
@@ -43,7 +45,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import MORE_CHAT_TEMPLATES, TO
 _FORM = 1  # It is part of the fingerprints that plans name.
 CODE = (  # It converts.
     *("minigpt_edge.models", "minigpt_edge_export"),
-    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats"),
+    *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats", "minigpt_edge_runtime.generate"),
 )
 _SOURCE = "source.json"  # It lies beside the weights and holds where they came from and all checksums.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -63,6 +65,7 @@ class BaseModel:
         licence: as its publisher states it, or None where nothing is stated.
         fingerprint: hex sha256 that changes when the source's content does; the same on every machine.
         parameters: number of weights, tied embeddings counted once.
+        notes: what the checkpoint has otherwise than the source.
     """
 
     path: Path
@@ -71,6 +74,7 @@ class BaseModel:
     licence: str | None
     fingerprint: str
     parameters: int
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> Path:
@@ -284,6 +288,7 @@ def _compare_once(path: Path, name: str, key: str) -> None:
 
     def compare(partial: Path) -> None:
         compare_directory(path, path, partial.parent)
+        prove_tokenizer(path)
         write_json(partial / _SOURCE, {"compared": key})
 
     target = _place(name, key)
@@ -296,13 +301,15 @@ def _converted(name: str, source: str, key: str, make: Callable[[Path], dict[str
 
     def convert(partial: Path) -> None:
         about = make(partial)
+        about["notes"] = settle_tokenizer(partial)
         _finish(partial)
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         write_json(partial / _SOURCE, {**about, "fingerprint": key, "files": files})
 
     make_once(target, _is_whole, convert)
     about = read_json(target / _SOURCE)
-    return BaseModel(target, about["name"], source, about["licence"], key, stored_parameters(target))
+    notes = tuple(about["notes"])
+    return BaseModel(target, about["name"], source, about["licence"], key, stored_parameters(target), notes)
 
 
 def _place(name: str, key: str) -> Path:

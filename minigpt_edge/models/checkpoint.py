@@ -1,7 +1,8 @@
 """Checkpoint directories: Hugging Face format, blocks of unequal sizes under `per_layer_config`.
 
-Equal blocks load with stock `AutoModelForCausalLM.from_pretrained`. Unequal ones need `load_model`,
-until transformers builds models from `per_layer_config` itself.
+Equal blocks of a shape that transformers takes (see `sizes`) load with stock
+`AutoModelForCausalLM.from_pretrained`. Others need `load_model`, until transformers builds models from
+`per_layer_config` itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models import archs
 from minigpt_edge.models.safetensors_stream import Tensor, write_tensors
+from minigpt_edge.models.sizes import repeat_rope, write_sizes
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS
 from minigpt_edge_export.decoder import check_weights
@@ -157,7 +159,8 @@ def save_model(model: nn.Module, source: Path, directory: Path) -> None:
 
     config = read_config(source)
     arch = archs.load_arch(config)
-    _write_sizes(config, arch, [arch.sizes(block) for block in arch.blocks(model)])
+    write_sizes(config, [arch.sizes(block) for block in arch.blocks(model)])
+    repeat_rope(config)
     lazy, blocks = resident.is_offloaded(model, arch), f"{arch.blocks_path}."
     tensors = {n: t.detach() for n, t in model.state_dict().items() if not (lazy and n.startswith(blocks))}
     state = arch.to_stored(tensors, config["head_dim"])
@@ -180,26 +183,6 @@ def save_model(model: nn.Module, source: Path, directory: Path) -> None:
     for name in CHECKPOINT_TOKENIZER_FILES:
         if (source / name).exists() and source.resolve() != directory.resolve():
             shutil.copyfile(source / name, directory / name)
-
-
-def _write_sizes(config: dict[str, Any], arch: Arch, blocks: Sequence[dict[str, int]]) -> None:
-    """Put the blocks' sizes into a config, under the architecture's own names too."""
-    config.pop("per_layer_config", None)
-    heads = config["hidden_size"] // config["head_dim"]
-    repeats = config["num_attention_heads"] // config["num_key_value_heads"]
-    alike = all(entry == blocks[0] for entry in blocks)
-    if alike and not (arch.architecture.derived_heads and blocks[0]["num_attention_heads"] != heads):
-        config.update(blocks[0])
-    else:
-        config["per_layer_config"] = {str(index): entry for index, entry in enumerate(blocks)}
-        for key in blocks[0]:  # A reader that knows one size must reserve that of the widest block.
-            config[key] = max(entry[key] for entry in blocks)
-        if arch.architecture.derived_heads:
-            config |= {"num_attention_heads": heads, "num_key_value_heads": heads // repeats}
-    config["num_hidden_layers"] = len(blocks)
-    for name, own in arch.architecture.keys.items():
-        if name in config:
-            config[own] = config[name]
 
 
 def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minigpt_edge_export.gguf.pretokenizers import PreTokenizer, to_hugging_face
@@ -14,23 +15,29 @@ if TYPE_CHECKING:
     from tokenizers.models import BPE
 
 
-def build_tokenizer(
-    tokens: list[str],
-    merges: list[str],
-    special: list[str],
-    user_defined: list[str],
-    pre: PreTokenizer,
-    bos: str | None,
-) -> Tokenizer:
+@dataclass(frozen=True)
+class WholeTokens:
+    """Tokens that are matched whole or put around texts.
+
+    Attributes:
+        special: never made from text when specials are off.
+        user_defined: always matched.
+        bos, eos: put before and after every text that is encoded with special tokens, or None.
+    """
+
+    special: list[str]
+    user_defined: list[str]
+    bos: str | None
+    eos: str | None
+
+
+def build_tokenizer(tokens: list[str], merges: list[str], whole: WholeTokens, pre: PreTokenizer) -> Tokenizer:
     """A byte-level BPE tokenizer whose ids are the positions in `tokens`.
 
     Args:
         tokens: byte-level symbols, such as "Ġthe"; special tokens as plain text.
         merges: "left right", in order of rank.
-        special: tokens that are never made from text when specials are off.
-        user_defined: tokens that are always matched whole.
         pre: how text is split first.
-        bos: a token to put before every text that is encoded with special tokens, or None.
 
     Raises:
         EdgeError: tokens repeat, or a merge makes a token that is not there.
@@ -49,7 +56,7 @@ def build_tokenizer(
         )
     except Exception as error:  # tokenizers raises plain Exception
         raise EdgeError(f"the vocabulary is damaged: {error}", "use another file") from error
-    tokenizer = _with_added_tokens(model, special, user_defined, bos)
+    tokenizer = _with_whole_tokens(model, whole)
     tokenizer.decoder = decoders.ByteLevel()
     data = json.loads(tokenizer.to_str())
     data["pre_tokenizer"] = to_hugging_face(pre)
@@ -57,12 +64,7 @@ def build_tokenizer(
 
 
 def build_sentencepiece(
-    tokens: list[str],
-    scores: list[float],
-    special: list[str],
-    user_defined: list[str],
-    unknown: str | None,
-    bos: str | None,
+    tokens: list[str], scores: list[float], whole: WholeTokens, unknown: str | None, prefix: bool
 ) -> Tokenizer:
     """A SentencePiece BPE with byte fallback whose ids are the positions in `tokens`.
 
@@ -72,6 +74,7 @@ def build_sentencepiece(
     Args:
         scores: of every token.
         unknown: the token that stands for what has no token; with byte tokens it is never made.
+        prefix: a space is put before every text.
 
     Raises:
         EdgeError: tokens repeat, or there are not as many scores.
@@ -83,7 +86,7 @@ def build_sentencepiece(
         raise EdgeError("the vocabulary is damaged: tokens repeat or lack scores", "use another file")
     ranked: list[tuple[float, int, int, str, str]] = []
     for token, score in zip(tokens, scores, strict=True):
-        if token in BYTES or token in special:
+        if token in BYTES or token in whole.special:
             continue
         for at in range(1, len(token)):
             left, right = token[:at], token[at:]
@@ -92,22 +95,28 @@ def build_sentencepiece(
     ranked.sort(key=lambda merge: merge[:3], reverse=True)
     merges = [(left, right) for *_, left, right in ranked]
     model = models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
-    tokenizer = _with_added_tokens(model, [*special, *([unknown] if unknown else [])], user_defined, bos)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    special = [*whole.special, *([unknown] if unknown else [])]
+    tokenizer = _with_whole_tokens(model, replace(whole, special=special))
+    first = [normalizers.Prepend(SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", SPACE)])
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
     return tokenizer
 
 
-def _with_added_tokens(model: BPE, special: list[str], user_defined: list[str], bos: str | None) -> Tokenizer:
-    """A tokenizer of a model, with its added tokens and, before every text, its BOS token."""
+def _with_whole_tokens(model: BPE, whole: WholeTokens) -> Tokenizer:
+    """A tokenizer of a model, with its added tokens and what it puts around every text."""
     from tokenizers import AddedToken, Tokenizer, processors
 
     tokenizer = Tokenizer(model)
-    if bos is not None:
+    around = [token for token in (whole.bos, whole.eos) if token is not None]
+    if around:
+        before, after = ([token] if token is not None else [] for token in (whole.bos, whole.eos))
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, model.token_to_id(bos))]
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, *before, "$B", *after],
+            special_tokens=[(token, model.token_to_id(token)) for token in dict.fromkeys(around)],
         )
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in user_defined])
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in whole.special])
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in whole.user_defined])
     return tokenizer

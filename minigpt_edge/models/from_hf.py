@@ -11,12 +11,13 @@ from typing import Any
 
 from minigpt_edge.models.checkpoint import special_ids, standard_names, write_converted
 from minigpt_edge.models.compare import compare_with_transformers
+from minigpt_edge.models.fit_tokenizer import complete_settings, fit_tokenizer
 from minigpt_edge.models.hf_tokenizer import check_rows, compare_tokenizers, read_hf_tokenizer
 from minigpt_edge.models.recognise import refuse_config
 from minigpt_edge.models.safetensors_stream import STORED, Tensor, read_tensors
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS, Architecture
-from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
+from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, has_form, name_of
 from minigpt_edge_export.weights import WEIGHTS, Weights, shards
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
@@ -100,12 +101,8 @@ def convert_directory(source: Path, target: Path) -> None:
             what was read computes or tokenizes otherwise than transformers does.
     """
     config = read_config(source)
-    tokenizer = read_hf_tokenizer(source)
+    tokenizer = fit_tokenizer(read_hf_tokenizer(source), source)
     with understanding(source / TOKENIZER):
-        if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
-            # llama.cpp takes text as it comes: so do we, or the same text would have other tokens there
-            tokenizer["normalizer"] = None
-        check_tokenizer(tokenizer)
         tokenizer_pre = _splitting(tokenizer, (config.get("minigpt_edge") or {}).get("tokenizer_pre"))
     config = _explicit_config(source)
     config["minigpt_edge"] = {"tokenizer_pre": tokenizer_pre}
@@ -119,6 +116,7 @@ def convert_directory(source: Path, target: Path) -> None:
             check_rows(tokenizer, rows, source)
         _copy_tokenizer(source, target, config, tokenizer)
         write_converted(target, config, tensors, source)
+    complete_settings(source, target)
     compare_directory(source, target, target.parent)
 
 

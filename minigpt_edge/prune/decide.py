@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models import archs
+from minigpt_edge.models.sizes import block_sizes, stock_groups
 from minigpt_edge.prune.context import (
     CHECKPOINT,
     SPARSITY_TOLERANCE,
@@ -29,7 +31,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKE
 if TYPE_CHECKING:
     import torch
 
-    from minigpt_edge.prune.scores import UnitScores
+    from minigpt_edge.prune.scores import BlockScores, UnitScores
 
 NAME_BYTES = 512  # of a GGUF file, kept free for what it says about itself
 
@@ -59,7 +61,7 @@ def choose_vocabulary(
     tokens = choose(min_count=least)
     if not settings.exact:
         return tuple(tokens)
-    row = int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
+    row = _row(config)
     removed = (config["vocab_size"] - len(tokens)) * row
     if removed > remove:  # a low sparsity is met by the rarest tokens alone
         return tuple(
@@ -72,31 +74,49 @@ def choose_vocabulary(
     return tuple(tokens)
 
 
+def _row(config: dict[str, Any]) -> int:
+    """Parameters of one token."""
+    return int(config["hidden_size"]) * (1 if config.get("tie_word_embeddings") else 2)
+
+
 def _equal(
     config: dict[str, Any], remove: int, settings: PruneSettings, *, up: bool = False
 ) -> tuple[int, int]:
     """(width, KV groups) of all blocks that remove about, or with `up` at least, `remove` parameters.
 
-    KV groups are removed by the share of the blocks' parameters to remove; FFN neurons give the rest.
+    KV groups are removed by the share of the blocks' parameters to remove, as far as transformers takes
+    their number; FFN neurons give the rest.
     """
     neuron, group, _ = archs.load_arch(config).block_parameters(config)
-    width, groups, blocks = (
-        config[key] for key in ("intermediate_size", "num_key_value_heads", "num_hidden_layers")
-    )
+    width, groups = (min(sizes) for sizes in zip(*block_sizes(config), strict=True))
+    blocks = config["num_hidden_layers"]
+    remove -= parameters_removed(config, [(width, groups)] * blocks)  # what makes blocks that differ equal
     share = max(0.0, remove / (blocks * (width * neuron + groups * group)))
-    kept = groups if settings.whole_attention else max(1, groups - int(share * groups))
-    steps = (remove / blocks - (groups - kept) * group) / (neuron * WIDTH_MULTIPLE)
-    left = width - max(0, -int(-steps // 1) if up else round(steps)) * WIDTH_MULTIPLE
-    if left < WIDTH_MULTIPLE:
-        raise EdgeError("so much can't be removed: no FFN neurons would be left", "ask for less")
-    return left, kept
+    wanted = groups - int(share * groups)
+    allowed = [groups] if settings.whole_attention else stock_groups(config)
+    kept = min((number for number in allowed if number >= wanted), default=max(allowed))
+    for number in (kept, *reversed([fewer for fewer in allowed if fewer < kept])):
+        steps = (remove / blocks - (groups - number) * group) / (neuron * WIDTH_MULTIPLE)
+        left = width - max(0, -int(-steps // 1) if up else round(steps)) * WIDTH_MULTIPLE
+        if left >= WIDTH_MULTIPLE:
+            return left, number
+    most = parameters_removed(config, [(WIDTH_MULTIPLE, allowed[0])] * blocks)
+    why = ""
+    if allowed[0] > 1 and not settings.whole_attention:
+        why = ", fewer of which transformers does not load"
+    raise EdgeError(
+        f"so much can't be removed: at least {WIDTH_MULTIPLE} FFN neurons and {allowed[0]} of {groups} KV "
+        f"groups of every block are kept{why}, so the blocks can lose {most / 1e6:,.2f} M parameters",
+        "ask for less, or trim more of the vocabulary with --min-count"
+        + ("" if settings.whole_attention else ", or give --widths free"),
+    )
 
 
 def parameters_removed(config: dict[str, Any], blocks: Sequence[tuple[int, int]]) -> int:
     """Parameters that blocks of these (width, KV groups) lack."""
     neuron, group, _ = archs.load_arch(config).block_parameters(config)
-    width, groups = config["intermediate_size"], config["num_key_value_heads"]
-    return sum((width - w) * neuron + (groups - g) * group for w, g in blocks)
+    pairs = zip(block_sizes(config), blocks, strict=True)
+    return sum((width - w) * neuron + (groups - g) * group for (width, groups), (w, g) in pairs)
 
 
 @dataclass(frozen=True)
@@ -141,22 +161,51 @@ def decide(context: PruneContext, method: UnitScores) -> Decision:
         EdgeError: not enough can be removed.
     """
     config, settings = context.config, context.settings
-    blocks, groups = config["num_hidden_layers"], config["num_key_value_heads"]
+    dense = block_sizes(config)
     if context.plan:
-        if settings.whole_attention and any(len(b.kv_groups) < groups for b in context.plan.blocks):
+        pairs = zip(context.plan.blocks, dense, strict=True)
+        if settings.whole_attention and any(len(b.kv_groups) < groups for b, (_, groups) in pairs):
             raise EdgeError(
                 "the plan removes KV groups, which a target can't carry", "leave GGUF targets out"
             )
         return Decision.exactly(context.plan.blocks)
     if settings.threshold is not None:
         return _by_threshold(context, method, settings.threshold)
-    whole = Decision([config["intermediate_size"]] * blocks, [groups] * blocks)
     neuron, _, _ = context.arch.block_parameters(config)
-    fits = _limit(context)
-    if context.remove < neuron * WIDTH_MULTIPLE if fits is None else fits(whole):
-        return whole
-    choose = _chooser(context, method)
-    return choose(context.remove) if fits is None else _least(choose, fits, config, neuron)
+    fits, equal = _limit(context), settings.widths == "equal"
+    made = Decision.exactly(tuple(context.whole_blocks()))
+    if context.remove >= neuron * WIDTH_MULTIPLE if fits is None else not fits(made):
+        # Equal sizes follow from arithmetic: what can't be met is known before anything is measured.
+        choose = partial(_equal_decision, config, settings) if equal else _chooser(context, method)
+        made = choose(context.remove) if fits is None else _least(choose, fits, config, neuron)
+    if settings.exact:
+        _check_sparsity(context, made)
+    if equal and made.sizes != dense and (scores := _scores(context, method)):
+        made = dataclasses.replace(made, exact=_best(scores, made))
+    return made
+
+
+def _equal_decision(config: dict[str, Any], settings: PruneSettings, remove: int) -> Decision:
+    width, groups = _equal(config, remove, settings)
+    blocks = config["num_hidden_layers"]
+    return Decision([width] * blocks, [groups] * blocks)
+
+
+def _check_sparsity(context: PruneContext, decision: Decision) -> None:
+    """EdgeError if what was asked for is missed by more than the tolerance and what sizes come in."""
+    settings, config = context.settings, context.config
+    neuron, _, _ = context.arch.block_parameters(config)
+    step = WIDTH_MULTIPLE * neuron / context.dense
+    if settings.widths == "equal":  # the vocabulary makes up for steps of all blocks, if it lacks enough
+        step *= len(decision.widths) / 2
+        rows = (config["vocab_size"] - len(context.tokens)) * _row(config) / context.dense
+        step = step if rows < step else 0
+    sparsity = 1 - kept_parameters(context, decision.sizes) / context.dense
+    if abs(sparsity - settings.sparsity) > max(SPARSITY_TOLERANCE, step):
+        raise EdgeError(
+            f"the closest sparsity to {settings.sparsity:.2%} is {sparsity:.2%}",
+            "ask for another --sparsity, or use --widths free",
+        )
 
 
 def _by_threshold(context: PruneContext, method: UnitScores, threshold: float) -> Decision:
@@ -169,43 +218,50 @@ def _by_threshold(context: PruneContext, method: UnitScores, threshold: float) -
     scores = score_blocks(context.model, context.arch, context.windows, method.threshold_scores, progress)
     exact = threshold_plan(scores, threshold, WIDTH_MULTIPLE)
     if context.settings.whole_attention:
-        every = tuple(range(context.config["num_key_value_heads"]))
-        exact = tuple(BlockPlan(every, block.neurons) for block in exact)
+        every = (tuple(range(groups)) for _, groups in block_sizes(context.config))
+        exact = tuple(BlockPlan(all_, block.neurons) for all_, block in zip(every, exact, strict=True))
     return Decision.exactly(exact)
+
+
+def _scores(context: PruneContext, method: UnitScores) -> BlockScores | None:
+    """Scores of all blocks' units, where the method or one cut over all blocks needs them before the first
+    block is pruned."""
+    from minigpt_edge.prune.calibrate import score_blocks
+
+    model, arch = context.model, context.arch
+    if method.of_model:
+        return method.of_model(model, arch, context.probe, context.progress("gradients"))
+    if context.settings.widths == "global" and method.scores:
+        return score_blocks(model, arch, context.windows, method.scores, context.progress("activations"))
+    return None
+
+
+def _best(scores: BlockScores, made: Decision) -> tuple[BlockPlan, ...]:
+    """The units of the highest scores, as many of each block as was decided."""
+    from minigpt_edge.prune.allocate import best_units
+
+    return tuple(best_units(s, g, w) for s, g, w in zip(scores, made.kv_groups, made.widths, strict=True))
 
 
 def _chooser(context: PruneContext, method: UnitScores) -> Callable[[int], Decision]:
     """A function from parameters to remove to what is kept; what it needs is measured here, once."""
-    from minigpt_edge.prune.allocate import allocate, best_units, global_plan, measure_costs
-    from minigpt_edge.prune.calibrate import score_blocks
+    from minigpt_edge.prune.allocate import allocate, global_plan, measure_costs
 
-    model, arch, config, settings = context.model, context.arch, context.config, context.settings
-    neuron, group, _ = arch.block_parameters(config)
-    blocks = config["num_hidden_layers"]
-    scores = metrics = None
-    if method.of_model:
-        scores = method.of_model(model, arch, context.probe, context.progress("gradients"))
-    elif settings.widths == "global" and method.scores:
-        progress = context.progress("activations")
-        scores = score_blocks(model, arch, context.windows, method.scores, progress)
-    if settings.widths == "free":
-        costs = measure_costs(model, arch, context.probe, settings.seed, context.progress("sensitivity"))
-        metrics = [cost.metrics for cost in costs]
-        slack = int(SPARSITY_TOLERANCE * sum(parameter.numel() for parameter in model.parameters()))
+    model, arch, settings = context.model, context.arch, context.settings
+    neuron, group, _ = arch.block_parameters(context.config)
+    scores = _scores(context, method)
+    if settings.widths == "global" and scores:
+        plan = partial(global_plan, scores, neuron, group, multiple=WIDTH_MULTIPLE)
+        return lambda remove: Decision.exactly(plan(remove))
+    costs = measure_costs(model, arch, context.probe, settings.seed, context.progress("sensitivity"))
+    metrics = [cost.metrics for cost in costs]
+    slack = int(SPARSITY_TOLERANCE * sum(parameter.numel() for parameter in model.parameters()))
 
     def choose(remove: int) -> Decision:
-        if settings.widths == "global" and scores:
-            return Decision.exactly(global_plan(scores, neuron, group, remove, WIDTH_MULTIPLE))
-        if settings.widths == "free":
-            narrowest = 4 * WIDTH_MULTIPLE
-            widths, kept = allocate(costs, neuron, group, remove, min_width=narrowest, slack=slack)
-        else:
-            width, groups = _equal(config, remove, settings)
-            widths, kept = [width] * blocks, [groups] * blocks
-        exact = None
-        if scores:
-            exact = tuple(best_units(s, g, w) for s, g, w in zip(scores, kept, widths, strict=True))
-        return Decision(widths, kept, exact, metrics)
+        narrowest = 4 * WIDTH_MULTIPLE
+        widths, kept = allocate(costs, neuron, group, remove, min_width=narrowest, slack=slack)
+        made = Decision(widths, kept, None, metrics)
+        return dataclasses.replace(made, exact=_best(scores, made)) if scores else made
 
     return choose
 
@@ -241,7 +297,7 @@ def _least(
 ) -> Decision:
     """The choice that removes the fewest parameters and fits, found by bisection."""
     unit = neuron * WIDTH_MULTIPLE
-    high = config["num_hidden_layers"] * config["intermediate_size"] // WIDTH_MULTIPLE
+    high = sum(width for width, _ in block_sizes(config)) // WIDTH_MULTIPLE
     low, best = 0, None
     while high - low > 1:
         middle = (low + high) // 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge.models.sizes import block_sizes
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding, write_json
 
@@ -115,11 +116,10 @@ def check_plan(plan: Plan, config: dict[str, Any], fingerprint: str, path: Path)
             f"{path} was made for another model (sha256 {plan.model[:12]}…, this one: {fingerprint[:12]}…)",
             "give the model that the plan was made for with --model, or build without --plan",
         )
-    limits = (config["num_hidden_layers"], config["num_key_value_heads"], config["intermediate_size"])
-    blocks, groups, width = limits
-    fits = len(plan.blocks) == blocks and all(
+    dense = block_sizes(config)
+    fits = len(plan.blocks) == len(dense) and all(
         block.kv_groups and block.neurons and block.kv_groups[-1] < groups and block.neurons[-1] < width
-        for block in plan.blocks
+        for block, (width, groups) in zip(plan.blocks, dense, strict=True)
     )
     if not fits or not plan.tokens or plan.tokens[-1] >= config["vocab_size"]:
         raise EdgeError(f"{path} keeps units that the model lacks", "build without --plan")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge.models.sizes import block_sizes
 from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE, PLAN, PruneContext, Pruned, PruneInputs
 from minigpt_edge.prune.decide import decide, kept_parameters, size_model
 from minigpt_edge.prune.methods.registry import pruner_of
@@ -79,12 +80,15 @@ def preview(inputs: PruneInputs, targets: Sequence[str]) -> dict[str, Any]:
 
 
 def _figures(context: PruneContext, kept: int, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Parameters, and the vocabulary, widths and KV groups: the dense model's and what is kept of them."""
+    """Parameters, and the vocabulary, widths and KV groups: the dense model's (a number, or one for each
+    block) and what is kept of them."""
     config = context.config
+    dense = zip(*block_sizes(config), strict=True)
+    widths, groups = (before[0] if len(set(before)) == 1 else list(before) for before in dense)
     return {
         "parameters": {"dense": context.dense, "kept": kept},
         "sparsity": 1 - kept / context.dense,
         "vocabulary": [config["vocab_size"], len(context.tokens)],
-        "widths": [config["intermediate_size"], [width for width, _ in sizes]],
-        "kv_groups": [config["num_key_value_heads"], [groups for _, groups in sizes]],
+        "widths": [widths, [kept for kept, _ in sizes]],
+        "kv_groups": [groups, [kept for _, kept in sizes]],
     }

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from minigpt_edge.models import base_model
+from minigpt_edge.models.checkpoint import read_config
+from minigpt_edge.models.sizes import stock_groups
 from minigpt_edge.prune.context import Limit, PruneSettings
 from minigpt_edge.prune.methods.registry import METHODS, get_method, pruner_of
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
@@ -86,13 +88,18 @@ def prune_settings(recipe: Recipe) -> PruneSettings:
 
 
 def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> PruneSettings:
-    """`prune_settings`, limited to what the targets can carry of this architecture, which is said."""
+    """`prune_settings`, limited to what the targets and transformers take of this architecture, which is
+    said."""
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.layout import layout_of, takes_uneven
 
     settings = replace(prune_settings(recipe), window=min(WINDOW, base.context))
+    if not pruner_of(settings).sized:
+        return settings
     gguf = any(parse_target(name).format == "gguf" for name in recipe.targets)
-    if not pruner_of(settings).sized or not gguf or takes_uneven(decoder := read_checkpoint(base.path)):
+    if not gguf or takes_uneven(decoder := read_checkpoint(base.path)):
+        if settings.widths == "equal" and settings.threshold is None and recipe.plan is None:
+            _say_groups(base, log)
         return settings
     log.line(
         "targets",
@@ -100,6 +107,19 @@ def fitted_settings(recipe: Recipe, base: base_model.BaseModel, log: Log) -> Pru
         "planned so; ONNX alone would not need it",
     )
     return replace(settings, whole_attention=True, widths="equal")
+
+
+def _say_groups(base: base_model.BaseModel, log: Log) -> None:
+    """Say which numbers of KV groups equal blocks may keep, if not all."""
+    config = read_config(base.path)
+    groups, allowed = config["num_key_value_heads"], stock_groups(config)
+    if len(allowed) < groups:
+        kept = f"{', '.join(map(str, allowed))} of {groups}" if len(allowed) > 1 else f"all {groups}"
+        log.line(
+            "widths",
+            f"equal blocks keep {kept} KV groups, as transformers loads {config['model_type']} models: "
+            "FFN neurons give the rest",
+        )
 
 
 def given_plan(recipe: Recipe) -> Path | None:

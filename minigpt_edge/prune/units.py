@@ -12,17 +12,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minigpt_edge.prune.context import (
-    SPARSITY_TOLERANCE,
-    STRUCTURED,
-    WIDTH_MULTIPLE,
-    PruneContext,
-    Pruned,
-)
+from minigpt_edge.prune.context import STRUCTURED, PruneContext, Pruned
 from minigpt_edge.prune.method import Pruner
 from minigpt_edge.prune.plan import BlockPlan
 from minigpt_edge.prune.scores import UnitScores, UnitStatistics
-from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,26 +86,7 @@ class UnitPruner(UnitScores, Pruner):
                 pruned.blocks.append(BlockPlan(*(tuple(units.tolist()) for units in kept)))
                 on_block(index + 1, len(blocks))
             pruned.importance |= stream.head_importance(context.model)
-        if decision is None and context.plan is None and context.settings.exact:
-            _check_sparsity(context, len(pruned.blocks))
         return pruned
-
-
-def _check_sparsity(context: PruneContext, blocks: int) -> None:
-    """EdgeError if what was asked for is missed by more than the tolerance and what sizes come in."""
-    from minigpt_edge.models.checkpoint import count_parameters
-
-    settings, config = context.settings, context.config
-    neuron, _, _ = context.arch.block_parameters(config)
-    step = WIDTH_MULTIPLE * neuron / context.dense
-    if settings.widths == "equal":  # the vocabulary makes up for steps of all blocks, if it is not whole
-        step *= blocks / 2 if len(context.tokens) == config["vocab_size"] else 0
-    sparsity = 1 - count_parameters(context.model) / context.dense
-    if abs(sparsity - settings.sparsity) > max(SPARSITY_TOLERANCE, step):
-        raise EdgeError(
-            f"the closest sparsity to {settings.sparsity:.2%} is {sparsity:.2%}",
-            "ask for another --sparsity, or use --widths free",
-        )
 
 
 @dataclass(frozen=True)

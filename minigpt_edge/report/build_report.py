@@ -11,7 +11,8 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
 
 Number = int | float
-PerBlock = tuple[int, tuple[int, ...]]  # of the dense model, and of every block that was kept
+# Of the dense model, all blocks or each of them, and of every block that was kept.
+PerBlock = tuple[int | tuple[int, ...], tuple[int, ...]]
 
 
 class Part(BaseModel):

@@ -167,7 +167,11 @@ def recovery_svg(report: BuildReport) -> str | None:
 def widths_svg(report: BuildReport) -> str | None:
     """FFN neurons and KV groups kept in every block, over the dense model's; None without a plan's widths."""
     named = {"FFN neurons": report.sparsity.ffn_width, "KV groups": report.sparsity.kv_groups}
-    rows = [(name, *widths) for name, widths in named.items() if widths and widths[0] and widths[1]]
+    rows = [
+        (name, widths[0] if isinstance(widths[0], int) else max(widths[0]), widths[1])
+        for name, widths in named.items()
+        if widths and widths[0] and widths[1]
+    ]
     if not rows:
         return None
 

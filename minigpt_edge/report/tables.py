@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt_edge.data.reading import READ_KEYS, read_lines
 from minigpt_edge.report.build_report import BuildReport, ModelFile, Sparsity, Window
 
 MISSING = "–"
@@ -100,6 +101,9 @@ def tables(report: BuildReport) -> list[Table]:
     """All tables that the report has figures for, in reading order."""
     made = [_models(report), _ratios(report), _speed(report), _way(report), _pruned(report.sparsity)]
     corpus = {"domain": report.domain, **report.corpus.to_json()}
+    if "sources" in corpus:
+        bare = [{k: v for k, v in one.items() if k not in READ_KEYS} for one in corpus["sources"]]
+        corpus |= {"sources": bare, "read": " · ".join(read_lines(corpus["sources"])) or None}
     environment = {"minigpt-edge": report.minigpt_edge, "command": report.command, **report.environment}
     made += [_facts("corpus", "Corpus", corpus), _parity(report), _files(report), _stages(report)]
     made += [_facts("environment", "Environment", environment)]
@@ -203,9 +207,15 @@ def _pruned(sparsity: Sparsity) -> Table:
     }
     for name, widths in (("FFN neurons", sparsity.ffn_width), ("KV groups", sparsity.kv_groups)):
         if widths and widths[1]:
-            pairs[f"{name} per block (mean)"] = (widths[0], sum(widths[1]) / len(widths[1]))
+            before = widths[0] if isinstance(widths[0], int) else sum(widths[0]) / len(widths[0])
+            pairs[f"{name} per block (mean)"] = (before, sum(widths[1]) / len(widths[1]))
     rows = [
-        [name, number(before), number(after, int(isinstance(after, float))), percent(1 - after / before)]
+        [
+            name,
+            number(before, int(isinstance(before, float))),
+            number(after, int(isinstance(after, float))),
+            percent(1 - after / before),
+        ]
         for name, (before, after) in pairs.items()
         if before and after is not None
     ]

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minigpt_edge.ship.turns import Turns, turns_of
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge_export.tokens.special_tokens import end_ids
+from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 _UNWRITTEN = "# TEMPLATE is left for ollama to find: the model's own does what ollama's language can't say."
@@ -121,8 +122,6 @@ def _unquoted(text: str) -> str | None:
 
 
 def stop_texts(checkpoint: Path) -> list[str]:
-    """The text of the end token, for programs that stop by text."""
-    end = read_json(checkpoint / "config.json").get("eos_token_id")
-    ends = end if isinstance(end, list) else [end]
-    added = {token["id"]: token["content"] for token in read_json(checkpoint / TOKENIZER)["added_tokens"]}
-    return [added[index] for index in ends if index in added]
+    """The texts of all tokens that end an answer, for programs that stop by text."""
+    tokenizer = open_tokenizer(checkpoint / TOKENIZER)
+    return [tokenizer.decode([index], skip_special_tokens=False) for index in end_ids(checkpoint)]

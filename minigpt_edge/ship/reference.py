@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CODE = (
     *("minigpt_edge.ship", "minigpt_edge.data", "minigpt_edge.models", "minigpt_edge_export"),
-    *(f"minigpt_edge_runtime.{name}" for name in ("engines", "formats", "scoring")),
+    *(f"minigpt_edge_runtime.{name}" for name in ("engines", "formats", "generate", "scoring")),
 )
 REFERENCE = "reference.safetensors"
 WINDOWS, TOKENS = 4, 256  # validation windows, and tokens of each

@@ -122,7 +122,7 @@ def test_older_rope_settings(copied: Path) -> None:
     assert read_checkpoint(copied).rope.theta == 2500.0
 
 
-def test_llama3_factors_are_those_of_transformers(make: Callable[..., Checkpoint]) -> None:
+def testllama3_factors_are_those_of_transformers(make: Callable[..., Checkpoint]) -> None:
     rope = {
         "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64,

@@ -88,6 +88,7 @@ def mutate(name: str, data: bytes, chance: random.Random) -> bytes:
         "jsonl": _lines,
         "toml": _lines,
         "csv": _lines,
+        "tsv": _lines,
         "zip": _zip,
         "jinja": _template,
     }.get(kind)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
 import io
 import json
 import random
@@ -10,8 +12,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latency_reports import make_report
+from served import make_requests, read_requests
 from tiny_build import write_corpus, write_model
 from tiny_gguf import CHAT_TEMPLATE, TEXT, make_gguf, make_tokenizer, texts_content
 from tiny_onnx import make_checkpoint, make_onnx
@@ -44,32 +48,55 @@ def command(*arguments: str | Path) -> None:
         cli.main([str(argument) for argument in arguments], standalone_mode=False)
 
 
+_DIALECTS: dict[str, dict[str, Any]] = {
+    "a.csv": {},
+    "b.csv": {"delimiter": ";", "quotechar": "'", "quoting": csv.QUOTE_ALL},
+    "c.csv": {"doublequote": False, "escapechar": "\\"},
+    "a.tsv": {"delimiter": "\t"},
+}
+
+
 def make_texts(folder: Path) -> None:
+    import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    words = TEXT.split()
-    texts = [" ".join(random.Random(index).choices(words, k=60)) for index in range(40)]
-    (folder / "a.txt").write_text("\n\n".join(texts))
+    def some(name: str) -> list[str]:
+        """Texts of their own for each file, so that none is dropped as another's."""
+        return [" ".join(random.Random(f"{name} {n}").choices(TEXT.split(), k=60)) for n in range(20)]
+
+    def lines(name: str) -> bytes:
+        return "".join(json.dumps({"text": text, "id": 1}) + "\n" for text in some(name)).encode()
+
+    (folder / "a.txt").write_text("\n\n".join(some("txt")))
     (folder / "a.md").write_text("# Title\n\n" + TEXT)
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t, "id": 1}) + "\n" for t in texts))
-    (folder / "a.csv").write_text("id,text\n" + "".join(f'{n},"{t}"\n' for n, t in enumerate(texts)))
-    pq.write_table(pa.table({"text": texts}), folder / "a.parquet")
+    (folder / "a.jsonl").write_bytes(lines("jsonl"))
+    (folder / "a.json").write_text(json.dumps({"data": [{"text": text, "id": 1} for text in some("json")]}))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines("gz"), mtime=0))
+    with pa.output_stream(folder / "a.jsonl.zst", compression="zstd") as packed:
+        packed.write(lines("zst"))
+    for name, how in _DIALECTS.items():
+        with (folder / name).open("w", newline="") as file:
+            texts = [(n, f'"{text[:40]}",\n{text}') for n, text in enumerate(some(name))]
+            csv.writer(file, **how).writerows([("id", "text"), *texts])
+    pq.write_table(pa.table({"text": some("parquet")}), folder / "a.parquet")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": some("saved")}).save_to_disk(str(folder / "saved"))
 
 
 def read_texts(path: Path) -> None:
-    from minigpt_edge.data.corpus import build_corpus
+    from minigpt_edge.data.corpus import build_corpus, read_sources
     from minigpt_edge.data.sources import source_of
 
-    tokenizer = path.with_name("tokenizer.json")
+    folder = path.parent.parent if path.parent.name == "saved" else path.parent
+    tokenizer = folder.parent / "tokenizer.json"
     if not tokenizer.exists():
         make_tokenizer().save(str(tokenizer))
     build_corpus(
-        [source_of(str(path.parent))],
-        path.parent.parent / "out",
+        read_sources([source_of(str(folder))], offline=True),
+        folder.parent / "out",
         base_tokenizer_path=tokenizer,
         document_start="<|endoftext|>",
-        offline=True,
         window_tokens=64,
     )
 
@@ -417,13 +444,17 @@ def read_templates(path: Path) -> None:
 
 
 _MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+_TEXT_FILES = (
+    *("a.txt", "a.md", "a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.csv", "b.csv", "c.csv", "a.tsv"),
+    *("a.parquet", "saved/state.json", "saved/dataset_info.json", "saved/data-00000-of-00001.arrow"),
+)
 _ONNX_FILES = ("model.onnx", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
 _TEMPLATE_FILES = (
     *("chat_template.jinja", "additional_chat_templates/tool_use.jinja"),
     "tokenizer_config.json",
 )
 SUBJECTS: dict[str, Subject] = {
-    "corpus": Subject(make_texts, ("a.txt", "a.md", "a.jsonl", "a.csv", "a.parquet"), read_texts, 2),
+    "corpus": Subject(make_texts, _TEXT_FILES, read_texts, 2),
     "plan": Subject(make_plan, ("plan.json",), read_plan),
     "stage": Subject(make_stage, ("example/manifest.json",), read_stage),
     "report": Subject(make_reports, ("a.json",), read_reports),
@@ -437,4 +468,5 @@ SUBJECTS: dict[str, Subject] = {
     "checkpoint": Subject(make_stored, _MODEL_FILES, read_stored),
     "gguf": Subject(make_gguf_file, ("a.gguf",), read_gguf, 2),
     "onnx": Subject(make_onnx_folder, _ONNX_FILES, read_onnx),
+    "request": Subject(make_requests, ("chat.json", "completion.json"), read_requests),
 }

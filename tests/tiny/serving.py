@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ class Server:
     def client(self, **options: Any) -> openai.OpenAI:
         url = f"http://127.0.0.1:{self.port}/v1"
         return openai.OpenAI(base_url=url, **{"api_key": "none", "max_retries": 0, **options})
+
+    @cached_property
+    def openai(self) -> openai.OpenAI:
+        """A client for many requests: each new one reads all certificates."""
+        return self.client()
 
     def ask(
         self, method: str, path: str, body: bytes = b"", **headers: str

@@ -17,6 +17,14 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+TOOLS_TEMPLATE = (  # as Qwen's
+    "{% if tools %}{{ '<|im_start|>system\nTools:' }}{% for tool in tools %}{{ '\n' + tool | tojson }}"
+    "{% endfor %}{{ '\n<tool_call>\n{}\n</tool_call><|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ '<tool_call>\n' + call.function | tojson + '\n' }}"
+    "{{ '</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TEXT = (
     "Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to deal "
     "in the software without restriction, including without limitation the rights to use and distribute. "
@@ -74,8 +82,10 @@ def make_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    kinds = [gguf.TokenType.CONTROL if token in SPECIALS else gguf.TokenType.NORMAL for token in tokens]
-    writer.add_token_types(kinds)
+    kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
+    for token in tokenizer.get_added_tokens_decoder().values():
+        kinds[token.content] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
+    writer.add_token_types([*kinds.values()])
     writer.add_token_merges([" ".join(merge) for merge in pieces["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

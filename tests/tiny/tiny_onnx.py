@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 from safetensors.numpy import save_file
-from tiny_gguf import BLOCKS, CHAT_TEMPLATE, CONTEXT, FFN, HEADS, HIDDEN, KV_HEADS
+from tiny_gguf import BLOCKS, CONTEXT, FFN, HEADS, HIDDEN, KV_HEADS
 from tokenizers import Tokenizer
 
 from minigpt_edge_export.decoder import read_checkpoint
@@ -37,7 +37,8 @@ def make_checkpoint(model: Path, directory: Path, tokenizer: Tokenizer) -> Path:
     """The Hugging Face directory that would become the GGUF file."""
     directory.mkdir()
     weights = {}
-    for tensor in gguf.GGUFReader(model).tensors:
+    reader = gguf.GGUFReader(model)
+    for tensor in reader.tensors:
         *block, part, _ = tensor.name.split(".")
         array = np.array(tensor.data)
         if part in ("attn_q", "attn_k"):  # GGUF has the two halves of a rotary pair side by side
@@ -54,7 +55,8 @@ def make_checkpoint(model: Path, directory: Path, tokenizer: Tokenizer) -> Path:
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    if template := reader.get_field("tokenizer.chat_template"):
+        (directory / "chat_template.jinja").write_text(template.contents())
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
 

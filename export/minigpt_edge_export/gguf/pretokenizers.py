@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt_edge_export.gguf.added_tokens import check_added_tokens
 from minigpt_edge_export.gguf.sentencepiece import check_sentencepiece, is_sentencepiece
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -129,6 +130,7 @@ def check_tokenizer(tokenizer: dict[str, Any]) -> None:
         check_sentencepiece(tokenizer)
     else:
         check_byte_level(tokenizer)
+    check_added_tokens(tokenizer)
 
 
 def _raw_steps(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:

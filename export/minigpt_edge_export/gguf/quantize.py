@@ -18,7 +18,7 @@ from minigpt_edge_export.gguf.write import write_outline
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
 from minigpt_edge_export.weights import Weights, listed
 from minigpt_edge_runtime.engines import llama_log
-from minigpt_edge_runtime.engines.gguf import load_library
+from minigpt_edge_runtime.engines.llama_vocabulary import load_library
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import need_space, replacing
 from minigpt_edge_runtime.formats.gguf_header import TENSOR_TYPES, TensorInfo, read_header

@@ -7,6 +7,7 @@ pairs of one token together; then a token's score is minus the rank of its pairs
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from minigpt_edge_runtime.errors import EdgeError
 
 SPACE = "\u2581"
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_PREPEND = {"type": "Prepend", "prepend": SPACE}
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _HINT = "use a model with LLaMA's tokenizer, or a byte-level BPE"
 
 
@@ -29,10 +32,10 @@ def check_sentencepiece(tokenizer: dict[str, Any]) -> None:
     lacking = [token for token in BYTES if token not in model["vocab"]]
     if lacking:
         raise EdgeError(f"the tokenizer lacks {lacking[0]}, so text would be lost", _HINT)
-    if not _writes_spaces(tokenizer):
+    if spaces_of(tokenizer) not in ("prefix", "none") or model.get("ignore_merges") or model.get("dropout"):
         raise EdgeError(
-            "the tokenizer treats spaces in a way that llama.cpp has not (it puts one before every text and "
-            "writes them as \u2581)",
+            "the tokenizer treats spaces in a way that llama.cpp has not (it writes them as \u2581, and puts "
+            "one before every text or before none)",
             _HINT,
         )
     ranks = _ranks(model)
@@ -63,20 +66,44 @@ def _ranks(model: dict[str, Any]) -> dict[tuple[str, str], int]:
     return {(left, right): rank for rank, (left, right) in enumerate(pairs)}
 
 
-def _writes_spaces(tokenizer: dict[str, Any]) -> bool:
-    """Whether a space is put before the text and spaces become \u2581, without splitting the text."""
+def spaces_of(tokenizer: dict[str, Any]) -> str | None:
+    """Where a \u2581 is put that stands for no space of the text.
+
+    Returns:
+        "prefix": before every text, and before what follows an added token; llama.cpp's `add_space_prefix`.
+        "none": nowhere.
+        "always": as "prefix", but not before a space. "first": as "always", but only at a text's beginning.
+        None: the text is split or changed in another way.
+    """
     normalizer, pre = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
-    if pre is None and normalizer and normalizer.get("type") == "Sequence":
-        steps = normalizer.get("normalizers") or []
-        return steps == [
-            {"type": "Prepend", "prepend": SPACE},
-            {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        ]
-    return bool(
-        normalizer is None
-        and pre
-        and pre.get("type") == "Metaspace"
-        and pre.get("replacement") == SPACE
-        and pre.get("prepend_scheme") == "always"
-        and pre.get("split") is False
-    )
+    steps = [] if normalizer is None else (normalizer.get("normalizers") or [normalizer])
+    prepends, replaces = _PREPEND in steps, _REPLACE in steps
+    if steps != [step for step in (_PREPEND, _REPLACE) if step in steps] or not (pre or replaces):
+        return None
+    if pre is None:
+        return "prefix" if prepends else "none"
+    if pre.get("type") != "Metaspace" or pre.get("replacement") != SPACE or pre.get("split", True):
+        return None
+    scheme = pre.get("prepend_scheme") or ("always" if pre.get("add_prefix_space", True) else "never")
+    return "prefix" if prepends else {"never": "none"}.get(scheme, str(scheme))
+
+
+def with_spaces(tokenizer: dict[str, Any], prefix: bool) -> dict[str, Any]:
+    """A tokenizer.json (parsed) that treats spaces as llama.cpp does, with or without `add_space_prefix`."""
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
+    ]
+    added = copy.deepcopy(tokenizer.get("added_tokens") or [])
+    if tokenizer.get("normalizer") is None:  # the flag had no effect, and shall have none
+        for token in added:
+            token["normalized"] = False
+    return {
+        **tokenizer,
+        "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": [_PREPEND, _REPLACE] if prefix else [_REPLACE]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": steps},
+    }

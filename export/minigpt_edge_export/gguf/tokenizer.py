@@ -8,18 +8,20 @@ checked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge_export.gguf.chat_templates import self_contained, write_templates
 from minigpt_edge_export.gguf.pretokenizers import PRE_TOKENIZERS, check_tokenizer, has_form, name_of
-from minigpt_edge_export.gguf.sentencepiece import BYTES, is_sentencepiece, scores
+from minigpt_edge_export.gguf.sentencepiece import BYTES, is_sentencepiece, scores, spaces_of
+from minigpt_edge_export.tokens.prompts import rendered
+from minigpt_edge_export.tokens.special_tokens import SpecialTokens, special_tokens
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding
+from minigpt_edge_runtime.formats.end_tokens import ends_by_text, fill_tokens
 from minigpt_edge_runtime.formats.tokenizer_files import (
-    GENERATION_CONFIG,
     TOKENIZER,
     chat_templates,
     read_tokenizer_config,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
-_ROLES = ("bos", "eos", "unk", "pad")
+_MORE_ENDS = ("eot", "eom")  # roles that GGUF has for ends besides EOS
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class GgufTokenizer:
     types: tuple[int, ...]
     merges: tuple[str, ...]
     pre: str
-    special_ids: Mapping[str, int]  # "bos", "eos", "unk", "pad" -> id, where there is one
+    special_ids: Mapping[str, int]  # "bos" and "eos", "unk" and "pad" where there are such tokens
     adds_bos: bool
     adds_eos: bool
     chat_templates: Mapping[str, str]
     scores: tuple[float, ...] = ()
+    space_prefix: bool = False  # a space is put before every text, and before what follows a special token
+    more_ids: Mapping[str, int] = field(default_factory=dict)  # role -> id of further end tokens
 
     def write(self, writer: GGUFWriter) -> None:
         """Add the fields to a GGUF file that is being written."""
@@ -63,9 +67,11 @@ class GgufTokenizer:
             writer.add_token_merges(self.merges)
         for role, index in self.special_ids.items():
             getattr(writer, f"add_{role}_token_id")(index)
+        for role, index in self.more_ids.items():
+            writer.add_uint32(f"tokenizer.ggml.{role}_token_id", index)
         writer.add_add_bos_token(self.adds_bos)
         writer.add_add_eos_token(self.adds_eos)
-        writer.add_add_space_prefix(bool(self.scores))
+        writer.add_add_space_prefix(self.space_prefix)
         write_templates(writer, self.chat_templates)
 
 
@@ -96,32 +102,54 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
     tokens, types = _vocabulary(tokenizer, vocab_size, path)
     if pieces:
         types = _piece_types(tokens, types, data["model"].get("unk_token"))
-    special = _special_ids(tokens, settings, [_optional_json(directory / GENERATION_CONFIG), config], path)
+    special = special_tokens(directory, tokenizer, vocab_size)
     prefix, suffix = _added_around(tokenizer, path)
     if len(prefix) > 1 or len(suffix) > 1:
-        raise EdgeError(f"{path} puts several tokens around a text, which GGUF can't express", None)
+        raise EdgeError(
+            f"{path} puts several tokens around a text, which GGUF can't express",
+            "take them out of its post_processor, and write them in the chat template",
+        )
     for role, ids in (("bos", prefix), ("eos", suffix)):
-        if ids and special.setdefault(role, ids[0]) != ids[0]:
+        if ids and special.ids[role] != ids[0]:
             raise EdgeError(
-                f"{path} puts {tokens[ids[0]]!r} around texts, the {role} token is {tokens[special[role]]!r}",
+                f"{path} puts {tokens[ids[0]]!r} around texts, the {role} token is "
+                f"{tokens[special.ids[role]]!r}",
                 f"set {role}_token in tokenizer_config.json to the same token",
             )
-    known = {f"{role}_token": tokens[special[role]] for role in ("bos", "eos") if role in special}
+    templates, texts = chat_templates(directory, settings), special_texts(settings)
+    bos = texts.get("bos_token", "")
+    begun = all(text.startswith(bos) for one in templates.values() for text in rendered(one, texts))
+    known = {f"{role}_token": tokens[special.ids[role]] for role in ("bos", "eos")}
     return GgufTokenizer(
         tokens=tuple(tokens),
         types=tuple(types),
         merges=() if pieces else _merges(data["model"], path),
         pre=_pre(data, config, path),
-        special_ids={role: special[role] for role in _ROLES if role in special},
-        adds_bos=bool(prefix),
-        adds_eos=bool(suffix),
-        chat_templates=self_contained(chat_templates(directory, settings), special_texts(settings), known),
+        special_ids=special.ids,
+        # llama.cpp adds them to rendered prompts too, transformers never
+        adds_bos=bool(prefix) and begun,
+        adds_eos=bool(suffix) and not templates,
+        chat_templates=self_contained(templates, texts, known),
         scores=tuple(scores(data, tokens)) if pieces else (),
+        space_prefix=pieces and spaces_of(data) == "prefix",
+        more_ids=_more_ids(tokenizer, special),
     )
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _more_ids(tokenizer: Tokenizer, special: SpecialTokens) -> dict[str, int]:
+    """Roles of the end tokens that llama.cpp does not know from EOS or by their text."""
+    by_text, fills = ends_by_text(tokenizer.token_to_id), fill_tokens(tokenizer.token_to_id)
+    others = [index for index in special.ends[1:] if index not in by_text]
+    roles = [*_MORE_ENDS, *(kind for kind, tokens in fills.items() if not tokens)]
+    if len(others) > len(roles):
+        names = ", ".join(repr(tokenizer.id_to_token(index)) for index in others)
+        raise EdgeError(
+            f"besides EOS {len(others)} tokens end a generation ({names}), GGUF has room for {len(roles)}",
+            "take some out of eos_token_id in generation_config.json",
+        )
+    # Of several tokens of a kind llama.cpp would take any.
+    ambiguous = {kind: tokens[0] for kind, tokens in fills.items() if len(tokens) > 1}
+    return dict(zip(roles, others, strict=False)) | ambiguous
 
 
 def _pre(data: dict[str, Any], config: dict[str, Any], path: Path) -> str:
@@ -185,31 +213,6 @@ def _merges(model: dict[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(merges)
 
 
-def _special_ids(
-    tokens: list[str], settings: dict[str, Any], configs: list[dict[str, Any]], path: Path
-) -> dict[str, int]:
-    """Role -> id: by the text in tokenizer_config.json, else by the id in a config."""
-    ids, special = {text: index for index, text in enumerate(tokens)}, {}
-    for role in _ROLES:
-        text = settings.get(f"{role}_token")
-        text = text.get("content") if isinstance(text, dict) else text
-        found: Any = ids.get(text) if text is not None else None
-        if text is not None and found is None:
-            raise EdgeError(
-                f"{path} has no token {text!r}, which tokenizer_config.json names as {role}_token", None
-            )
-        for config in configs:
-            found = config.get(f"{role}_token_id") if found is None else found
-        found = found[0] if isinstance(found, list) else found
-        if found is not None and not 0 <= found < len(tokens):
-            raise EdgeError(
-                f"{role}_token_id {found} is outside the vocabulary of {len(tokens)}", "correct config.json"
-            )
-        if found is not None:
-            special[role] = int(found)
-    return special
-
-
 def _added_around(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[int]]:
     """The tokens that the post-processor puts before and after a text, found by trying it."""
     bare, full = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
@@ -217,5 +220,6 @@ def _added_around(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[int
         if full[start : start + len(bare)] == bare:
             return full[:start], full[start + len(bare) :]
     raise EdgeError(
-        f"{path}: its post-processor changes the tokens of a text, which GGUF can't express", None
+        f"{path}: its post-processor changes the tokens of a text, which GGUF can't express",
+        "use a model with another tokenizer",
     )

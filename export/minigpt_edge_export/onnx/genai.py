@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge_export.tokens.special_tokens import special_tokens
+from minigpt_edge_runtime.engines.text import open_tokenizer
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 # genai reserves the whole cache at once; a program asks for another length when it generates
 _LONGEST = 2048
@@ -18,7 +19,7 @@ def genai_config(decoder: Decoder, file: str) -> dict[str, Any]:
     Key/value head counts that differ between blocks are read from the graph's own inputs there; the number
     given here is the largest.
     """
-    ids = _special_ids(decoder.directory)
+    ids = _special_ids(decoder)
     return {
         "model": {
             **ids,
@@ -61,15 +62,13 @@ def genai_config(decoder: Decoder, file: str) -> dict[str, Any]:
     }
 
 
-def _special_ids(directory: Path) -> dict[str, Any]:
-    """bos, eos and pad token ids, of generation_config.json where it has them, else of config.json."""
-    found: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        if (directory / name).is_file():
-            content = read_json(directory / name)
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                if content.get(key) is not None:
-                    found[key] = content[key]
-    end = found.get("eos_token_id", 0)
-    first = end[0] if isinstance(end, list) else end
-    return {"bos_token_id": first, "eos_token_id": end, "pad_token_id": first, **found}
+def _special_ids(decoder: Decoder) -> dict[str, Any]:
+    """bos, eos and pad token ids; eos has every token that ends a generation."""
+    tokenizer = open_tokenizer(decoder.directory / TOKENIZER, "use an undamaged tokenizer.json")
+    special = special_tokens(decoder.directory, tokenizer, decoder.vocab_size)
+    ends, first = list(special.ends), special.ends[0]
+    return {
+        "bos_token_id": special.ids["bos"],
+        "eos_token_id": ends if len(ends) > 1 else first,
+        "pad_token_id": special.ids.get("pad", first),
+    }

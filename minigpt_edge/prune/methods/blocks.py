@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.models.sizes import block_sizes
 from minigpt_edge.prune.context import (
     BLOCKS,
     MICRO_BATCH_TOKENS,
@@ -55,9 +56,10 @@ class DropResult:
 
 
 def blocks_for(arch: Arch, config: dict[str, Any], parameters: int) -> int:
-    """How many blocks of a config's size come closest to that many parameters; one is always kept."""
+    """How many blocks of a config's mean size come closest to that many parameters; one is always kept."""
     neuron, group, norms = arch.block_parameters(config)
-    block = neuron * config["intermediate_size"] + group * config["num_key_value_heads"] + norms
+    sizes = block_sizes(config)
+    block = norms + sum(neuron * width + group * groups for width, groups in sizes) / len(sizes)
     return min(max(0, round(parameters / block)), config["num_hidden_layers"] - 1)
 
 

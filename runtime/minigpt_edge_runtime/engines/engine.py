@@ -54,7 +54,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def adds_start(self) -> bool:
-        """Whether the model says that a begin-of-sequence token precedes every prompt."""
+        """Whether BOS is put before a rendered chat prompt that does not begin with it."""
 
     @abstractmethod
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:

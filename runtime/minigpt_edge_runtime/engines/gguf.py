@@ -6,7 +6,6 @@ interpreter ends first; here logits are views of llama.cpp's own memory.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,13 @@ from typing import Any
 import numpy as np
 
 from minigpt_edge_runtime.engines.batches import Row, packs, runs
-from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, Engine, Fork, context_of, start_token
+from minigpt_edge_runtime.engines.engine import DEFAULT_CONTEXT, Engine, Fork, context_of
+from minigpt_edge_runtime.engines.llama_vocabulary import LlamaVocabulary, load_library
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, read_header
-from minigpt_edge_runtime.formats.tokenizer_files import GGUF_TOKENS, gguf_chat_templates
 
 BATCH = 512  # tokens in one call of llama_decode, llama.cpp's own default ubatch
 SEQUENCES = 64  # continuations that are evaluated together
-
-
-def load_library() -> Any:
-    """The llama_cpp module with its log silenced and its backend started.
-
-    Raises:
-        EdgeError: llama-cpp-python is not installed, or does not load.
-    """
-    try:
-        import llama_cpp
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EdgeError(
-            f"running a GGUF file needs llama-cpp-python ({error})",
-            'pip install "minigpt-edge-runtime[gguf]"',
-        ) from error
-    from minigpt_edge_runtime.engines import llama_log
-
-    llama_log.quiet()
-    llama_cpp.llama_backend_init()
-    return llama_cpp
 
 
 class LlamaEngine(Engine):
@@ -55,7 +34,6 @@ class LlamaEngine(Engine):
         self.context_length = context_of(path.name, trained, context_length)
         self._lib = load_library()
         self.logits_all = logits_all
-        self._pieces: dict[tuple[int, bool], bytes] = {}
         try:
             self._load(path)
             self._start(threads)
@@ -75,8 +53,8 @@ class LlamaEngine(Engine):
             )
         if lib.llama_model_has_encoder(self._model) or not lib.llama_model_has_decoder(self._model):
             raise EdgeError(f"{path} is not a text-generating decoder", "give a decoder-only language model")
-        self._vocab = lib.llama_model_get_vocab(self._model)
-        self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+        self._vocabulary = LlamaVocabulary(lib, self._model, self.header.metadata)
+        self.vocab_size = self._vocabulary.vocab_size
         if not self.vocab_size:
             raise EdgeError(f"{path} has no vocabulary", "export the model together with its tokenizer")
 
@@ -108,70 +86,35 @@ class LlamaEngine(Engine):
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
-        return gguf_chat_templates(self.header.metadata)
+        return self._vocabulary.chat_templates
 
     @property
     def special_texts(self) -> Mapping[str, str]:
-        # What the file says, not what llama.cpp takes for a token that the file does not name.
-        ids = {name: self.header.metadata.get(f"tokenizer.ggml.{name}_id") for name in GGUF_TOKENS}
-        return {
-            name: self.detokenize([index], special=True).decode("utf-8", errors="replace")
-            for name, index in ids.items()
-            if isinstance(index, int) and 0 <= index < self.vocab_size
-        }
+        return self._vocabulary.special_texts
 
     @property
     def adds_start(self) -> bool:
-        return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
+        return self._vocabulary.adds_start
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        data = text.encode("utf-8", errors="replace")
-        room = len(data) + 8
-        buffer = (self._lib.llama_token * room)()
-        count = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, room, False, special)
-        if count < 0:
-            raise EdgeError(f"llama.cpp can't tokenize a text of {len(data):,} bytes", "shorten the text")
-        return list(buffer[:count])
+        return self._vocabulary.tokenize(text, special=special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
-        text = b"".join(self._piece(int(token), special) for token in tokens)
-        metadata = self.header.metadata
-        prefixed = metadata.get("tokenizer.ggml.model") == "llama" and metadata.get(
-            "tokenizer.ggml.add_space_prefix", True
-        )
-        return text.removeprefix(b" ") if prefixed else text
+        self._check_ids(tokens)
+        return self._vocabulary.detokenize(tokens, special=special)
 
     def piece(self, token: int) -> bytes:
-        return self._piece(token, False)
-
-    def _piece(self, token: int, special: bool) -> bytes:
-        known = self._pieces.get((token, special))
-        if known is None:
-            self._check_ids([token])
-            size = 64
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                count = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
-                if count >= 0:
-                    break
-                size = -count
-            known = self._pieces[token, special] = buffer.raw[:count]
-        return known
+        self._check_ids([token])
+        return self._vocabulary.piece(token)
 
     def document_start(self, text: str | None = None) -> int:
-        def find(written: str) -> int | None:
-            ids = self.tokenize(written, special=True)
-            return ids[0] if len(ids) == 1 else None
-
-        ends = (int(of(self._vocab)) for of in (self._lib.llama_vocab_bos, self._lib.llama_vocab_eos))
-        return start_token(find, text, [token if token >= 0 else None for token in ends])
+        return self._vocabulary.document_start(text)
 
     def special_text(self, name: str) -> str:
-        token = getattr(self._lib, f"llama_vocab_{name}")(self._vocab)
-        return self._piece(token, True).decode("utf-8", errors="replace") if token >= 0 else ""
+        return self._vocabulary.special_text(name)
 
     def is_end(self, token: int) -> bool:
-        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+        return self._vocabulary.is_end(token)
 
     def eval(self, tokens: Sequence[int]) -> np.ndarray:
         if not len(tokens):

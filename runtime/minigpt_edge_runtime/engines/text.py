@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge_runtime.engines.engine import Engine, start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_text
+from minigpt_edge_runtime.formats.end_tokens import ends_by_text
 from minigpt_edge_runtime.formats.tokenizer_files import (
     TOKENIZER,
     chat_templates,
@@ -21,14 +22,6 @@ from minigpt_edge_runtime.formats.tokenizer_files import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# These special tokens end a generation, whatever the configuration says: llama.cpp's choice, so that both
-# engines end where the other does.
-_ENDS = frozenset(
-    (
-        *(f"<|{name}|>" for name in ("endoftext", "im_end", "end", "eot_id", "eom_id", "eot", "end_of_text")),
-        *("<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>", "<eos>"),
-    )
-)
 _AGAIN = "copy or build the bundle again"
 
 
@@ -77,7 +70,8 @@ class TextCodec:
         self._whole = {index: token.content for index, token in added.items() if not token.special}
         self._byte_level = "ByteLevel" in str(self._tokenizer.decoder)
         self._bytes = symbol_bytes()
-        self._ends = {*end_ids, *(index for index, text in self._special.items() if text in _ENDS)}
+        # llama.cpp ends there too, so that both engines end where the other does.
+        self._ends = {*end_ids, *ends_by_text(self._tokenizer.token_to_id)}
         if (end := self._id("eos")) is not None:
             self._ends.add(end)
         self._pieces: dict[tuple[int, bool], bytes] = {}
@@ -85,16 +79,12 @@ class TextCodec:
         first = self.tokenize("a")[:1]
         self._prefix = b" " if first and self.piece(first[0]).startswith(b" ") else b""
 
+    adds_start = False  # transformers takes a rendered prompt as it is
+
     @property
     def vocab_size(self) -> int:
         """Tokens, added ones too."""
         return int(self._tokenizer.get_vocab_size())
-
-    @property
-    def adds_start(self) -> bool:
-        """Whether the settings or the tokenizer say that a begin-of-sequence token precedes every prompt."""
-        bare, full = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
-        return bool(self._settings.get("add_bos_token")) or full[: len(bare)] != bare
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, nothing added; `special` reads "<|…|>" as special tokens, not as text."""

@@ -29,6 +29,9 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
+# Types of files that circulate and that llama.cpp read once.
+REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}
+
 # What general.file_type says: the recipe a file was quantized with (single tensors may have another type).
 FILE_TYPES: dict[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
@@ -201,7 +204,7 @@ def _parse(data: mmap.mmap, path: Path) -> GgufHeader:
             raise EdgeError(f"{path} {reason}", "export or convert it again with current tools")
         tensors, pairs = reader.scalar("Q"), reader.scalar("Q")
         metadata = dict(reader.pair() for _ in range(pairs))
-        infos = tuple(_tensor_infos(reader, tensors))
+        infos = tuple(_tensor_infos(reader, tensors, path))
         alignment = int(metadata.get("general.alignment", 32)) or 32
     except (struct.error, OverflowError) as error:  # the latter: an offset beyond what an index can be
         raise _truncated(path, len(data)) from error
@@ -216,7 +219,7 @@ def _parse(data: mmap.mmap, path: Path) -> GgufHeader:
     return GgufHeader(version, metadata, infos, len(data))
 
 
-def _tensor_infos(reader: _Reader, count: int) -> Iterator[TensorInfo]:
+def _tensor_infos(reader: _Reader, count: int, path: Path) -> Iterator[TensorInfo]:
     for _ in range(count):
         name = reader.string()
         dimensions = reader.scalar("I")
@@ -225,7 +228,11 @@ def _tensor_infos(reader: _Reader, count: int) -> Iterator[TensorInfo]:
         shape = tuple(reader.scalar("Q") for _ in range(dimensions))
         kind, offset = reader.scalar("I"), reader.scalar("Q")
         if kind not in TENSOR_TYPES:
-            raise ValueError(f"tensor {name!r} has the unknown type {kind}")
+            raise EdgeError(
+                f"{path}: {name} has the type {REMOVED_TYPES.get(kind, kind)}, which llama.cpp does not have"
+                + (" any more" if kind in REMOVED_TYPES else ""),
+                "get or make the file in another type, such as Q4_0, Q8_0 or F16",
+            )
         type_name, block, block_bytes = TENSOR_TYPES[kind]
         elements = 1
         for length in shape:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError, UsageError
+from minigpt_edge_runtime.generate.logprobs import TokenLogprob, token_logprob
 from minigpt_edge_runtime.generate.sampling import Sampler, Sampling
 from minigpt_edge_runtime.generate.streaming import TextStream
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from minigpt_edge_runtime.generate.grammar import Constraint
 
 CHUNK = 256  # prompt tokens evaluated at once: how long a cancelled generation may go on
 
@@ -72,6 +75,13 @@ class Generation:
     prompt's evaluation. `fresh` computes from an empty cache: kernels round differently for one token and for
     many, so with a cached beginning the same seed may give another text.
 
+    Attributes:
+        constraint: what the answer keeps to.
+        shown: special tokens whose text belongs to the answer.
+        logprobs: how many of the likeliest tokens `said` tells for every token; None leaves it empty.
+        echo: tell the prompt's tokens too, in `asked`; they are computed one by one, as slowly as an answer.
+            No tokens at all (`max_tokens` 0) are possible then.
+
     Raises:
         UsageError: max_tokens is below 1, or the prompt is empty.
         PromptTooLong: the prompt does not fit into the context.
@@ -83,7 +93,13 @@ class Generation:
     max_tokens: int = 256
     stop: Sequence[str] = ()
     fresh: bool = False
+    constraint: Constraint | None = None
+    shown: Collection[int] = ()
+    logprobs: int | None = None
+    echo: bool = False
 
+    said: list[TokenLogprob] = field(default_factory=list, init=False)
+    asked: list[TokenLogprob] = field(default_factory=list, init=False)
     finish_reason: str = field(default="", init=False)
     cached_tokens: int = field(default=0, init=False)
     tokens: int = field(default=0, init=False)
@@ -92,8 +108,9 @@ class Generation:
     _cancelled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UsageError(f"max_tokens is {self.max_tokens}, it must be 1 or more")
+        least = 0 if self.echo else 1
+        if self.max_tokens < least:
+            raise UsageError(f"max_tokens is {self.max_tokens}, it must be {least} or more")
         if not self.prompt:
             raise UsageError("the prompt has no tokens", "give some text")
         room = self.session.engine.context_length
@@ -108,9 +125,10 @@ class Generation:
         self._cancelled = True
 
     def __iter__(self) -> Iterator[str]:
-        stream = TextStream(self.stop)
-        for token in self._tokens():
-            if text := stream.push(self.session.engine.piece(token)):
+        engine, stream = self.session.engine, TextStream(self.stop)
+        for token in self._tokens(stream):
+            piece = engine.detokenize([token], special=True) if token in self.shown else engine.piece(token)
+            if text := stream.push(piece):
                 yield text
             if stream.stopped:
                 self.finish_reason = "stop"
@@ -118,46 +136,67 @@ class Generation:
         if text := stream.push(b"", last=True):
             yield text
 
-    def _tokens(self) -> Iterator[int]:
+    def _tokens(self, stream: TextStream) -> Iterator[int]:
         """Yield sampled tokens, evaluating each only when another one is wanted."""
-        engine = self.session.engine
+        engine, constraint = self.session.engine, self.constraint
         sampler = Sampler(self.sampling)
-        for token in self.prompt:
-            sampler.accept(token)
+        sampler.read(self.prompt)
         began = first = time.perf_counter()
         logits = self._prefill()
         while logits is not None and not self._cancelled:
-            token = sampler.sample(logits)
+            if self.tokens >= self.max_tokens:
+                self.finish_reason = "length"
+                return
+            token = sampler.sample(constraint.masked(logits) if constraint else logits)
             now = time.perf_counter()
             if not self.tokens:
                 first, self.first_token_seconds = now, now - began
             if engine.is_end(token):
                 self.finish_reason = "end"
                 return
+            if self.logprobs is not None:
+                self.said.append(token_logprob(logits, token, stream.length, self.logprobs))
             sampler.accept(token)
             self.tokens += 1
             self.decode_seconds = now - first
             yield token
-            if self.tokens >= self.max_tokens:
-                self.finish_reason = "length"
-                return
-            if len(self.prompt) + self.tokens > engine.context_length:
-                self.finish_reason = "context"
+            if reason := self._full(token):
+                self.finish_reason = reason
                 return
             logits = self.session.eval([token])
         self.finish_reason = "cancelled"
 
+    def _full(self, token: int) -> str:
+        """Why there is nothing to sample after a token, if so."""
+        if self.constraint and self.constraint.accept(token):
+            return "end"
+        if self.tokens >= self.max_tokens:
+            return "length"
+        return "context" if len(self.prompt) + self.tokens > self.session.engine.context_length else ""
+
     def _prefill(self) -> np.ndarray | None:
         """Logits after the prompt; None if cancelled on the way."""
-        if self.fresh:
+        tells = self.echo and self.logprobs is not None
+        if self.fresh or tells:
             self.session.engine.reset()
         self.cached_tokens = self.session.begin(self.prompt)
-        logits = None
-        for start in range(self.cached_tokens, len(self.prompt), CHUNK):
+        logits, step, heard = None, 1 if tells else CHUNK, TextStream()
+        for start in range(self.cached_tokens, len(self.prompt), step):
             if self._cancelled:
                 return None
-            logits = self.session.eval(self.prompt[start : start + CHUNK])
+            if tells:
+                self._tell(self.prompt[start], logits, heard)
+            logits = self.session.eval(self.prompt[start : start + step])
         return logits
+
+    def _tell(self, token: int, logits: np.ndarray | None, heard: TextStream) -> None:
+        """Record a token of the prompt, which logits predict, after the text heard."""
+        engine, start = self.session.engine, heard.length
+        if logits is None or self.logprobs is None:
+            self.asked.append(TokenLogprob(token, start, None, ()))
+        else:
+            self.asked.append(token_logprob(logits, token, start, self.logprobs))
+        heard.push(engine.piece(token) if start else engine.detokenize([token]))
 
     def stats(self) -> dict[str, float | int | str]:
         """How it went, JSON-able; tokens/s counts the tokens after the first one."""

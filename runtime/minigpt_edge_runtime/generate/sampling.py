@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from minigpt_edge_runtime.errors import EdgeError, UsageError
 class Sampling:
     """The settings of a `Sampler`.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 switch themselves off.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and the other penalties' 0
+    switch themselves off. `frequency_penalty` and `presence_penalty` are OpenAI's: they count the answer's
+    tokens, not the prompt's. `logit_bias` is added to the logits of the tokens it names.
 
     Raises:
         UsageError: a setting is outside its range.
@@ -28,6 +31,9 @@ class Sampling:
     repeat_penalty: float = 1.1
     repeat_last: int = 64
     seed: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rules = [
@@ -36,8 +42,11 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repeat_penalty", 0 < self.repeat_penalty < math.inf, "above 0"),
-            ("repeat_last", self.repeat_last >= 0, "0 or more"),
+            ("repeat_last", 0 <= self.repeat_last <= 2**31, "0 to 2**31"),
             ("seed", self.seed >= 0, "0 or more"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
+            ("logit_bias", all(-100 <= bias <= 100 for bias in self.logit_bias.values()), "-100 to 100 each"),
         ]
         for name, good, allowed in rules:
             if not good:
@@ -45,20 +54,29 @@ class Sampling:
 
 
 class Sampler:
-    """Picks tokens and remembers them for the repetition penalty.
+    """Picks tokens and remembers them for the penalties.
 
-    The filters are llama.cpp's in llama.cpp's order: penalty, top_k, top_p, min_p, temperature, draw. One
-    sampler serves every engine, so that the same logits and seed give the same text whatever the format.
+    The steps are llama.cpp's in llama.cpp's order: bias, penalties, top_k, top_p, min_p, temperature, draw.
+    One sampler serves every engine, so that the same logits and seed give the same text whatever the format.
     """
 
     def __init__(self, sampling: Sampling) -> None:
         self._settings = sampling
         self._recent: deque[int] = deque(maxlen=sampling.repeat_last)
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+        self._said: Counter[int] = Counter()
+        self._counts = bool(sampling.frequency_penalty or sampling.presence_penalty)
+        self._bias = (np.array([*sampling.logit_bias], dtype=np.intp), [*sampling.logit_bias.values()])
+
+    def read(self, prompt: Sequence[int]) -> None:
+        """Remember the text before the answer."""
+        self._recent.extend(prompt)
 
     def accept(self, token: int) -> None:
-        """Remember a token of the text so far."""
+        """Remember a token of the answer so far."""
         self._recent.append(token)
+        if self._counts:
+            self._said[token] += 1
 
     def sample(self, logits: np.ndarray) -> int:
         """The next token, not yet accepted, from logits: float32 [vocab].
@@ -71,7 +89,8 @@ class Sampler:
         ids, probabilities = self.candidates(logits)
         steps = np.cumsum(probabilities)
         drawn = np.searchsorted(steps, self._random.random() * steps[-1], side="right")
-        return int(ids[min(drawn, len(ids) - 1)])
+        # A draw that is rounded up to the total must not take a token of probability 0 from the end.
+        return int(ids[min(drawn, np.searchsorted(steps, steps[-1]))])
 
     def candidates(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is drawn from, likeliest first.
@@ -85,7 +104,7 @@ class Sampler:
         settings = self._settings
         logits = _checked(self._penalized(logits))
         count = settings.top_k or len(logits)
-        ids = _largest(logits, count) if count < len(logits) else np.arange(len(logits))
+        ids = largest(logits, count) if count < len(logits) else np.arange(len(logits))
         top = logits.max()
         weights = np.exp((logits[ids] - top).astype(np.float64))
         total = weights.sum()
@@ -101,17 +120,25 @@ class Sampler:
         return ids, probabilities / probabilities.sum()
 
     def _penalized(self, logits: np.ndarray) -> np.ndarray:
-        penalty = self._settings.repeat_penalty
-        if penalty == 1 or not self._recent:
+        settings = self._settings
+        biased, repeats = len(self._bias[0]) > 0, settings.repeat_penalty != 1 and bool(self._recent)
+        if not (biased or repeats or self._said):
             return logits
-        ids = np.array(list(set(self._recent)))
         logits = logits.copy()
-        found = logits[ids]
-        logits[ids] = np.where(found > 0, found / penalty, found * penalty)
+        if biased:
+            logits[self._bias[0]] += np.array(self._bias[1], dtype=np.float32)
+        if repeats:
+            ids = np.array(list(set(self._recent)))
+            found, penalty = logits[ids], settings.repeat_penalty
+            logits[ids] = np.where(found > 0, found / penalty, found * penalty)
+        if self._said:
+            ids = np.fromiter(self._said, dtype=np.intp)
+            counts = np.fromiter(self._said.values(), dtype=np.float32)
+            logits[ids] -= counts * settings.frequency_penalty + settings.presence_penalty
         return logits
 
 
-def _largest(logits: np.ndarray, count: int) -> np.ndarray:
+def largest(logits: np.ndarray, count: int) -> np.ndarray:
     """Ids of the `count` largest logits; of equals the smaller ids, on every platform.
 
     The largest of every strip of the vocabulary give a bound that the wanted ones reach, so that only a few

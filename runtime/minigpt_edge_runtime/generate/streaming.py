@@ -10,12 +10,17 @@ class TextStream:
     """Turns bytes that come token by token into text, and ends it before the first stop string.
 
     Bytes that are no UTF-8 become U+FFFD.
+
+    Attributes:
+        length: characters decoded so far, shown or not.
+        stopped: whether a stop string was found.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = [stop for stop in stops if stop]
         self._pending = ""
+        self.length = 0
         self.stopped = False
 
     def push(self, data: bytes, *, last: bool = False) -> str:
@@ -25,7 +30,9 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        self._pending += self._decoder.decode(data, last)
+        text = self._decoder.decode(data, last)
+        self.length += len(text)
+        self._pending += text
         found = [at for at in (self._pending.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self.stopped = True

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.generate.chat import ChatTemplateError, chat_ids
-from minigpt_edge_runtime.generate.generate import Generation, PromptTooLong, document_ids
+from minigpt_edge_runtime.generate.grammar import GrammarError
+from minigpt_edge_runtime.serve.choice import Choice
+from minigpt_edge_runtime.serve.errors import ApiError
+from minigpt_edge_runtime.serve.plan import make_plans
 from minigpt_edge_runtime.serve.reply import DONE, Reply, encode, event
-from minigpt_edge_runtime.serve.request import ApiError, Request, read_request
+from minigpt_edge_runtime.serve.request import read_request
 from minigpt_edge_runtime.serve.worker import Worker
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+_PATHS = "/v1/chat/completions, /v1/completions, /v1/models and /health"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def make_app(worker: Worker, settings: Settings) -> ASGIApp:
 
     async def no_route(request: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = f"{request.method} {request.url.path}: {error.detail}; there are {_PATHS}"
         return _failure(ApiError(error.status_code, message, headers=error.headers))
 
     async def broken(request: HttpRequest, error: Exception) -> Response:
@@ -121,7 +126,7 @@ class Answers:
             async with self._worker.request() as limit:
                 reply = await self._answer(scope, receive, stream, limit)
         except (ApiError, EdgeError) as error:
-            known = error if isinstance(error, ApiError) else _server_error(error.message)
+            known = _known(error)
             if stream.started:
                 await stream.send([event(known.body)], more=False)
                 return
@@ -138,47 +143,35 @@ class Answers:
         request = read_request(body, self._kind, settings.model, settings.max_tokens)
         with self._worker.place():
             async with _left_when_gone(receive, limit):
-                generation = await asyncio.to_thread(self._generation, request)
-                reply = Reply(self._kind, settings.model, request.include_usage)
-                async with aclosing(self._worker.pieces(generation)) as pieces:
-                    if request.stream:
-                        await self._stream(stream, pieces, reply, generation)
-                        return None
-                    text = "".join([piece async for piece in pieces])
-                return _json(reply.whole(text, generation))
+                worker = self._worker
+                plans = await asyncio.to_thread(
+                    make_plans, worker.session, worker.grammars, request, settings.document_start
+                )
+                reply = Reply(self._kind, settings.model, worker.session.engine, request)
+                choices = [Choice(index, plan) for index, plan in enumerate(plans)]
+                if request.stream:
+                    await self._stream(stream, choices, reply)
+                    return None
+                return _json(reply.whole([(choice, await self._text(choice)) for choice in choices]))
 
-    async def _stream(
-        self, stream: EventStream, pieces: AsyncIterator[str], reply: Reply, generation: Generation
-    ) -> None:
+    async def _text(self, choice: Choice) -> str:
+        """A choice's whole text."""
+        async with aclosing(self._worker.pieces(choice.generation)) as pieces:
+            text = "".join([choice.push(piece) async for piece in pieces])
+        return text + choice.end()
+
+    async def _stream(self, stream: EventStream, choices: Sequence[Choice], reply: Reply) -> None:
         """Send an answer as it comes; the headers wait for its beginning, which may be an error instead."""
-        before = [event(chunk) for chunk in reply.first()]
-        async for piece in pieces:
-            await stream.send([*before, event(reply.piece(piece))])
-            before = []
-        after = [event(chunk) for chunk in reply.last(generation)]
-        await stream.send([*before, *after, DONE], more=False)
-
-    def _generation(self, request: Request) -> Generation:
-        session = self._worker.session
-        engine = session.engine
-        try:
-            if request.messages is not None:
-                ids = chat_ids(engine, request.messages)
-            elif isinstance(request.prompt, str):
-                ids = document_ids(engine, request.prompt, self._settings.document_start)
-            else:
-                ids = request.prompt or []
-                if not all(0 <= token < engine.vocab_size for token in ids):
-                    message = f"token ids lie between 0 and {engine.vocab_size - 1:,}"
-                    raise ApiError(400, message, param="prompt")
-            return Generation(
-                session, ids, request.sampling, request.max_tokens, request.stop, request.reproducible
-            )
-        except PromptTooLong as error:
-            param = "messages" if request.messages is not None else "prompt"
-            raise ApiError(400, error.message, param=param, code="context_length_exceeded") from error
-        except ChatTemplateError as error:
-            raise ApiError(400, error.message, param="messages", code="chat_template") from error
+        after: list[bytes] = []
+        for choice in choices:
+            before = [*after, *map(event, reply.first(choice))]
+            async with aclosing(self._worker.pieces(choice.generation)) as pieces:
+                async for piece in pieces:
+                    if text := choice.push(piece):
+                        await stream.send([*before, event(reply.piece(choice, text))])
+                        before = []
+            after = [*before, *map(event, reply.last(choice, choice.end()))]
+        await stream.send([*after, *map(event, reply.counts(choices)), DONE], more=False)
 
 
 class EventStream:
@@ -240,6 +233,14 @@ def _host_name(header: bytes) -> str | None:
         return urlsplit("//" + header.decode("latin-1")).hostname
     except ValueError:
         return None
+
+
+def _known(error: ApiError | EdgeError) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, GrammarError):
+        return ApiError(400, f"{error.message}: {error.hint}", code="grammar")
+    return _server_error(error.message)
 
 
 def _server_error(message: str) -> ApiError:

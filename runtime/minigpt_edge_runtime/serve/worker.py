@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.generate.generate import Generation, Session
-from minigpt_edge_runtime.serve.request import ApiError
+from minigpt_edge_runtime.generate.grammar import Grammars
+from minigpt_edge_runtime.serve.errors import ApiError
 
 
 class Worker:
@@ -22,7 +23,7 @@ class Worker:
     """
 
     def __init__(self, engine: Engine, queue: int, timeout: float) -> None:
-        self.session = Session(engine)
+        self.session, self.grammars = Session(engine), Grammars(engine)
         self._queue, self._timeout = queue, timeout
         self._taken = 0
         self._limits: set[asyncio.Timeout] = set()

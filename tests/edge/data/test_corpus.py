@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from source_helpers import sentences, tiny_tokenizer
+from source_helpers import tiny_tokenizer
 from tokenizers import Tokenizer
 
 from minigpt_edge.data import corpus
-from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_split
-from minigpt_edge.data.documents import DIVIDE_ABOVE, PIECE, divide, read_files
+from minigpt_edge.data.corpus import build_corpus, check_enough, clean, languages, read_sources, read_split
 from minigpt_edge.data.domains import load_domain
+from minigpt_edge.data.reading import read_lines
 from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, source_of
 from minigpt_edge.data.windows import cut, read_texts
 from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError
 
-A, B = "The first text, in two\nlines.", "The second: Übung, 日本語."
+A, B = "The first text, in two\nlines. " + "so on; " * 30, "The second: Übung, 日本語. " + "and so on, " * 20
 
 
 @pytest.fixture(scope="module")
@@ -50,74 +49,6 @@ def _folder(path: Path, texts: list[str]) -> FileSource:
     return FileSource(str(path))
 
 
-def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text(A.replace("\n", "\r\n"), newline="")
-    (tmp_path / "b.md").write_bytes(b"\xef\xbb\xbf" + B.encode())
-    assert [read_files(tmp_path / name) for name in ("a.txt", "b.md")] == [[A], [B]]
-    rows = [{"id": 1, "text": A, "note": "x"}, {"id": 2, "text": B, "note": "y"}]
-    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    (tmp_path / "d.csv").write_text(f'id,text,note\n1,"{A}",x\n2,"{B}",y\n')
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet")
-    for name in ("c.jsonl", "d.csv", "e.parquet"):
-        assert read_files(tmp_path / name) == [A, B], name
-        assert read_files(tmp_path / name, "note") == ["x", "y"], name
-    (tmp_path / ".hidden.txt").write_text("secret")
-    (tmp_path / "image.png").write_bytes(b"\0\1")
-    assert read_files(tmp_path) == [A, B] * 4
-
-
-def test_the_only_column_of_strings_is_the_text(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(f'year,body\n1999,"{A}"\n2001,"{B}"\n')
-    (tmp_path / "b.jsonl").write_text(json.dumps({"year": 1, "body": A}) + "\n" + json.dumps({"body": B}))
-    pq.write_table(pa.table({"year": [1, 2], "body": [A, B]}), tmp_path / "c.parquet")
-    for name in ("a.csv", "b.jsonl", "c.parquet"):
-        assert read_files(tmp_path / name) == [A, B], name
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"plain\0text", "binary: there is a zero byte at offset 5"),
-        ("a.txt", b"caf\xe9 au lait", "not UTF-8: byte 0xe9 at offset 3"),
-        ("a.md", "Übung".encode("utf-16"), "UTF-16"),
-        ("a.txt", b" \n", "is empty"),
-        ("a.pdf", b"%PDF", "files of kind .pdf are not read"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2 is not JSON"),
-        ("a.jsonl", b'["x"]', "line 1 is not a JSON object"),
-        ("a.jsonl", b'{"a": "x", "b": "y"}', "2 columns that could hold the text"),
-        ("a.csv", b'a,b\n"x,y\n', "not readable as CSV"),
-        ("a.parquet", b"PAR1 and no more", "not a whole parquet file"),
-    ],
-)
-def test_files_that_can_not_be_read_say_why(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(EdgeError, match=message) as caught:
-        read_files(tmp_path / name)
-    assert caught.value.hint
-
-
-def test_missing_things_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"a": "x", "n": 1}')
-    for column, message in (("b", "no column 'b'"), ("n", "'n' of .* does not hold text")):
-        with pytest.raises(EdgeError, match=message) as caught:
-            read_files(tmp_path / "a.jsonl", column)
-        assert "a" in (caught.value.hint or "")
-    with pytest.raises(EdgeError, match="does not exist"):
-        read_files(tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(EdgeError, match="holds no text files"):
-        read_files(tmp_path / "empty")
-
-
-def test_a_book_is_divided_at_blank_lines_and_loses_nothing() -> None:
-    short = "x" * DIVIDE_ABOVE
-    assert divide(short) == [short]
-    book = "\n\n".join(sentences(12, seed) for seed in range(60))
-    parts = divide(book)
-    assert len(parts) > 2 and "".join(parts) == book
-    assert all(len(part.encode()) <= PIECE and part.startswith("\n") for part in parts[1:])
-
-
 def test_cleaning_drops_what_teaches_nothing() -> None:
     one, two = _documents(2)
     nearly = one.replace(one.split()[50], "altered", 1)
@@ -137,10 +68,9 @@ def test_special_tokens_in_text_stay_text(tokenizer_path: Path) -> None:
     assert "\ufffd end" in kept[0]["text"], "half a character can't be written as UTF-8"
 
 
-def _build(source: Any, out: Path, tokenizer_path: Path, **more: Any) -> dict[str, Any]:
-    return build_corpus(
-        [source], out, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>", **more
-    )
+def _build(source: Any, out: Path, tokenizer_path: Path, tell: Any = str) -> dict[str, Any]:
+    read = read_sources([source], tell=tell)
+    return build_corpus(read, out, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>")
 
 
 def test_the_same_texts_give_the_same_bytes_in_any_order(tmp_path: Path, tokenizer_path: Path) -> None:
@@ -193,12 +123,53 @@ def test_cutting_never_splits_a_character(text: str) -> None:
 def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer_path: Path) -> None:
     source = _folder(tmp_path / "a", _documents(80))
     with pytest.raises(
-        EdgeError, match=r"\d+,\d+ tokens for training \(80 different .* 9,000,000 are needed"
+        EdgeError, match=r"\d+,\d+ tokens for training, 9,000,000 are needed \(80 different documents"
     ):
-        check_enough(_build(source, tmp_path / "out", tokenizer_path)["splits"], 9_000_000)
+        check_enough(_build(source, tmp_path / "out", tokenizer_path), 9_000_000)
     with pytest.raises(EdgeError, match=r"pieces of text for .* 4 are needed"):
         _build(_folder(tmp_path / "b", _documents(5)), tmp_path / "none", tokenizer_path)
     assert not (tmp_path / "none").exists()
+
+
+def test_what_was_read_and_dropped_is_told_when_it_is_not_enough(
+    tmp_path: Path, tokenizer_path: Path
+) -> None:
+    texts = _documents(12)
+    rows = [*texts, *texts[:3], "short " * 9, None, 7]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"id": "x", "text": text}) for text in rows))
+    told: list[str] = []
+    with pytest.raises(EdgeError, match="pieces of text for") as caught:
+        _build(FileSource(str(tmp_path / "a.jsonl")), tmp_path / "out", tokenizer_path, tell=told.append)
+    assert re.search(
+        r"\(12 different documents with 8,\d+ bytes of 16 that were read; "
+        r"dropped: 1 under 200 characters, 3 the same as another\)",
+        caught.value.message,
+    )
+    assert "40 different documents" in (caught.value.hint or "")
+    assert len(told) == 1 and "a.jsonl: 18 rows, column text (not id)" in told[0]
+    assert "skipped 1 null (line 17), 1 not text (line 18)" in told[0]
+
+
+@pytest.mark.parametrize("shape", ["book", "one line", "three rows", "no spaces", "short rows", "pages"])
+def test_enough_text_is_enough_in_whatever_units_it_comes(
+    shape: str, tmp_path: Path, tokenizer_path: Path
+) -> None:
+    texts = _documents(320)
+    whole = "\n\n".join(texts)
+    shapes: dict[str, list[str]] = {
+        "book": [whole],
+        "one line": [" ".join(whole.split())],
+        "three rows": ["\n\n".join(texts[at::3]) for at in range(3)],
+        "no spaces": ["。".join("".join(chr(0x4E00 + ord(c) * 31) for c in t if c.isalpha()) for t in texts)],
+        "short rows": [line for text in texts for line in text.split("\n")],
+        "pages": ["\n".join(texts[at : at + 20]) for at in range(0, 320, 20)],
+    }
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in shapes[shape]))
+    info = _build(FileSource(str(tmp_path / "a.jsonl")), tmp_path / "out", tokenizer_path)
+    assert min(split["windows"] for split in info["windows"].values()) >= 4
+    kept = "".join(text for split in info["splits"] for text in read_split(tmp_path / "out", split))
+    size = sum(len("".join(text.split())) for text in shapes[shape])
+    assert 0.97 * size < len("".join(kept.split())) <= size, "what is dropped is less than a document"
 
 
 def test_the_law_domain_reads_english_licences_from_its_package(
@@ -233,13 +204,16 @@ def test_the_law_domain_reads_english_licences_from_its_package(
     ]
     assert sorted(found) == sorted(text for number, text in enumerate(texts) if number % 9)
     assert told["sources"][0]["licence"] == law.licence
+    assert read_lines(told["sources"])[0].startswith("licensedcode-data==0.0.1: 80 documents")
 
 
 def test_a_corpus_value_is_a_path_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "texts").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert source_of("org/texts", "body") == FileSource("org/texts", "body")
-    assert source_of("org/laws-v1.5", "body") == HubSource("org/laws-v1.5", text_column="body")
+    assert source_of("org/texts", ("body",)) == FileSource("org/texts", ("body",))
+    assert source_of("org/laws-v1.5", ("body",)) == HubSource(
+        "org/laws-v1.5", text_column=("body",), shape=True
+    )
     assert source_of("org/missing.txt") == FileSource("org/missing.txt")
     assert source_of("missing") == FileSource("missing")
 
@@ -279,13 +253,13 @@ def test_a_dataset_on_the_hub_gives_its_text_column(monkeypatch: pytest.MonkeyPa
         return datasets.Dataset.from_dict({"label": [1, 2, 3], "body": [A, "", B]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert HubSource("org/laws", "x", revision="main").read(offline=True) == [A, B]
+    assert HubSource("org/laws", "x", revision="main").read(offline=True).texts == [A, B]
     assert asked == [("org/laws", "x", "train", "main", True)], (
         "offline, the libraries must not try the network"
     )
     with pytest.raises(EdgeError, match="no column 'text'") as caught:
-        HubSource("org/laws", text_column="text").read(offline=True)
-    assert "label, body" in (caught.value.hint or "")
+        HubSource("org/laws", text_column=("text",)).read(offline=True)
+    assert "label: numbers" in (caught.value.hint or "") and "body: text" in (caught.value.hint or "")
     monkeypatch.setattr(hub, "unreachable", lambda offline: None)
     with pytest.raises(EdgeError, match="can't be loaded: BuilderConfig 'none' not found"):
         HubSource("org/laws", "none").read(offline=False)

@@ -234,7 +234,7 @@ def test_what_is_read_wrongly_stops_with_what_differs(
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
     gguf = tiny_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setattr(
-        "minigpt_edge.models.from_gguf._dequantized", lambda tensor, heads: lambda: _turned(tensor)
+        "minigpt_edge.models.from_gguf._dequantized", lambda tensor, *_: lambda: _turned(tensor)
     )
     with pytest.raises(EdgeError, match="not read as llama.cpp reads it: logits are off by"):
         resolve_model(str(gguf))

@@ -100,6 +100,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     """Stage -> "code", what it names, and "ran", the files of ours that ran while it was made."""
     folder = tmp_path_factory.mktemp("code")
     write_model(folder / "model", write_corpus(folder / "corpus"), blocks=2)
+    (folder / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)
     (folder / "build.py").write_text(BUILD)

@@ -75,10 +75,9 @@ def test_genai_reads_its_tokenizer(unequal: Checkpoint, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "generation", "expected"),
     [
-        ({}, None, (1, 2, 2)),
-        ({"eos_token_id": [2, 0]}, None, (1, [2, 0], 2)),
-        ({}, {"eos_token_id": [0, 2], "pad_token_id": 0}, (1, [0, 2], 0)),
-        ({"bos_token_id": None}, None, (2, 2, 2)),
+        ({}, None, (1, [2, 0], 2)),
+        ({"eos_token_id": [2, 5]}, None, (1, [2, 0, 5], 2)),
+        ({}, {"eos_token_id": [5, 2], "pad_token_id": 0}, (1, [2, 0, 5], 0)),
     ],
 )
 def test_special_tokens_are_those_that_generation_uses(

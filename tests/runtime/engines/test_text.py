@@ -121,21 +121,13 @@ def test_a_tokenizer_that_cuts_and_pads_does_neither(folder: Path, tokenizer: To
     assert codec.tokenize(TEXT) == tokenizer.encode(TEXT).ids
 
 
-def test_a_begin_token_is_added_if_the_settings_or_the_tokenizer_say_so(
-    folder: Path, tokenizer: Tokenizer
-) -> None:
-    assert not TextCodec(folder).adds_start
-    assert saved(tokenizer, folder, add_bos_token=True).adds_start
+def test_a_rendered_prompt_is_taken_as_it_is(folder: Path, tokenizer: Tokenizer) -> None:
     around = Tokenizer.from_str(tokenizer.to_str())
     around.post_processor = processors.TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
     )
-    codec = saved(around, folder)
-    assert codec.adds_start and codec.tokenize("") == [] and 1 not in codec.tokenize("a")
-    around.post_processor = processors.TemplateProcessing(
-        single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)]
-    )
-    assert not saved(around, folder).adds_start
+    codec = saved(around, folder, add_bos_token=True)
+    assert codec.tokenize("") == [] and not {1, 2} & set(codec.tokenize("a"))
 
 
 def test_chat_templates(folder: Path) -> None:

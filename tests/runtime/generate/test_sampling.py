@@ -28,6 +28,9 @@ CASES: list[dict[str, Any]] = [
     {"repeat_penalty": 0.5, "top_k": 20},
     {"repeat_penalty": 1.1, "repeat_last": 3, "top_k": 30, "top_p": 0.8, "min_p": 0.1, "temperature": 0.7},
     {"top_k": 50, "top_p": 0.95, "min_p": 0.05, "temperature": 1.5},
+    {"frequency_penalty": 0.7, "top_k": 30},
+    {"presence_penalty": -1.5, "frequency_penalty": 2.0, "repeat_penalty": 1.2, "top_k": 30},
+    {"logit_bias": {3: 100.0, 7: -100.0, 11: 2.5}, "presence_penalty": 1.0, "repeat_penalty": 1.1},
 ]
 
 
@@ -51,10 +54,14 @@ def accepting(settings: dict[str, Any], text: list[int]) -> Sampler:
 def plain(logits: np.ndarray, sampling: Sampling, text: list[int]) -> list[tuple[int, float]]:
     """Candidates and probabilities, written down as the definitions read."""
     values = [float(value) for value in logits]
+    for token, bias in sampling.logit_bias.items():
+        values[token] += bias
     if sampling.repeat_last:
         for token in set(text[-sampling.repeat_last :]):
             penalty = sampling.repeat_penalty
             values[token] = values[token] / penalty if values[token] > 0 else values[token] * penalty
+    for token in set(text):
+        values[token] -= text.count(token) * sampling.frequency_penalty + sampling.presence_penalty
     kept = sorted(range(len(values)), key=lambda token: -values[token])
     if sampling.top_k:
         kept = kept[: sampling.top_k]
@@ -80,9 +87,14 @@ def llama_cpps(logits: np.ndarray, sampling: Sampling, text: list[int]) -> list[
     """The same from llama.cpp's samplers."""
     import llama_cpp as lib
 
+    biases = (lib.llama_logit_bias * len(sampling.logit_bias))()
+    for at, (token, bias) in enumerate(sampling.logit_bias.items()):
+        biases[at].token, biases[at].bias = token, bias
+    frequency, presence = sampling.frequency_penalty, sampling.presence_penalty
     chain = [
+        lib.llama_sampler_init_logit_bias(len(logits), len(biases), biases),
         lib.llama_sampler_init_penalties(
-            len(logits), sampling.repeat_last, sampling.repeat_penalty, 0.0, 0.0
+            len(logits), sampling.repeat_last, sampling.repeat_penalty, frequency, presence
         ),
         lib.llama_sampler_init_top_k(sampling.top_k),
         lib.llama_sampler_init_top_p(sampling.top_p, 1),
@@ -172,6 +184,18 @@ def test_greedy_is_the_likeliest_after_the_penalty() -> None:
     assert forgotten.sample(logits) == order[0]
 
 
+def test_openais_penalties_count_the_answer_alone() -> None:
+    logits = made_logits()
+    first = int(logits.argmax())
+    settings = Sampling(**{**OFF, "temperature": 0.0, "presence_penalty": 2.0, "frequency_penalty": 2.0})
+    sampler = Sampler(settings)
+    sampler.read([first] * 20)
+    assert sampler.sample(logits) == first
+    for _ in range(20):
+        sampler.accept(first)
+    assert sampler.sample(logits) == np.argsort(-logits)[1]
+
+
 def test_masked_logits_are_never_drawn_and_nan_is_an_error() -> None:
     logits = np.full(50, -np.inf, np.float32)
     logits[[3, 8]] = 0
@@ -195,6 +219,9 @@ def test_masked_logits_are_never_drawn_and_nan_is_an_error() -> None:
         {"repeat_penalty": 0},
         {"repeat_last": -1},
         {"seed": -1},
+        {"frequency_penalty": 2.1},
+        {"presence_penalty": math.nan},
+        {"logit_bias": {5: math.inf}},
     ],
     ids=str,
 )

@@ -105,8 +105,8 @@ def test_errors_are_openais(tiny: Server, tmp_path: Path, tokenizer: Tokenizer) 
     assert "the context holds 1,024" in caught.value.message
     with pytest.raises(openai.BadRequestError, match="token ids lie between 0 and"):
         client.completions.create(model="tiny", prompt=[5, 100_000])
-    with pytest.raises(openai.BadRequestError, match="n is not supported"):
-        client.completions.create(model="tiny", prompt="Hi", n=2)
+    with pytest.raises(openai.BadRequestError, match="best_of is not supported"):
+        client.completions.create(model="tiny", prompt="Hi", best_of=2)
     with pytest.raises(openai.APIStatusError, match="larger than 20,000 bytes") as large:
         client.completions.create(model="tiny", prompt="x" * 30_000)
     assert large.value.status_code == 413

@@ -1,0 +1,1 @@
+"""What the tokens of a checkpoint mean: which begin and end texts, and what prompts are made of them."""

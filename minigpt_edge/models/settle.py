@@ -1,0 +1,39 @@
+"""The last step of reading a base: its tokens mean in transformers what they mean in llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minigpt_edge_export.gguf.added_tokens import with_fixed_types
+from minigpt_edge_export.tokens.special_tokens import end_ids
+from minigpt_edge_export.verify_tokens import prove_tokenizer
+from minigpt_edge_runtime.engines.text import open_tokenizer
+from minigpt_edge_runtime.files import read_json, write_json
+from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER
+
+
+def settle_tokenizer(folder: Path) -> list[str]:
+    """Make tokens special, and ends of a generation, that llama.cpp takes for that by their text.
+
+    generation_config.json states every end token afterwards.
+
+    Returns:
+        what was changed and a user may want to know.
+
+    Raises:
+        EdgeError: GGUF can't express the tokenizer, or llama.cpp would make other tokens of some text.
+    """
+    tokenizer = read_json(folder / TOKENIZER)
+    if (fixed := with_fixed_types(tokenizer)) != tokenizer:
+        write_json(folder / TOKENIZER, fixed)
+    opened = open_tokenizer(folder / TOKENIZER)
+    config, path = read_json(folder / "config.json"), folder / GENERATION_CONFIG
+    ends = end_ids(folder)
+    generation = read_json(path) if path.exists() else {}
+    stated = generation.get("eos_token_id", config.get("eos_token_id"))
+    before = set(stated if isinstance(stated, list) else [stated])
+    if before != set(ends):
+        write_json(path, generation | {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]})
+    prove_tokenizer(folder)
+    new = [repr(opened.id_to_token(index)) for index in ends if index not in before]
+    return [f"answers also end at {', '.join(new)}, as llama.cpp or the tokenizer has it"] if new else []
