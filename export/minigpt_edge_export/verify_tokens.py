@@ -123,8 +123,12 @@ def verify_tokenizer(model_path: Path, tokenizer_json: Path, texts: Sequence[str
         return _Comparison(opened, tokenizer_json).run(texts)
 
 
-def prove_tokenizer(directory: Path) -> None:
+def prove_tokenizer(directory: Path, scratch: Path) -> None:
     """Ask llama.cpp, before anything is computed, whether a GGUF file can hold a checkpoint's tokenizer.
+
+    Args:
+        directory: holds tokenizer.json and config.json.
+        scratch: an existing folder for a file of the vocabulary's size, removed at the end.
 
     Raises:
         EdgeError: it can't, or llama.cpp would make other tokens of some text.
@@ -133,7 +137,7 @@ def prove_tokenizer(directory: Path) -> None:
 
     rows = int(read_json(directory / "config.json")["vocab_size"])
     tokenizer = read_tokenizer(directory, rows)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "vocabulary.gguf"
         writer = GGUFWriter(path, "llama")
         tokenizer.write(writer)

@@ -288,7 +288,7 @@ def _compare_once(path: Path, name: str, key: str) -> None:
 
     def compare(partial: Path) -> None:
         compare_directory(path, path, partial.parent)
-        prove_tokenizer(path)
+        prove_tokenizer(path, partial.parent)
         write_json(partial / _SOURCE, {"compared": key})
 
     target = _place(name, key)

@@ -34,6 +34,6 @@ def settle_tokenizer(folder: Path) -> list[str]:
     before = set(stated if isinstance(stated, list) else [stated])
     if before != set(ends):
         write_json(path, generation | {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]})
-    prove_tokenizer(folder)
+    prove_tokenizer(folder, folder.parent)
     new = [repr(opened.id_to_token(index)) for index in ends if index not in before]
     return [f"answers also end at {', '.join(new)}, as llama.cpp or the tokenizer has it"] if new else []

@@ -54,7 +54,9 @@ def make_checkpoint(model: Path, directory: Path, tokenizer: Tokenizer) -> Path:
         "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config))
-    (directory / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
+    pieces = tokenizer.token_to_id("<s>") is not None
+    settings = {"bos_token": "<s>", "eos_token": "</s>"} if pieces else SETTINGS
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     if template := reader.get_field("tokenizer.chat_template"):
         (directory / "chat_template.jinja").write_text(template.contents())
     tokenizer.save(str(directory / "tokenizer.json"))

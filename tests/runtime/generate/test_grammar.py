@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_gguf import TEXT, make_gguf
-from tiny_onnx import edit_json, make_onnx
+from tiny_onnx import make_onnx
 from tiny_sentencepiece import sentencepiece_json
 from tokenizers import Tokenizer
 
@@ -45,8 +45,6 @@ def spaced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("spaced")
     tokenizer = Tokenizer.from_str(json.dumps(sentencepiece_json([TEXT, json.dumps(SCHEMA)])))
     onnx = make_onnx(make_gguf(folder / "made.gguf", tokenizer), folder / "tiny", tokenizer)
-    for made in (onnx.parent, folder / "tiny-checkpoint"):
-        edit_json(made / "tokenizer_config.json", bos_token="<s>", eos_token="</s>")
     write_gguf(read_checkpoint(folder / "tiny-checkpoint"), folder / "tiny.gguf")
     return {"gguf": folder / "tiny.gguf", "onnx": onnx}
 
