@@ -117,7 +117,7 @@ def _refuse_unnamed_columns(path: Path, most: int | None) -> None:
         if trial.rows > 1 and trial.widths == {width} and width > 1 and not trial.broken:
             raise EdgeError(
                 f"{path} is not readable as CSV: its first row has 1 field, every other row has {width}, "
-                f"parted by {name_of(trial.dialect)}s",
+                f"separated by {name_of(trial.dialect)}s",
                 "the first row has to name every column: add names that are missing, put texts that hold the "
                 "delimiter in quotes, or remove lines above the header",
             )
@@ -125,7 +125,7 @@ def _refuse_unnamed_columns(path: Path, most: int | None) -> None:
 
 def misfit(path: Path, dialect: Dialect, what: str) -> EdgeError:
     """The error for a row that does not fit the header of a file."""
-    parted = f", fields parted by {name_of(dialect)}s" if name_of(dialect) else ""
+    parted = f", fields separated by {name_of(dialect)}s" if name_of(dialect) else ""
     return EdgeError(f"{path} is not readable as CSV{parted}: {what}", _SAVE)
 
 
@@ -136,7 +136,8 @@ def name_of(dialect: Dialect) -> str | None:
 
 def not_fitting(number: int, line: int, row: Sequence[str], header: Sequence[str]) -> str:
     """What is wrong with a row that has other fields than the header."""
-    return f"row {number} (line {line}) has {len(row)} fields, the header {len(header)} ({', '.join(header)})"
+    fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+    return f"row {number} (line {line}) has {fields}, the header {len(header)} ({', '.join(header)})"
 
 
 def _try_all(

@@ -15,7 +15,10 @@ from minigpt_edge_runtime.errors import EdgeError
 
 
 def read_json_lines(path: Path, wanted: Sequence[str]) -> Rows:
-    """A file with one JSON object a line; EdgeError that names the line that is not."""
+    """A file with one JSON object a line, or one list of them; EdgeError that names the line that is not."""
+    with open_text(path) as lines:
+        if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+            return _read_whole(path, wanted)
     table = Table(place="line")
     with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
@@ -47,6 +50,11 @@ def read_json(path: Path, wanted: Sequence[str]) -> Rows:
     """
     if _has_lines_of_objects(path):
         return read_json_lines(path, wanted)
+    return _read_whole(path, wanted)
+
+
+def _read_whole(path: Path, wanted: Sequence[str]) -> Rows:
+    """One JSON value: a list of objects, or an object with one such list."""
     text, table = decoded(path), Table()
     try:
         start = re.compile(r"\s*").match(text).end()  # type: ignore[union-attr]

@@ -84,7 +84,7 @@ def _part_line(told: Mapping[str, Any]) -> str:
     unit = "documents" if told["kind"] == "package" else "rows"
     facts = [f"{told['rows']:,} {unit}"] if "rows" in told else []
     if told.get("delimiter"):
-        facts[0] += f" parted by {told['delimiter']}s"
+        facts[0] += f" separated by {told['delimiter']}s"
     if column := told.get("column"):
         others = [name for name in told["columns"] if name != column]
         listed = ", ".join(others[:_COLUMNS]) + (", …" if len(others) > _COLUMNS else "")

@@ -53,6 +53,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
             (tmp_path / f"c{kind}{suffix}").write_bytes(pack(content.encode()))
     (tmp_path / "d.json").write_text(LINES)
     (tmp_path / "e.json").write_text(json.dumps({"version": 2, "data": ROWS}))
+    (tmp_path / "e.jsonl").write_text(json.dumps(ROWS))
     (tmp_path / "f.json").write_text(json.dumps([A, B]))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "g.parquet")
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "h"))
@@ -60,14 +61,14 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "h"))
     (tmp_path / "i.txt.gz").write_bytes(gzip.compress(A.encode()))
     paths = sorted(tmp_path.glob("[c-h]*"))
-    assert len(paths) == 31
+    assert len(paths) == 32
     for path in paths:
         assert read_files(path).texts == [A, B], path.name
         if path.name != "f.json":
             assert read_files(path, ["note"]).texts == [A[:210], B[:210]], path.name
     reading = read_files(tmp_path)
-    assert sorted(reading.texts) == sorted([A, B] * 32 + [A])
-    assert sum(one["files"] for one in reading.told["read"]) == 34
+    assert sorted(reading.texts) == sorted([A, B] * 33 + [A])
+    assert sum(one["files"] for one in reading.told["read"]) == 35
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
         ("a.jsonl.lz4", b"no", "files of kind .lz4 are not read"),
         ("a.parquet.gz", b"no", "files of kind .gz are not read"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2 is not JSON"),
-        ("a.jsonl", b'["x"]', "line 1 is not a JSON object"),
+        ("a.jsonl", b'{"text": "x"}\n5', "line 2 is not a JSON object"),
         ("a.json", b'{"text": "x"', "is not JSON"),
         ("a.json", b'[{"text": "x"}', "is not JSON"),
         ("a.json", b'{"name": "settings", "list": [1, 2]}', "holds no list of rows"),
