@@ -15,6 +15,7 @@ from minigpt_edge.data.json_rows import NotRows, read_json, read_json_lines
 from minigpt_edge.data.reading import Reading, merged, part
 from minigpt_edge.data.rows import Rows
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import refuse_pointer
 
 TEXTS = (".txt", ".md")
 ROWS: dict[str, Callable[[Path, Sequence[str]], Rows]] = {
@@ -89,6 +90,8 @@ def _read_all(
     told: list[dict[str, Any]] = []
     for file in files:
         kind = kind_of(file) or ""
+        if file.is_file():
+            refuse_pointer(file)
         if kind in TEXTS:
             continue
         try:

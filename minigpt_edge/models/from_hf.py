@@ -236,7 +236,10 @@ def _explicit_config(source: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(str(source), local_files_only=True).to_dict()
     except Exception as error:  # transformers and what it uses raise many kinds
-        raise EdgeError(f"{source / 'config.json'} can't be used: {error}", "restore the file") from error
+        raise EdgeError(
+            f"transformers can't use {source / 'config.json'}: {error}",
+            "put right what it says; a model that transformers does not load can't be a base",
+        ) from error
     where = ("_name_or_path", "transformers_version", "torch_dtype", "auto_map")
     for noise in (*where, "attn_implementation", "_attn_implementation"):
         config.pop(noise, None)

@@ -10,8 +10,9 @@ from typing import Any
 from minigpt_edge_export.architectures import KNOWN
 from minigpt_edge_export.weights import WEIGHTS
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import read_json
+from minigpt_edge_runtime.files import read_json, refuse_pointer
 from minigpt_edge_runtime.formats.gguf_header import read_header
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 ADAPTER_CONFIG = "adapter_config.json"
 _TRAINING = "the directory that save_pretrained wrote"
@@ -42,6 +43,9 @@ def refuse_directory(path: Path) -> None:
     config = (path / "config.json").is_file()
     weights = [p for glob in (f"{WEIGHTS}*", "pytorch_model.bin*") for p in sorted(path.glob(glob))]
     if config and weights:
+        for file in (*weights, path / TOKENIZER):
+            if file.is_file():
+                refuse_pointer(file)
         if (path / ADAPTER_CONFIG).is_file():
             raise EdgeError(
                 f"{path} holds a model and an adapter: transformers would apply the adapter to it",
@@ -96,6 +100,7 @@ def refuse_file(path: Path) -> None:
     Raises:
         EdgeError: it is anything else.
     """
+    refuse_pointer(path)
     with open(path, "rb") as file:
         start = file.read(4)
     if start == b"GGUF":

@@ -227,8 +227,7 @@ def allocate(
     else:
         if removed < remove:
             raise EdgeError(
-                f"only {removed / 1e6:.1f} M parameters of the blocks can be removed, "
-                f"but {remove / 1e6:.1f} M must be",
+                f"only {removed:,.0f} parameters of the blocks can be removed, but {remove:,.0f} must be",
                 "ask for a lower --sparsity, or a smaller vocabulary",
             )
     return kept["ffn"], kept["attention"]

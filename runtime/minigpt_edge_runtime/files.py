@@ -134,6 +134,17 @@ def publish_directory(partial: Path, final: Path) -> None:
     _fsync(final.parent)
 
 
+def refuse_pointer(path: Path) -> None:
+    """EdgeError if a file is what git leaves in place of a large one that Git LFS has not fetched."""
+    start = b"version https://git-lfs.github.com/spec/"
+    with open(path, "rb") as file:
+        if file.read(len(start)) == start:
+            raise EdgeError(
+                f"{path} is a Git LFS pointer: its content was not downloaded",
+                "fetch it in its repository (git lfs pull), or download the file itself",
+            )
+
+
 def need_space(folder: Path, size: int, what: str) -> None:
     """Raise EdgeError unless `size` bytes are free where `folder` is (or will be)."""
     existing = folder

@@ -33,6 +33,8 @@ HARMLESS = frozenset(
         *("conversation_id", "parent_id", "user_id", "client", "source", "engine"),
         # caches and memory
         *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "id_slot", "cache_salt"),
+        # a guess of the answer, which saves time and changes nothing
+        "prediction",
         *("keep_alive", "n_keep", "n_discard"),
         # what is told beside the answer
         *("timings_per_token", "return_progress", "usage", "include_usage", "stream_interval"),
@@ -42,6 +44,7 @@ HARMLESS = frozenset(
         *("smoothing_curve", "backend_sampling", "guided_decoding_backend", "parallel_tool_calls"),
     )
 )
+_ASKS_EMPTY = ("prompt", "web_search_options")  # where an empty value is not nothing
 # What this server does not do, and the values that do not ask for it.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     # OpenAI's
@@ -56,7 +59,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": (),
     "functions": (),
     "audio": (),
-    "prediction": (),
     "moderation": (),
     "web_search_options": (),
     # llama.cpp's
@@ -118,7 +120,7 @@ def known_fields(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
     ours = OBEYED | OBEYED_BY[kind]
     found = {}
     for name, value in content.items():
-        if value is None or (value in ("", [], {}) and name != "prompt"):
+        if value is None or (value in ("", [], {}) and name not in _ASKS_EMPTY):
             continue
         if name in ours:
             found[name] = value

@@ -90,6 +90,8 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "x"}', "is not JSON"),
         ("a.json", b'{"name": "settings", "list": [1, 2]}', "holds no list of rows"),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], "damaged or cut short"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
         ("a.jsonl.zst", _zstd(LINES.encode())[:50], "damaged or cut short"),
         ("a.jsonl.xz", b"nonsense", "damaged or cut short"),
         ("a.parquet", b"PAR1 and no more", "not a whole parquet file"),

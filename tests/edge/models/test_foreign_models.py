@@ -72,6 +72,7 @@ def test_files(model_dir: Path, tmp_path: Path) -> None:
         ("a.zip", b"PK\3\4", "is a zip file", "unpack"),
         ("ggml-model", b"tjgg", "before GGUF", "download"),
         ("notes.txt", b"text", "not a GGUF file", "GGUF"),
+        ("a.gguf", b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer", "git lfs pull"),
     ):
         (tmp_path / name).write_bytes(start + bytes(64))
         cases.append((tmp_path / name, message, hint))
@@ -90,6 +91,9 @@ def test_files(model_dir: Path, tmp_path: Path) -> None:
         writer.write_tensors_to_file()
         writer.close()
         cases.append((tmp_path / name, message, hint))
+    shutil.copytree(model_dir, tmp_path / "pointed")
+    (tmp_path / "pointed" / MODEL).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    cases.append((tmp_path / "pointed", f"{MODEL} is a Git LFS pointer", "git lfs pull"))
     for path, message, hint in cases:
         with pytest.raises(EdgeError, match=message) as caught:
             resolve_model(str(path))
