@@ -226,8 +226,10 @@ def is_sentence(text: str) -> bool:
 
 def listed(columns: Mapping[str, Column]) -> str:
     """A line for every column: what it holds, and a sample."""
-    lines = [f"\n      {name}: {kind}" + (f", {sample}" if sample else "")
-             for name, (kind, sample) in ((name, describe(c)) for name, c in columns.items())]  # fmt: skip
+    lines = []
+    for name, column in columns.items():
+        kind, sample = describe(column)
+        lines.append(f"\n      {name}: {kind}" + (f", {sample}" if sample else ""))
     return "".join(lines[:12]) + (f"\n      and {len(lines) - 12} more" if len(lines) > 12 else "")
 
 

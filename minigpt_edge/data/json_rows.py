@@ -57,10 +57,9 @@ def _read_whole(path: Path, wanted: Sequence[str]) -> Rows:
     """One JSON value: a list of objects, or an object with one such list."""
     text, table = decoded(path), Table()
     try:
-        start = re.compile(r"\s*").match(text).end()  # type: ignore[union-attr]
-        rows = (
-            _items(text, start + 1) if text[start : start + 1] == "[" else _only_list(json.loads(text), path)
-        )
+        start = len(text) - len(text.lstrip())
+        is_list = text.startswith("[", start)
+        rows = _items(text, start + 1) if is_list else _only_list(json.loads(text), path)
         for number, row in enumerate(rows, 1):
             _add_object(table, row, wanted, f"{path} row {number}", None)
     except (ValueError, RecursionError) as error:

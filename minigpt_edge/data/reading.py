@@ -34,10 +34,9 @@ class Reading:
 def part(kind: str, name: str, rows: Rows, *, shape: bool = True) -> tuple[list[str], dict[str, Any]]:
     """The documents of a file's rows, short ones gathered if they may be, and what is told of the file."""
     documents, repeated = gather(rows.texts) if shape else (rows.texts, 0)
-    gathered = len(rows.texts) if len(documents) + repeated < len(rows.texts) else 0
     told = {"kind": kind, "files": 1, "names": [name], **rows.about, "documents": len(documents)}
-    if gathered:
-        told |= {"gathered": gathered, "repeated": repeated}
+    if len(documents) < len(rows.texts):
+        told |= {"gathered": len(rows.texts), "repeated": repeated}
     if rows.texts:
         told["sample"] = shorten(rows.texts[0])
     return documents, told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,7 +24,6 @@ from minigpt_edge_runtime.errors import EdgeError
 _PINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$"
 _STRICT = ConfigDict(extra="forbid")
 _Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def _pairs(value: Any) -> Any:
@@ -193,6 +191,6 @@ Source = Annotated[FileSource | PackageSource | HubSource, Field(discriminator="
 def source_of(value: str, text_column: tuple[str, ...] = ()) -> Source:
     """The source that a `--corpus` value means: a path if it exists, else a hub dataset id "org/name"."""
     path = Path(value).expanduser()
-    if not path.exists() and _HUB_ID.fullmatch(value) and kind_of_file(path) not in (*TEXTS, *ROWS):
+    if not path.exists() and hub.HUB_ID.fullmatch(value) and kind_of_file(path) not in (*TEXTS, *ROWS):
         return HubSource(value, text_column=text_column, shape=True)
     return FileSource(value, text_column)

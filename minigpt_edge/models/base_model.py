@@ -31,16 +31,15 @@ from minigpt_edge.stages.packages import cache_dir, make_once, package_files
 from minigpt_edge.stages.stage import code_hash
 from minigpt_edge_export.verify_tokens import prove_tokenizer
 from minigpt_edge_export.weights import WEIGHTS
-from minigpt_edge_runtime.engines.engine import END_OF_TEXT
-from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError, UsageError
-from minigpt_edge_runtime.files import (
-    read_json,
-    sha256_file,
-    sha256_json,
-    write_json,
+from minigpt_edge_runtime.files import read_json, sha256_file, sha256_json, write_json
+from minigpt_edge_runtime.formats.tokenizer_files import (
+    MORE_CHAT_TEMPLATES,
+    TOKENIZER,
+    chat_templates,
+    choose_template,
+    read_tokenizer_config,
 )
-from minigpt_edge_runtime.formats.tokenizer_files import MORE_CHAT_TEMPLATES, TOKENIZER
 
 _FORM = 1  # It is part of the fingerprints that plans name.
 CODE = (  # It converts.
@@ -48,7 +47,6 @@ CODE = (  # It converts.
     *("minigpt_edge_runtime.engines", "minigpt_edge_runtime.formats", "minigpt_edge_runtime.generate"),
 )
 _SOURCE = "source.json"  # It lies beside the weights and holds where they came from and all checksums.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEMPLATES = f"{MORE_CHAT_TEMPLATES}/*.jinja"
 _HUB_FILES = ["*.safetensors", f"{WEIGHTS}.index.json", _TEMPLATES, *SMALL_FILES]
 
@@ -65,7 +63,8 @@ class BaseModel:
         licence: as its publisher states it, or None where nothing is stated.
         fingerprint: hex sha256 that changes when the source's content does; the same on every machine.
         parameters: number of weights, tied embeddings counted once.
-        notes: what the checkpoint has otherwise than the source.
+        notes: what a user may want to know of it: what the checkpoint has otherwise than the source, and what
+            will not work.
     """
 
     path: Path
@@ -131,7 +130,7 @@ def resolve_model(name: str | None = None, *, adapter: str | None = None, offlin
     folder = Path(adapter).expanduser()
     called = folder.resolve().name
     if not folder.is_dir():
-        if not _HUB_ID.fullmatch(adapter):
+        if not hub.HUB_ID.fullmatch(adapter):
             raise UsageError(
                 f"there is no adapter {adapter!r}", "give the directory that peft saved, or a hub id"
             )
@@ -150,7 +149,7 @@ def _resolve(name: str, offline: bool, *, adapters: bool = True) -> BaseModel:
         return _from_directory(path, path.resolve().name, str(path))
     if path.is_file():
         return _from_file(path)
-    if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
+    if hub.HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
         return _from_hub(name, offline, adapters)
     raise UsageError(
         f"there is no model {name!r}: it is neither a path that exists nor a known name",
@@ -220,7 +219,7 @@ def _from_directory(path: Path, name: str, source: str) -> BaseModel:
     key = sha256_json([_FORM, _hashes(path, SMALL_FILES) | weights])
     if is_ready(path):
         _compare_once(path, name, key)
-        return BaseModel(path, name, source, _licence(path), key, stored_parameters(path))
+        return BaseModel(path, name, source, _licence(path), key, stored_parameters(path), _notes(path))
 
     def make(target: Path) -> dict[str, Any]:
         convert_directory(path, target)
@@ -302,14 +301,22 @@ def _converted(name: str, source: str, key: str, make: Callable[[Path], dict[str
     def convert(partial: Path) -> None:
         about = make(partial)
         about["notes"] = settle_tokenizer(partial)
-        _finish(partial)
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         write_json(partial / _SOURCE, {**about, "fingerprint": key, "files": files})
 
     make_once(target, _is_whole, convert)
     about = read_json(target / _SOURCE)
-    notes = tuple(about["notes"])
+    notes = (*about["notes"], *_notes(target))
     return BaseModel(target, about["name"], source, about["licence"], key, stored_parameters(target), notes)
+
+
+def _notes(folder: Path) -> tuple[str, ...]:
+    """What a user may want to know of a checkpoint before it is used."""
+    try:
+        choose_template(chat_templates(folder, read_tokenizer_config(folder)))
+    except EdgeError as error:
+        return (f"{error.message}: chats without tools will not work",)
+    return ()
 
 
 def _place(name: str, key: str) -> Path:
@@ -326,23 +333,6 @@ def _is_whole(target: Path) -> bool:
         )
     except (EdgeError, KeyError, AttributeError, TypeError):
         return False
-
-
-def _finish(folder: Path) -> None:
-    """Add the document start to config.json: <|endoftext|> if there is one, else BOS, else EOS."""
-    tokenizer = open_tokenizer(folder / TOKENIZER)
-    config = read_json(folder / "config.json")
-    start: str | None = END_OF_TEXT
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        ids = [config.get("bos_token_id"), config.get("eos_token_id")]
-        first = [index[0] if isinstance(index, list) else index for index in ids if index not in (None, [])]
-        start = tokenizer.id_to_token(first[0]) if first else None
-    if start is None:
-        raise EdgeError(
-            "the tokenizer names no token that could start a text", "set bos_token_id in config.json"
-        )
-    config["minigpt_edge"]["document_start"] = start
-    write_json(folder / "config.json", config)
 
 
 def _licence(folder: Path) -> str | None:

@@ -185,15 +185,11 @@ def _of_transformers(source: Path, arch: Arch, ids: torch.Tensor, scratch: Path)
         blocks = model.get_submodule(arch.blocks_path)
         blocks[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))
         for block in blocks:
-            block.register_forward_hook(lambda _, __, out: states.append(out if _is_tensor(out) else out[0]))
+            block.register_forward_hook(
+                lambda _, __, out: states.append(out if torch.is_tensor(out) else out[0])
+            )
         logits = model.eval()(input_ids=ids, use_cache=False).logits
     return [*states, logits]
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
 
 
 def _places(model: Any, blocks: str, path: str = "") -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minigpt_edge.models.compare import quiet
+from minigpt_edge.models.hf_tokenizer import by_own_class
 from minigpt_edge_export.gguf.pretokenizers import check_tokenizer
 from minigpt_edge_export.gguf.sentencepiece import is_sentencepiece, spaces_of, with_spaces
 from minigpt_edge_export.tokens.prompts import rendered
@@ -37,24 +37,13 @@ def fit_tokenizer(tokenizer: dict[str, Any], source: Path) -> dict[str, Any]:
             tokenizer = {**tokenizer, "normalizer": None}
         if is_sentencepiece(tokenizer) and spaces_of(tokenizer):
             tokenizer = with_spaces(tokenizer, _needs_prefix(tokenizer, source))
-            loaded = _by_transformers(source)
+            loaded = by_own_class(source)
             if loaded and loaded.backend_tokenizer.normalizer is None:
                 # The class of LLaMA's tokenizer has none, with which the flag has no effect.
                 tokens = [{**token, "normalized": False} for token in tokenizer["added_tokens"]]
                 tokenizer = {**tokenizer, "added_tokens": tokens}
         check_tokenizer(tokenizer)
     return tokenizer
-
-
-def _by_transformers(source: Path) -> Any:
-    """The tokenizer as transformers loads it; None where that needs code of a stranger."""
-    from transformers import AutoTokenizer
-
-    with quiet():
-        try:
-            return AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-        except Exception:  # transformers and what it uses raise many kinds; tokenizer.json can do without
-            return None
 
 
 def _needs_prefix(tokenizer: dict[str, Any], source: Path) -> bool:
@@ -91,7 +80,7 @@ def complete_settings(source: Path, target: Path) -> None:
     The chat template gets the space that only the base's tokenizer puts before a prompt.
     """
     settings, config = read_tokenizer_config(target), read_json(target / "config.json")
-    loaded, tokenizer = _by_transformers(source), open_tokenizer(target / TOKENIZER)
+    loaded, tokenizer = by_own_class(source), open_tokenizer(target / TOKENIZER)
     for name, text in (loaded.special_tokens_map if loaded else {}).items():
         index = tokenizer.token_to_id(text) if isinstance(text, str) else None
         if name not in settings and index is not None:

@@ -40,12 +40,6 @@ _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "
 _PARTS = {name: part for part, name in PARTS.items()}
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a file starts as a GGUF file does."""
-    with open(path, "rb") as f:
-        return f.read(4) == b"GGUF"
-
-
 def convert_gguf(path: Path, target: Path) -> dict[str, Any]:
     """Write config, float32 weights, tokenizer and chat template of a GGUF file into the folder `target`.
 

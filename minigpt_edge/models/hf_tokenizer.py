@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import unicodedata
 from pathlib import Path
@@ -16,6 +15,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, understanding
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
+_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 _ADDED = 200  # added tokens that are tried inside texts
 _AGAIN = "save the tokenizer again: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
 
@@ -36,15 +36,10 @@ def read_hf_tokenizer(source: Path) -> dict[str, Any]:
         stored = {token["id"]: token for token in content.get("added_tokens") or ()}
         open_tokenizer(source / TOKENIZER, "restore the file")
         for index, token in _plain(source).added_tokens_decoder.items():
-            stored[index] = {**stored.get(index, {}), "id": index, **json.loads(_fields(token))}
+            flags = {name: getattr(token, name) for name in _FLAGS}
+            stored[index] = {**stored.get(index, {}), "id": index, **flags}
         content["added_tokens"] = [stored[index] for index in sorted(stored)]
     return content
-
-
-def _fields(token: Any) -> str:
-    """An added token as tokenizer.json has it."""
-    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-    return json.dumps({name: getattr(token, name) for name in names})
 
 
 def _plain(source: Path) -> Any:
@@ -58,6 +53,17 @@ def _plain(source: Path) -> Any:
             raise EdgeError(
                 f"transformers can't read the tokenizer of {source} ({in_short(error)})", _AGAIN
             ) from error
+
+
+def by_own_class(source: Path) -> Any:
+    """The tokenizer by the class that tokenizer_config.json names; None if that needs code of a stranger."""
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            return AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+        except Exception:  # transformers and what it uses raise many kinds; tokenizer.json can do without
+            return None
 
 
 def check_rows(content: dict[str, Any], rows: int, source: Path) -> None:
@@ -84,8 +90,6 @@ def compare_tokenizers(source: Path, directory: Path) -> None:
     Raises:
         EdgeError: ids differ, by such rules for most texts, or transformers can't read the tokenizer.
     """
-    from transformers import AutoTokenizer
-
     ours = open_tokenizer(directory / TOKENIZER)
     pieces = is_sentencepiece(read_json(directory / TOKENIZER))  # its spaces are llama.cpp's: fit_tokenizer
     added = [token.content for _, token in sorted(ours.get_added_tokens_decoder().items())]
@@ -99,15 +103,15 @@ def compare_tokenizers(source: Path, directory: Path) -> None:
                 raise EdgeError(
                     f"{source}: transformers reads {text[:40]!r}… as {theirs[:8]}…, not as {ids[:8]}…", _AGAIN
                 )
+        own = by_own_class(source)
         try:
-            automatic: Any = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-            found = automatic(texts, add_special_tokens=False).input_ids
-        except Exception:  # Its class may be code of its own, which is not run, or not fit the files.
+            found = own(texts, add_special_tokens=False).input_ids
+        except Exception:  # There is none, or the class does not fit the files.
             return
     other = [text for text, ids, theirs in zip(texts, expected, found, strict=True) if ids != theirs]
     if other:
         said = (
-            f"{source}: transformers' {type(automatic).__name__} splits {len(other)} of {len(texts)} texts "
+            f"{source}: transformers' {type(own).__name__} splits {len(other)} of {len(texts)} texts "
             f"otherwise than tokenizer.json says, such as {other[0][:20]!r}"
         )
         if not pieces and 2 * len(other) > len(texts):  # A setting that is meant, such as add_prefix_space.

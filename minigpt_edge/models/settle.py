@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from minigpt_edge_export.gguf.added_tokens import with_fixed_types
-from minigpt_edge_export.tokens.special_tokens import end_ids
+from minigpt_edge_export.tokens.special_tokens import special_tokens
 from minigpt_edge_export.verify_tokens import prove_tokenizer
+from minigpt_edge_runtime.engines.engine import END_OF_TEXT
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.files import read_json, write_json
 from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER
@@ -15,7 +16,8 @@ from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKE
 def settle_tokenizer(folder: Path) -> list[str]:
     """Make tokens special, and ends of a generation, that llama.cpp takes for that by their text.
 
-    generation_config.json states every end token afterwards.
+    generation_config.json states every end token afterwards, config.json the token that documents start with:
+    <|endoftext|> if there is one, else BOS or what stands for it.
 
     Returns:
         what was changed and a user may want to know.
@@ -28,7 +30,12 @@ def settle_tokenizer(folder: Path) -> list[str]:
         write_json(folder / TOKENIZER, fixed)
     opened = open_tokenizer(folder / TOKENIZER)
     config, path = read_json(folder / "config.json"), folder / GENERATION_CONFIG
-    ends = end_ids(folder)
+    special = special_tokens(folder, opened, config["vocab_size"])
+    has_end_of_text = opened.token_to_id(END_OF_TEXT) is not None
+    start = END_OF_TEXT if has_end_of_text else opened.id_to_token(special.ids["bos"])
+    config["minigpt_edge"]["document_start"] = start
+    write_json(folder / "config.json", config)
+    ends = special.ends
     generation = read_json(path) if path.exists() else {}
     stated = generation.get("eos_token_id", config.get("eos_token_id"))
     before = set(stated if isinstance(stated, list) else [stated])

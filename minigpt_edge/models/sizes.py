@@ -18,9 +18,8 @@ Sizes = Mapping[str, int]  # intermediate_size, num_attention_heads and num_key_
 def block_sizes(config: Mapping[str, Any]) -> list[tuple[int, int]]:
     """(FFN neurons, KV groups) of every block, from a config with LLaMA's names for its sizes."""
     own = config.get("per_layer_config") or {}
-    keys = ("intermediate_size", "num_key_value_heads")
-    sizes = [{**config, **own.get(str(index), {})} for index in range(config["num_hidden_layers"])]
-    return [(int(block[keys[0]]), int(block[keys[1]])) for block in sizes]
+    blocks = ({**config, **own.get(str(index), {})} for index in range(config["num_hidden_layers"]))
+    return [(int(block["intermediate_size"]), int(block["num_key_value_heads"])) for block in blocks]
 
 
 def repeats(config: Mapping[str, Any]) -> int:

@@ -255,6 +255,11 @@ def _named_tokens() -> dict[str, Shape]:
             {"eos_token": "<e3>"}, {"eos_token_id": [0, 1, 2, 3, 4, 5]},
         ),
         "an end of the config, not of the tokenizer": Shape(chat, {"eos_token": END}, {"eos_token_id": 1}),
+        "a bos of the tokenizer, another of the config": Shape(
+            byte_level("smollm", "<b>", "<c>", STOP), {"bos_token": "<b>", "eos_token": STOP},
+            {"bos_token_id": 1},
+        ),
+        "an end by its text alone": Shape(byte_level("gpt-2", "<x>", "</s>")),
         "two pads": Shape(
             added(chat, "[PAD]", "<PAD>", special=True), {**names, "pad_token": "[PAD]"}, {"eos_token_id": 2}
         ),

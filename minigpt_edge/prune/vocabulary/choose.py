@@ -149,7 +149,7 @@ def choose_tokens(
     keep: Iterable[str] = (),
     always: Iterable[int] = (),
 ) -> list[int]:
-    """The kept ids, ascending; closed, and never without the byte symbols and the added tokens.
+    """The kept ids, ascending; closed, and never without the byte symbols, the added tokens and one merge.
 
     From the whole vocabulary the least used token that no other token is built from is dropped, again and
     again. What it was counted is added to the pieces that its text then becomes.
@@ -173,11 +173,13 @@ def choose_tokens(
             "count the tokens with the same tokenizer",
         )
     required = _required(vocabulary, open_tokenizer(tokenizer_json), keep, always)
-    if size is not None and not len(required) <= size <= len(vocabulary.ids):
+    least = len(required) + (not required & vocabulary.rank.keys())  # one that a merge makes
+    if size is not None and not least <= size <= len(vocabulary.ids):
         symbols, added = len(vocabulary.byte_symbols), len(vocabulary.added)
         raise EdgeError(
-            f"{size:,} tokens can't be kept: {len(required):,} must be kept ({symbols} byte symbols, {added} "
-            f"special and added tokens, the rest for terms to keep), and there are {len(vocabulary.ids):,}",
+            f"{size:,} tokens can't be kept: {least:,} must be kept ({symbols} byte symbols, {added} "
+            "special and added tokens, one merge, the rest for terms to keep), and there are "
+            f"{len(vocabulary.ids):,}",
             "ask for a size in between",
         )
     return _Dropper(vocabulary, required, [int(count) for count in counts]).run(min_count, size)
@@ -205,6 +207,7 @@ class _Dropper:
         self.vocabulary, self.required, self.counts = vocabulary, required, counts
         self.kept = set(vocabulary.ids.values())
         self.users = Counter(part for pair in vocabulary.parts.values() for part in set(pair))
+        self.merged = len(vocabulary.rank)  # kept tokens that a merge makes
         self.heap: list[tuple[int, bool, int, int]] = []
         for token in self.kept:
             self._offer(token)
@@ -212,9 +215,12 @@ class _Dropper:
     def run(self, min_count: int, size: int | None) -> list[int]:
         """Drop until `size` tokens are left, or until every leaf is used `min_count` times."""
         while self.heap and (self.heap[0][0] < min_count if size is None else len(self.kept) > size):
-            count, _, _, token = heapq.heappop(self.heap)
+            count, is_merged, _, token = heapq.heappop(self.heap)
             if token not in self.kept or count != self.counts[token]:
                 continue  # offered again since, with a higher count
+            if is_merged and self.merged == 1:
+                continue  # llama.cpp loads no byte-level BPE without merges
+            self.merged -= is_merged
             self.kept.remove(token)
             for piece in self.vocabulary.pieces[token] if count else ():
                 self._give(piece, count)

@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Hold no ids. vocab.json, merges.txt and added_tokens.json would contradict the trimmed tokenizer.json.
-_COPIED = (
-    SPECIAL_TOKENS,
-    CHAT_TEMPLATE,
-    "chat_template.json",
-    "additional_chat_templates",
-)
+_COPIED = (SPECIAL_TOKENS, CHAT_TEMPLATE)
 _FILTERED = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
 
 
@@ -55,11 +50,8 @@ def trim_tokenizer(directory_in: Path, directory_out: Path, kept: Sequence[int])
     if settings_path.exists():
         write_json(directory_out / TOKENIZER_CONFIG, _settings(read_json(settings_path), data))
     for name in _COPIED:
-        source = directory_in / name
-        if source.is_dir():
-            shutil.copytree(source, directory_out / name, dirs_exist_ok=True)
-        elif source.exists():
-            shutil.copyfile(source, directory_out / name)
+        if (directory_in / name).exists():
+            shutil.copyfile(directory_in / name, directory_out / name)
     return old_to_new
 
 

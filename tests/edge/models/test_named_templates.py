@@ -47,6 +47,17 @@ def test_named_templates_are_kept(form: str, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(back.path).chat_template == NAMED
 
 
+def test_a_base_without_a_default_template_is_told(tmp_path: Path) -> None:
+    folder = stored(tiny_model_dir(tmp_path / "model"), "settings")
+    assert "template" not in str(resolve_model(str(folder)).notes)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = settings["chat_template"][1:]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = resolve_model(str(folder))
+    for read in (model, resolve_model(str(model.path))):
+        assert [note for note in read.notes if "no default chat template, only named ones (rag" in note]
+
+
 def test_a_directory_of_ours_that_transformers_saved_again_is_converted_again(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

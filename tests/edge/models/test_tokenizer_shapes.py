@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def check(checkpoint: Path, folder: Path) -> None:
         for line in modelfile("m.gguf", None, stop_texts(checkpoint)).split("\n")
         if "stop" in line
     }
+    start = json.loads((checkpoint / "config.json").read_text())["minigpt_edge"]["document_start"]
     with open_vocabulary(folder / "model.gguf") as vocabulary:
+        assert start in (END, vocabulary.special_text("bos"))
         for token in range(vocabulary.vocab_size):
             assert vocabulary.is_end(token) == codec.is_end(token) == (token in ends), token
         assert stops == {theirs.decode([token], skip_special_tokens=False) for token in ends}
@@ -112,12 +115,12 @@ def test_all_formats_agree_with_transformers(
         check(trimmed(base.path, tmp_path / "trimmed"), tmp_path)
 
 
-def trimmed(checkpoint: Path, out: Path) -> Path:
-    """The checkpoint with the tokens of TEXTS alone."""
+def trimmed(checkpoint: Path, out: Path, texts: Sequence[str] = TEXTS) -> Path:
+    """The checkpoint with the tokens of some texts alone."""
     data = json.loads((checkpoint / "tokenizer.json").read_text())
     names = ("config.json", "generation_config.json")
     configs = [json.loads((checkpoint / name).read_text()) for name in names]
-    counts = count_tokens(open_tokenizer(data), TEXTS)
+    counts = count_tokens(open_tokenizer(data), texts)
     kept = choose_tokens(data, counts, always=config_token_ids(*configs))
     moved = trim_tokenizer(checkpoint, out, kept)
     for name, config in zip(names, remap_config(*configs, moved), strict=True):
@@ -126,6 +129,14 @@ def trimmed(checkpoint: Path, out: Path) -> Path:
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][kept]
     save_file(weights, out / "model.safetensors", {"format": "pt"})
     return out
+
+
+@pytest.mark.parametrize("name", ["smollm", "llama 2"])
+def test_formats_hold_a_vocabulary_of_which_the_texts_need_no_merge(
+    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of(name, tmp_path, cache, monkeypatch)
+    check(trimmed(base.path, tmp_path / "trimmed", ["x"]), tmp_path)
 
 
 def _refused() -> dict[str, tuple[Shape, str]]:
