@@ -38,6 +38,7 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     from dataclasses import replace
 
     from rich.console import Console
+    from rich.markup import escape
 
     from minigpt_edge.stages import sweep as sweeps
     from minigpt_edge.stages.parallel import all_cores
@@ -53,11 +54,13 @@ def sweep(file: Path, jobs: int | None, as_json: bool) -> None:
     asked = replace(asked, jobs=jobs or asked.jobs)
     console = Console(stderr=True, highlight=False)
     count = len(asked.builds)
-    console.print(f"{count} builds, {min(asked.jobs, count)} at a time, into {asked.out}", soft_wrap=True)
+    console.print(
+        f"{count} builds, {min(asked.jobs, count)} at a time, into {escape(str(asked.out))}", soft_wrap=True
+    )
 
     def on_end(name: str, row: dict[str, Any]) -> None:
-        ended = f"[red]failed:[/] {row['failed']}" if "failed" in row else "built"
-        console.print(f"  {name}  {ended}", soft_wrap=True)
+        ended = f"[red]failed:[/] {escape(row['failed'])}" if "failed" in row else "built"
+        console.print(f"  {escape(name)}  {ended}", soft_wrap=True)
 
     rows = sweeps.run_sweep(asked, options, on_end)
     if as_json:

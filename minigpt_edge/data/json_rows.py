@@ -63,7 +63,8 @@ def _read_whole(path: Path, wanted: Sequence[str]) -> Rows:
         for number, row in enumerate(rows, 1):
             _add_object(table, row, wanted, f"{path} row {number}", None)
     except (ValueError, RecursionError) as error:
-        raise EdgeError(f"{path} is not JSON ({error})", "save it again, or as jsonl") from error
+        hint = "save it again, as one list of objects, or as one object per line"
+        raise EdgeError(f"{path} is not JSON ({error})", hint) from error
     return chosen_texts(table, wanted, path)
 
 
@@ -75,9 +76,8 @@ def _only_list(value: Any, path: Path) -> list[Any]:
     lists = [v for v in value.values() if isinstance(v, list) and v] if isinstance(value, dict) else []
     rows = [each for each in lists if isinstance(each[0], dict)]
     if len(rows) != 1:
-        raise NotRows(
-            f"{path} holds no list of rows", 'give a list of objects, or {"data": [{"text": …}, …]}'
-        )
+        what = f"{len(rows)} lists of rows, so it is not known which" if rows else "no list of rows"
+        raise NotRows(f"{path} holds {what}", 'give a list of objects, or {"data": [{"text": …}, …]}')
     return rows[0]
 
 

@@ -93,7 +93,7 @@ def _part_line(told: Mapping[str, Any]) -> str:
     if skipped:
         line += f"; skipped {', '.join(skipped)}"
     if told.get("gathered"):
-        repeated = f", {told['repeated']:,} repeated ones left out" if told["repeated"] else ""
+        repeated = f", {told['repeated']:,} repeated left out" if told["repeated"] else ""
         many = "s" * (told["documents"] > 1)
         line += f"; short ones, gathered into {told['documents']:,} document{many}{repeated}"
     mark = ";" if ":" in line else ":"

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from minigpt_edge.data import corpus, domains
 from minigpt_edge.data.reading import read_lines
 from minigpt_edge.data.sources import FileSource, Source, source_of
@@ -45,7 +43,7 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
     log.step("corpus")
 
     def tell(line: str) -> None:
-        log.line("corpus", escape(line))
+        log.line("corpus", line)
 
     longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
@@ -97,8 +95,9 @@ def _check_language(domain: domains.Domain, found: dict[str, float], log: Log) -
         code, share = next(iter(found.items()))
         log.line(
             "corpus",
-            f"[yellow]warning:[/] domain {domain.name} says its language is {domain.language}, but "
-            f"{share:.0%} of the documents look like {code}",
+            f"domain {domain.name} says its language is {domain.language}, but {share:.0%} of the documents "
+            f"look like {code}",
+            warning=True,
         )
 
 

@@ -218,8 +218,9 @@ class _Run:
         if own and not hub and subject.corpus and subject.corpus != stage.metrics["sha256"]:
             self.log.line(
                 "corpus",
-                f"[yellow]warning:[/] the bundle was made from other text of domain {domain}: it may have "
-                "been trained on some of what it is scored on here",
+                f"the bundle was made from other text of domain {domain}: it may have been trained on some "
+                "of what it is scored on here",
+                warning=True,
             )
         return stage.path
 

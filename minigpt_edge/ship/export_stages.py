@@ -18,7 +18,7 @@ from minigpt_edge_runtime.files import sha256_file
 
 CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # what GPTQ reads
 GPTQ_BYTES = 5 * 2**30  # Models that need more memory are rounded with the importance matrix alone.
-CODE = (*REFERENCE_CODE, *(f"minigpt_edge_runtime.{name}" for name in ("bench", "generate", "_version")))
+CODE = (*REFERENCE_CODE, "minigpt_edge_runtime.bench", "minigpt_edge_runtime._version")
 
 
 def calibration_sequences(checkpoint: Path, corpus: Path) -> list[list[int]]:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from minigpt_edge.stages.events import Events
@@ -91,12 +92,22 @@ class Log:
         """The line of a finished stage: how long it took, or that it was cached."""
         self.line(name, text, stage.manifest["seconds"], cached=stage.cached)
 
-    def line(self, stage: str, text: str, seconds: float | None = None, *, cached: bool = False) -> None:
-        """A lasting line about a stage."""
+    def line(
+        self,
+        stage: str,
+        text: str,
+        seconds: float | None = None,
+        *,
+        cached: bool = False,
+        warning: bool = False,
+    ) -> None:
+        """A lasting line about a stage; the text is plain, and no name in it is taken for markup."""
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
         self._last_line = time.monotonic()
-        self.events.emit("stage", stage=stage, text=text, seconds=seconds, reused=cached)
+        mark = "warning: " if warning else ""
+        self.events.emit("stage", stage=stage, text=mark + text, seconds=seconds, reused=cached)
         took = "[dim](cached)[/]" if cached else "" if seconds is None else f"[dim]({seconds:.1f} s)[/]"
-        self.console.print(f"[green]{stage:>10}[/]  {text} {took}", soft_wrap=True)
+        shown = f"[yellow]{mark}[/]{escape(text)}"
+        self.console.print(f"[green]{stage:>10}[/]  {shown} {took}", soft_wrap=True)

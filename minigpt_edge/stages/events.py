@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +12,6 @@ from typing import Any
 
 EVERY = 1.0  # seconds between two "progress" events at least
 KEPT = 50  # runs whose events are kept
-_MARKUP = re.compile(r"\[/?[a-z ]*\]")
 
 
 class Events:
@@ -55,8 +53,6 @@ class Events:
             if now - self._progress < EVERY:
                 return
             self._progress = now
-        if isinstance(facts.get("text"), str):
-            facts["text"] = _MARKUP.sub("", facts["text"])
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
         if self._early is not None:
             self._early.append(line)

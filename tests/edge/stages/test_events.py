@@ -20,7 +20,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_run_is_told_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Log(log_json=True) as log:
-        log.line("model", "[green]tiny[/], [1, 2]")
+        log.line("model", "tiny, from /[old]/[/x], [1, 2]", warning=True)
         folder = log.events.to_run_directory(tmp_path)
         for done in range(1000):
             log.step("prune", done, 1000)
@@ -29,7 +29,11 @@ def test_a_run_is_told_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     told = lines(folder / "events.jsonl")
     assert told == [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [one["event"] for one in told] == ["stage", "progress", "recovery", "stage", "done"]
-    assert told[0]["text"] == "tiny, [1, 2]" and told[3]["seconds"] == 1.5 and told[3]["reused"] is True
+    assert (
+        told[0]["text"] == "warning: tiny, from /[old]/[/x], [1, 2]"
+        and told[3]["seconds"] == 1.5
+        and told[3]["reused"] is True
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,13 @@ def test_only_the_latest_runs_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(events.os, "getpid", lambda number=number: number)
         events.Events().to_run_directory(tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_no_name_is_taken_for_markup() -> None:
+    log = Log()
+    log.console.file = io.StringIO()
+    log.line("model", "tiny, from /[old]/[/x]", warning=True)
+    assert "warning: tiny, from /[old]/[/x]" in log.console.file.getvalue()
 
 
 def test_without_a_terminal_long_steps_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
