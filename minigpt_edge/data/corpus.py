@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.data.decoding import storable
 from minigpt_edge.data.documents import MIN_CHARACTERS, SIZES, divide
 from minigpt_edge.data.near_duplicates import NearDuplicates
 from minigpt_edge.data.pairs import distinct_pairs
@@ -59,7 +60,8 @@ def read_sources(
     for source in sources:
         reading = source.read(offline=offline)
         (read.whole if reading.divisible else read.pinned).extend(reading.texts)
-        read.sources.append({**source.about(), **reading.told})
+        about = json.dumps({**source.about(), **reading.told}, ensure_ascii=False)
+        read.sources.append(json.loads(storable(about)))
         for line in read_lines(read.sources[-1:]):
             tell(line)
     return read
@@ -174,9 +176,7 @@ def clean(texts: Iterable[str], specials: Sequence[str]) -> tuple[list[dict[str,
     dropped = {"short": 0, "identical": 0, "near_duplicate": 0, "neutralised_tokens": 0}
     by_id: dict[str, str] = {}
     for raw in texts:
-        # A lone surrogate (JSON can hold one) is no text and can't be written.
-        text = raw.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-        text, count = neutralise(text.replace("\r\n", "\n").replace("\0", "").strip(), specials)
+        text, count = neutralise(storable(raw).replace("\r\n", "\n").replace("\0", "").strip(), specials)
         dropped["neutralised_tokens"] += count
         if len(text) < MIN_CHARACTERS:
             dropped["short"] += 1

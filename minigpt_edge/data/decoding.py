@@ -94,6 +94,11 @@ def _not_utf8(path: Path) -> EdgeError:
     return EdgeError(f"{path} changed while it was read", "give it again when nothing writes to it")
 
 
+def storable(text: str) -> str:
+    """A text that can be written: a lone surrogate, as JSON and names of files can hold it, can't."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
 def decoded(path: Path) -> str:
     """A file's text, "\\r\\n" and "\\r" as "\\n"; EdgeError as `open_text`, and for a zero byte anywhere."""
     with open_text(path) as file:

@@ -149,6 +149,8 @@ def _in_folder(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
         if any(name.startswith(".") for name in path.relative_to(folder).parts):
             if path.is_file():
                 left.setdefault("hidden", []).append(path)
+        elif path.is_symlink() and not path.is_file():
+            left.setdefault("a link that is not followed", []).append(path)
         elif kind == SAVED:
             saved.append(path)
             files.append(path)

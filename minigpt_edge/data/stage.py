@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
                 "window_tokens": longest,
                 "document_start": base.document_start,
             },
-            inputs={"tokenizer": sha256_file(base.tokenizer), **_local_files(sources)},
+            inputs={"tokenizer": sha256_file(base.tokenizer), **local_files(sources)},
             code=CODE,
         ),
         make=lambda out: corpus.build_corpus(
@@ -101,12 +102,14 @@ def _check_language(domain: domains.Domain, found: dict[str, float], log: Log) -
         )
 
 
-def _local_files(sources: Sequence[Source]) -> dict[str, str]:
+def local_files(sources: Sequence[Source]) -> dict[str, str]:
     """sha256 of local corpus files: a changed file makes a new corpus."""
     found: dict[str, str] = {}
     for source in sources:
         if isinstance(source, FileSource):
             path = Path(source.path).expanduser()  # as the corpus is read
             files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            found |= {str(file): sha256_file(file) for file in files if file.is_file()}
+            # A name that is no text must not be one of two that are written alike.
+            names = {file: os.fsencode(file).decode("utf-8", "backslashreplace") for file in files}
+            found |= {names[file]: sha256_file(file) for file in files if file.is_file()}
     return found

@@ -72,5 +72,5 @@ class Events:
 
 def _append(path: Path, line: str) -> None:
     """A full disk must not end a build that would otherwise go on."""
-    with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+    with suppress(OSError), open(path, "a", encoding="utf-8", errors="replace") as file:
         file.write(line + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import socket
@@ -20,9 +21,11 @@ from minigpt_edge.data.corpus import build_corpus, check_enough, clean, language
 from minigpt_edge.data.domains import load_domain
 from minigpt_edge.data.reading import read_lines
 from minigpt_edge.data.sources import FileSource, HubSource, PackageSource, source_of
+from minigpt_edge.data.stage import local_files
 from minigpt_edge.data.windows import cut, read_texts
 from minigpt_edge.stages import hub
 from minigpt_edge_runtime.errors import EdgeError
+from minigpt_edge_runtime.files import write_json
 
 A, B = "The first text, in two\nlines. " + "so on; " * 30, "The second: Übung, 日本語. " + "and so on, " * 20
 
@@ -47,6 +50,20 @@ def _folder(path: Path, texts: list[str]) -> FileSource:
     for number, text in enumerate(texts):
         (path / f"{number:03}.txt").write_text(text)
     return FileSource(str(path))
+
+
+def test_what_is_no_text_in_samples_and_names_can_be_written(tokenizer_path: Path, tmp_path: Path) -> None:
+    folder, texts = tmp_path / "texts", _documents(200)
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text(texts[0])
+    rows = [json.dumps({"text": f"\ud83d {text}"}) for text in texts[1:]]
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    source = FileSource(str(folder))
+    read = read_sources([source])
+    assert [line[:4] for line in read_lines(read.sources)] == ["caf\ufffd", "rows"]
+    build_corpus(read, tmp_path, base_tokenizer_path=tokenizer_path, document_start="<|endoftext|>")
+    assert json.loads((tmp_path / "corpus.json").read_text())["sources"] == read.sources
+    write_json(tmp_path / "inputs.json", local_files([source]))
 
 
 def test_cleaning_drops_what_teaches_nothing() -> None:

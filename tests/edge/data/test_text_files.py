@@ -130,12 +130,15 @@ def test_what_is_not_read_in_a_folder_is_told(tmp_path: Path) -> None:
         (tmp_path / name).write_text("" if name == "empty.txt" else '{"a": 1}' if "json" in name else A)
     for number in range(4):
         (tmp_path / f"{number}.pdf").write_bytes(b"%PDF")
+    (tmp_path / "again").symlink_to(tmp_path / "data")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "none.txt")
     reading = read_files(tmp_path)
     assert reading.texts == [A, A, B]
     assert reading.told["left_out"] == {
         "hidden": ".hidden.txt",
         "not a known kind": "4 files: 4 .pdf",
         "empty": "empty.txt",
+        "a link that is not followed": "again, gone.txt",
         "JSON without rows": "package.json",
         "about the data": "LICENSE.txt, README.md",
     }
