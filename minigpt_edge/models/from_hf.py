@@ -268,4 +268,5 @@ def _copy_tokenizer(source: Path, target: Path, config: dict[str, Any], content:
     settings.pop("auto_map", None)
     write_json(target / TOKENIZER_CONFIG, settings)
     given = read_json(source / GENERATION_CONFIG) if (source / GENERATION_CONFIG).is_file() else {}
-    write_json(target / GENERATION_CONFIG, special_ids(config) | given)
+    with understanding(source / GENERATION_CONFIG, "restore or delete the file"):
+        write_json(target / GENERATION_CONFIG, special_ids(config) | given)

@@ -219,6 +219,9 @@ def test_directories_that_can_not_be_used_are_refused(model_dir: Path, tmp_path:
     cases.append((tmp_path / "8", "no tokenizer.json"))
     odd = changed(model_dir, tmp_path / "10", "tokenizer.json", {"model": "BPE"})
     cases.append((odd, "tokenizer.json can't be read: it is damaged"))
+    for name, content in (("11", "[2]"), ("12", '{"eos_token_id": {"a": 2}}')):
+        (shutil.copytree(model_dir, tmp_path / name) / "generation_config.json").write_text(content)
+        cases.append((tmp_path / name, "generation_config.json is damaged"))
     for folder, message in cases:
         with pytest.raises(EdgeError, match=message):
             resolve_model(str(folder))
