@@ -16,9 +16,8 @@ from minigpt_edge_runtime.errors import EdgeError
 
 def read_json_lines(path: Path, wanted: Sequence[str]) -> Rows:
     """A file with one JSON object a line, or one list of them; EdgeError that names the line that is not."""
-    with open_text(path) as lines:
-        if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
-            return _read_whole(path, wanted)
+    if _first_line(path)[0].lstrip().startswith("["):
+        return _read_whole(path, wanted)
     table = Table(place="line")
     with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
@@ -48,9 +47,12 @@ def read_json(path: Path, wanted: Sequence[str]) -> Rows:
     Raises:
         NotRows: it is JSON, but holds no rows.
     """
-    if _has_lines_of_objects(path):
-        return read_json_lines(path, wanted)
-    return _read_whole(path, wanted)
+    first, more = _first_line(path)
+    try:
+        are_lines = more and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        are_lines = False
+    return (read_json_lines if are_lines else _read_whole)(path, wanted)
 
 
 def _read_whole(path: Path, wanted: Sequence[str]) -> Rows:
@@ -94,12 +96,8 @@ def _items(text: str, at: int) -> Iterator[Any]:
         yield item
 
 
-def _has_lines_of_objects(path: Path) -> bool:
-    """Whether the first line is an object and more lines follow."""
+def _first_line(path: Path) -> tuple[str, bool]:
+    """The first line that is not blank, and whether there are others."""
     with open_text(path) as lines:
-        first = next((line for line in lines if line.strip()), "")
-        more = any(line.strip() for line in lines)
-    try:
-        return more and isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError):
-        return False
+        filled = (line for line in lines if line.strip())
+        return next(filled, ""), any(filled)

@@ -16,7 +16,8 @@ class Table:
     """Rows by column.
 
     Attributes:
-        places: where each row is, such as "line 7"; empty where the number of a row says it.
+        places: the line of each row; empty where rows are counted instead.
+        place: what says where a row is, "row" or "line".
     """
 
     columns: dict[str, Column] = field(default_factory=dict)

@@ -54,17 +54,16 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     for name in ("megatron_config", "layer_replication"):
         if settings.get(name):
             raise EdgeError(f"{path} asks for {name}, which is not merged here", _MERGE)
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return settings
+    if (folder / "adapter_model.bin").is_file():
         raise EdgeError(
-            f"{folder} has its adapter as pickle (adapter_model.bin), which can run code when read"
-            if pickled
-            else f"{folder} has an {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}",
-            "save it again with a newer peft, where you trust it"
-            if pickled
-            else "copy the file that belongs to it",
+            f"{folder} has its adapter as pickle (adapter_model.bin), which can run code when read",
+            "save it again with a newer peft, where you trust it",
         )
-    return settings
+    raise EdgeError(
+        f"{folder} has an {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}", "copy the file that belongs to it"
+    )
 
 
 def merge_adapter(folder: Path, base: Path, target: Path) -> None:
