@@ -76,7 +76,7 @@ class Generation:
     many, so with a cached beginning the same seed may give another text.
 
     Attributes:
-        constraint: what the answer keeps to.
+        constraint: what the answer keeps to, at its beginning; it is copied, so several may share it.
         shown: special tokens whose text belongs to the answer.
         logprobs: how many of the likeliest tokens `said` tells for every token; None leaves it empty.
         echo: tell the prompt's tokens too, in `asked`; they are computed one by one, as slowly as an answer.
@@ -138,7 +138,8 @@ class Generation:
 
     def _tokens(self, stream: TextStream) -> Iterator[int]:
         """Yield sampled tokens, evaluating each only when another one is wanted."""
-        engine, constraint = self.session.engine, self.constraint
+        engine = self.session.engine
+        constraint = self.constraint and self.constraint.copy()  # it grows, and is let go at the end
         sampler = Sampler(self.sampling)
         sampler.read(self.prompt)
         began = first = time.perf_counter()
@@ -160,15 +161,15 @@ class Generation:
             self.tokens += 1
             self.decode_seconds = now - first
             yield token
-            if reason := self._full(token):
+            if reason := self._full(token, constraint):
                 self.finish_reason = reason
                 return
             logits = self.session.eval([token])
         self.finish_reason = "cancelled"
 
-    def _full(self, token: int) -> str:
+    def _full(self, token: int, constraint: Constraint | None) -> str:
         """Why there is nothing to sample after a token, if so."""
-        if self.constraint and self.constraint.accept(token):
+        if constraint and constraint.accept(token):
             return "end"
         if self.tokens >= self.max_tokens:
             return "length"

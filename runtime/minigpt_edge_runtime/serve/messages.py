@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from minigpt_edge_runtime.generate.chat_inputs import REASONING
 from minigpt_edge_runtime.serve.errors import ApiError
 
 ROLES = {
@@ -36,7 +37,7 @@ def _message(value: Any, where: str) -> Message:
     if asked := [name for name in _REFUSED if value.get(name)]:
         raise ApiError(400, f"{where} has {asked[0]!r}, which this server can't use", param=where)
     result: Message = {"role": ROLES[role], "content": _content(value, where)}
-    for name in ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking"):
+    for name in ("name", "tool_call_id", *REASONING):
         if isinstance(given := value.get(name), str | int) and given:
             result[name] = str(given)
     calls = value.get("tool_calls") or []

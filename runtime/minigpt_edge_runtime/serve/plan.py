@@ -41,7 +41,7 @@ def make_plans(
     for ids, echo, added in prompts:
         for number in range(request.choices):
             generation = _generation(session, request, ids, number)
-            generation.shown, generation.constraint = shown, constraint and constraint.copy()
+            generation.shown, generation.constraint = shown, constraint
             plans.append(Plan(generation, format, tools is None or tools.several, echo, added))
     return plans
 

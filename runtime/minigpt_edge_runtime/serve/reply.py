@@ -48,11 +48,10 @@ class Reply:
             message |= {"content": text or None, "tool_calls": [_call(call) for call in choice.calls]}
         return {"message": message}
 
-    def first(self, choice: Choice) -> list[dict[str, Any]]:
-        """What precedes a choice's text in a stream: in a chat, who speaks."""
-        if not self._chat:
-            return []
-        return [self._chunk([self._plain(choice, {"delta": {"role": "assistant", "content": ""}})])]
+    def first(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:
+        """What precedes all texts in a stream: in a chat, who speaks."""
+        start = {"delta": {"role": "assistant", "content": ""}}
+        return [self._chunk([self._plain(choice, start)]) for choice in choices] if self._chat else []
 
     def piece(self, choice: Choice, text: str) -> dict[str, Any]:
         """The chunk of some text."""

@@ -43,6 +43,12 @@ _SAMPLERS: dict[str, dict[str, float]] = {
     "xtc": {},
     "temperature": {"temperature": 1},
 }
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
+# What a template is given anyway.
+_RESERVED = (
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("bos_token", "eos_token"),
+)
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -112,7 +118,6 @@ def read_request(body: bytes, kind: str, model: str, max_tokens: int) -> Request
         message = f"there is no model {asked!r}, this server has {model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     options = mapping(given.get("stream_options", {}), "stream_options")
-    options = {name: value for name, value in options.items() if value is not None}
     if foreign := [name for name, on in options.items() if name not in _STREAM_OPTIONS and on]:
         raise ApiError(400, f"stream_options may not have {foreign[0]!r}", param="stream_options")
     chat = _chat(given) if kind == "chat" else None
@@ -138,9 +143,6 @@ def read_request(body: bytes, kind: str, model: str, max_tokens: int) -> Request
         prompts=prompts,
         chat=chat,
     )
-
-
-_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 
 
 def _chat(given: Mapping[str, Any]) -> Chat:
@@ -175,13 +177,6 @@ def _chat(given: Mapping[str, Any]) -> Chat:
     return Chat(messages, tools, arguments, tuple(needed))
 
 
-# What a template is given anyway.
-_RESERVED = (
-    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
-    *("bos_token", "eos_token"),
-)
-
-
 def _limit(given: Mapping[str, Any], most: int, least: int) -> int:
     """The longest answer; finish_reason tells when it, or the server's own limit below it, was reached."""
     limit = most
@@ -197,7 +192,7 @@ def _limit(given: Mapping[str, Any], most: int, least: int) -> int:
 
 def _choices(given: Mapping[str, Any], prompts: int) -> int:
     choices = number(given, "n", int, 1)
-    if not 1 <= choices * prompts <= MAX_CHOICES or choices < 1:
+    if not 1 <= choices * prompts <= MAX_CHOICES:
         raise ApiError(400, f"n is {choices}, it must be 1 to {MAX_CHOICES // prompts}", param="n")
     if number(given, "best_of", int, choices) not in (1, choices):
         raise ApiError(400, "best_of is not supported here, leave it out", param="best_of")
@@ -236,10 +231,7 @@ def _sampling(given: Mapping[str, Any]) -> Sampling:
     if "logit_bias" in given:
         settings["logit_bias"] = _checked("logit_bias", "logit_bias", _bias(given["logit_bias"]))
     seed = _seed(given)
-    if seed is not None:
-        settings["seed"] = _checked("seed", "seed", seed)
-    elif "seed" in given:
-        settings["seed"] = secrets.randbelow(2**32)
+    settings["seed"] = secrets.randbelow(2**32) if seed is None else _checked("seed", "seed", seed)
     return Sampling(**{**settings, **_samplers(given.get("samplers"))})
 
 
