@@ -69,9 +69,7 @@ class Worker:
         finally:
             self._taken -= 1
 
-    async def pieces(
-        self, generations: Sequence[Generation]
-    ) -> AsyncGenerator[tuple[int, str | None], None]:
+    async def pieces(self, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, str | None], None]:
         """One request's generations, none of another request between them. Leaving the iterator cancels them.
 
         Yields:
