@@ -56,15 +56,16 @@ def special_tokens(directory: Path, tokenizer: Tokenizer, size: int) -> SpecialT
     configs = [read_json(generation) if generation.exists() else {}, config]
     ids, texts = {}, special_texts(settings)
     for role in ROLES:
-        text = texts.get(f"{role}_token")
-        found = _by_text(tokenizer, role, text, directory) if text else None
         stated = [index for given in configs for index in _listed(given, role, size)]
-        if found is not None or stated:
-            ids[role] = stated[0] if found is None else found
-    by_text = ends_by_text(tokenizer.token_to_id)
+        if text := texts.get(f"{role}_token"):
+            ids[role] = _by_text(tokenizer, role, text, directory)
+        elif stated:
+            ids[role] = stated[0]
     # transformers asks generation_config.json, and config.json where that says nothing.
-    ends = {index for index in next(filter(None, (_listed(given, "eos", size) for given in configs)), [])}
-    ends |= by_text | {ids[role] for role in ("eos",) if role in ids}
+    ends = set(next(filter(None, (_listed(given, "eos", size) for given in configs)), []))
+    ends |= ends_by_text(tokenizer.token_to_id)
+    if "eos" in ids:
+        ends.add(ids["eos"])
     start = tokenizer.token_to_id(END_OF_TEXT)
     start = ids.get("bos", ids.get("eos", min(ends, default=None))) if start is None else start
     if start is None:
