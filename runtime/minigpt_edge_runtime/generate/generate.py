@@ -38,10 +38,13 @@ class Session:
     """An engine and the tokens in its cache: a prompt that begins like the last one is not computed twice.
 
     Whoever holds a session leaves the engine's cache to it (emptying it does no harm).
+
+    Attributes:
+        begun: prompts so far; it tells an answer that another one has taken its place.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.begun = engine, 0
         self._tokens: list[int] = []
 
     def begin(self, prompt: Sequence[int]) -> int:
@@ -50,6 +53,7 @@ class Session:
         Returns:
             How many of the prompt's tokens are cached: never all, so that there are logits to sample from.
         """
+        self.begun += 1
         del self._tokens[self.engine.cached :]
         pairs = zip(self._tokens, prompt[:-1], strict=False)
         shared = next(
@@ -83,7 +87,7 @@ class Generation:
             No tokens at all (`max_tokens` 0) are possible then.
 
     Raises:
-        UsageError: max_tokens is below 1, or the prompt is empty.
+        UsageError: max_tokens is below 1, or the prompt is empty; later, another generation began meanwhile.
         PromptTooLong: the prompt does not fit into the context.
     """
 
@@ -144,6 +148,7 @@ class Generation:
         sampler.read(self.prompt)
         began = first = time.perf_counter()
         logits = self._prefill()
+        turn = self.session.begun
         while logits is not None and not self._cancelled:
             if self.tokens >= self.max_tokens:
                 self.finish_reason = "length"
@@ -164,6 +169,8 @@ class Generation:
             if reason := self._full(token, constraint):
                 self.finish_reason = reason
                 return
+            if self.session.begun != turn:
+                raise UsageError("another answer began before this one ended", "read them one after another")
             logits = self.session.eval([token])
         self.finish_reason = "cancelled"
 

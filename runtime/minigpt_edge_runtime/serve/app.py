@@ -147,7 +147,7 @@ class Answers:
                 plans = await asyncio.to_thread(
                     make_plans, worker.session, worker.grammars, request, settings.document_start
                 )
-                reply = Reply(self._kind, settings.model, worker.session.engine, request)
+                reply = Reply(settings.model, worker.session.engine, request)
                 choices = [Choice(index, plan) for index, plan in enumerate(plans)]
                 async with aclosing(worker.pieces([plan.generation for plan in plans])) as pieces:
                     if request.stream:

@@ -22,15 +22,13 @@ class Reply:
     """The objects of one answer, all with the same id and time.
 
     Args:
-        kind: "completion" or "chat".
         model: its name.
         engine: whose tokens logprobs name.
         request: what is answered.
     """
 
-    def __init__(self, kind: str, model: str, engine: Engine, request: Request) -> None:
-        self._chat = kind == "chat"
-        self._engine = engine
+    def __init__(self, model: str, engine: Engine, request: Request) -> None:
+        self._chat, self._engine = request.chat is not None, engine
         self._with_usage, self._choices = request.include_usage, request.choices
         self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._rest = {"created": int(time.time()), "model": model}
