@@ -53,23 +53,6 @@ def chat_ids(
     return engine.tokenize(text, special=True)
 
 
-def template_reads(engine: Engine, *, tools: bool = False) -> frozenset[str]:
-    """The variables that the model's chat template reads, of those that it is given.
-
-    Args:
-        tools: whether the conversation has tools, for which a model may have a template of its own.
-
-    Raises:
-        ChatTemplateError: there is no template, or it is broken.
-        EdgeError: jinja2 is not installed.
-    """
-    template = _template(engine, tools)
-    with _understood():
-        from minigpt_edge_runtime.generate.chat_template import variables
-
-        return frozenset(variables(template))
-
-
 def _template(engine: Vocabulary, with_tools: bool) -> str:
     try:
         template = choose_template(engine.chat_templates, with_tools)

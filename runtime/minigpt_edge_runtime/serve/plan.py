@@ -13,7 +13,7 @@ from minigpt_edge_runtime.generate.grammar import Constraint, Grammars, from_gbn
 from minigpt_edge_runtime.serve.choice import Plan
 from minigpt_edge_runtime.serve.errors import ApiError
 from minigpt_edge_runtime.serve.request import Chat, Request
-from minigpt_edge_runtime.serve.tool_calls import CallFormat, call_format, calls_grammar, special_tokens
+from minigpt_edge_runtime.serve.tool_calls import CallFormat, call_format, calls_grammar, tokens_around
 
 
 def make_plans(
@@ -36,7 +36,7 @@ def make_plans(
     format = _format(engine) if tools else None
     field, grammar = _grammar(engine, request, format)
     constraint = _constraint(grammars, grammar, field) if grammar else None
-    shown = special_tokens(engine, format) if format else frozenset()
+    shown = tokens_around(engine, format) if format else frozenset()
     plans = []
     for ids, echo, added in prompts:
         for number in range(request.choices):
