@@ -163,7 +163,8 @@ def _chat(given: Mapping[str, Any]) -> Chat:
             arguments.setdefault("enable_thinking", False)
     if "enable_thinking" in given:
         arguments["enable_thinking"] = flag(given, "enable_thinking")
-        needed += ["enable_thinking"] * arguments["enable_thinking"]
+        if arguments["enable_thinking"]:
+            needed.append("enable_thinking")
     if flag(given, "continue_final_message"):
         arguments["continue_final_message"] = True
     elif not flag(given, "add_generation_prompt", True):
