@@ -65,10 +65,12 @@ def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
-    if kind in ("text", "refusal", "input_text", "output_text") and isinstance(text, str):
-        return text
-    raise ApiError(400, f"{where} has content that is not text ({str(kind)[:40]})", param=where)
+    if kind not in ("text", "refusal", "input_text", "output_text"):
+        raise ApiError(400, f"{where} has content that is not text ({str(kind)[:40]})", param=where)
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
+        raise ApiError(400, f"{where} has a part of type {kind} without a text", param=where)
+    return text
 
 
 def _call(value: Any, where: str) -> Message:

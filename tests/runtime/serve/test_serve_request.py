@@ -259,6 +259,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type":
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0]"),
         ({"messages": [*ASK, {"role": "user"}]}, "messages[1]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0]"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0]"),
