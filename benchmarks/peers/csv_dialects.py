@@ -3,7 +3,8 @@
     python benchmarks/peers/csv_dialects.py [--out FILE.json]
 
 Right: the column `text` holds the texts that were written, white space at their ends apart. The files are
-those of tests/edge/data/test_csv_dialects.py, which this project's reader was made with: for it they are no test.
+those of tests/edge/data/test_csv_dialects.py, which this project's reader was made with: for it they are no
+test.
 """
 
 from __future__ import annotations
