@@ -99,10 +99,10 @@ def _by_text(tokenizer: Tokenizer, role: str, text: str, directory: Path) -> int
 def _listed(config: Mapping[str, Any], role: str, size: int) -> list[int]:
     """The ids that a config gives a role; -1 stands for none."""
     stated = config.get(f"{role}_token_id")
-    ids = [
-        int(index) for index in (stated if isinstance(stated, list) else [stated]) if index not in (None, -1)
-    ]
+    ids = [index for index in (stated if isinstance(stated, list) else [stated]) if index not in (None, -1)]
     for index in ids:
+        if type(index) is not int:
+            raise EdgeError(f"{role}_token_id {index!r} is not the id of a token", "correct config.json")
         if not 0 <= index < size:
             raise EdgeError(
                 f"{role}_token_id {index} is outside the vocabulary of {size}", "correct config.json"
