@@ -65,12 +65,12 @@ bench-domains: $(READY) ## docs/results.md: five domains, text and questions (ho
 bench-sizes: $(READY) ## time and memory of 0.1 to 7 billion parameters (hours, 60 GB of disk)
 	$(BIN)/python benchmarks/experiments/sizes.py
 
-fuzz: $(READY) ## read ten thousand damaged files (about 6 minutes)
-	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
+fuzz: $(READY) ## read twenty thousand damaged files (about 10 minutes)
+	$(BIN)/python tests/fuzz/fuzz.py --cases 20000 --out benchmarks/results/fuzz.json
 
 reliability: $(READY) ## the figures of docs/reliability.md: kills, full disks, damaged files, memory, load on BUNDLE (under an hour)
 	$(BIN)/python tests/reliability/kills.py --kills 50 --out benchmarks/results/reliability.json
-	$(BIN)/python tests/fuzz/fuzz.py --cases 10000 --out benchmarks/results/fuzz.json
+	$(BIN)/python tests/fuzz/fuzz.py --cases 20000 --out benchmarks/results/fuzz.json
 	$(BIN)/python benchmarks/speed/memory.py
 	$(BIN)/python benchmarks/speed/serve_load.py $(BUNDLE)
 	$(BIN)/python benchmarks/tables/tables.py

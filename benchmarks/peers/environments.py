@@ -30,6 +30,7 @@ PINS: dict[str, tuple[str, ...]] = {
     "optimum": (*RUNTIME, "optimum-onnx[onnxruntime]==0.1.0", "optimum==2.1.0", "transformers==4.57.6"),
     "torch-pruning": ("torch-pruning==1.6.1",),
     "optipfair": ("optipfair==0.4.2",),
+    "csv": ("clevercsv==0.8.5", "duckdb==2.0.1"),
     # llmcompressor holds transformers at or below 5.17 and auto-round at or below 0.15.1
     "llmcompressor": (
         "llmcompressor==0.14.0.1",
@@ -42,7 +43,7 @@ PINS: dict[str, tuple[str, ...]] = {
 }
 # These see the packages of the environment this runs in, but for those that their own pins replace: torch
 # and transformers are there already, and would take a gigabyte each time.
-BORROWING = ("torch-pruning", "optipfair", "llmcompressor")
+BORROWING = ("torch-pruning", "optipfair", "llmcompressor", "csv")
 TORCH = "2.13.0"
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 PROJECT = "project"  # the environment this runs in

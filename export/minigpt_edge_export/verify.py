@@ -1,7 +1,6 @@
 """The gate after export: a file must give the checkpoint's logits, and the tokenizer's ids on every text.
 
 Each level of quantization has thresholds of its own.
-
 """
 
 from __future__ import annotations

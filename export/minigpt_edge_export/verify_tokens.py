@@ -14,12 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minigpt_edge_export.gguf.sentencepiece import BYTES, SPACE
 from minigpt_edge_export.gguf.tokenizer import read_tokenizer
 from minigpt_edge_export.scripts import TEN_SCRIPTS
-from minigpt_edge_export.tokens.prompts import CONVERSATIONS
+from minigpt_edge_export.tokens.prompts import rendered
 from minigpt_edge_export.tokens.special_tokens import special_tokens
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.llama_vocabulary import LlamaVocabulary, open_vocabulary
@@ -34,10 +33,7 @@ from minigpt_edge_runtime.formats.tokenizer_files import (
     read_tokenizer_config,
     special_texts,
 )
-from minigpt_edge_runtime.generate.chat import ChatTemplateError, chat_ids, render_chat
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from minigpt_edge_runtime.generate.chat import ChatTemplateError, chat_ids
 
 _KEPT = 5  # examples of failures that are kept
 _CONTEXT = 64  # a tokenizer needs no cache
@@ -171,12 +167,15 @@ class _Comparison:
     def __init__(self, opened: Engine | LlamaVocabulary, tokenizer_json: Path) -> None:
         self.opened, self.directory = opened, tokenizer_json.parent
         self.tokenizer = open_tokenizer(tokenizer_json, "use an undamaged tokenizer.json")
+        find = self.tokenizer.token_to_id
         self.special = special_tokens(self.directory, self.tokenizer, opened.vocab_size)
         added = self.tokenizer.get_added_tokens_decoder().values()
         self.added = [token.content for token in added]
         self.controls = [token.content for token in added if token.special]
-        self.pieces = self.tokenizer.token_to_id(BYTES[0]) is not None
-        self.unspellable = _unspellable(self.tokenizer)
+        self.pieces = find(BYTES[0]) is not None
+        # Byte-level BPE drops bytes without a symbol, here and in llama.cpp; pieces spell all of them.
+        symbols = {} if self.pieces else symbol_bytes()
+        self.unspellable = sorted(byte[0] for s, byte in symbols.items() if find(s) is None)
         self.count, self.mismatches, self.failures = 0, list[Mismatch](), list[str]()
 
     def run(self, texts: Sequence[str]) -> TokenParity:
@@ -215,21 +214,20 @@ class _Comparison:
         settings = read_tokenizer_config(self.directory)
         template = chat_templates(self.directory, settings).get(DEFAULT)
         self.tokenizer.encode_special_tokens = False
-        if not template:
-            if isinstance(self.opened, LlamaVocabulary):
-                whole = self.opened.tokenize("a b", special=True, whole=True)
-                self._note("a b", True, self.tokenizer.encode("a b").ids, whole)
-            return 1
-        count = 0
-        for messages in CONVERSATIONS:
-            try:
-                text = render_chat(template, messages, special_texts(settings))
-                found = chat_ids(self.opened, messages)
-            except ChatTemplateError:  # it may take no system message, for one
-                continue
-            self._note(text, True, self.tokenizer.encode(text, add_special_tokens=False).ids, found)
-            count += 1
-        return count
+        if template:
+            prompts = rendered(template, special_texts(settings))
+            for messages, text in prompts:
+                try:
+                    found = chat_ids(self.opened, messages)
+                except ChatTemplateError:  # the checkpoint's takes it
+                    found = []
+                self._note(text, True, self.tokenizer.encode(text, add_special_tokens=False).ids, found)
+            return len(prompts)
+        if not isinstance(self.opened, LlamaVocabulary):
+            return 0  # nothing is put around a text by those who read an ONNX model
+        whole = self.opened.tokenize("a b", special=True, whole=True)
+        self._note("a b", True, self.tokenizer.encode("a b").ids, whole)
+        return 1
 
     def _ends(self) -> list[str]:
         ends = set(self.special.ends)
@@ -257,13 +255,6 @@ def _overlaps(tokens: Sequence[str]) -> list[str]:
         if len(other) > len(token)
     ]
     return texts[:: max(1, len(texts) // _OVERLAPS)]
-
-
-def _unspellable(tokenizer: Tokenizer) -> list[int]:
-    """Bytes without a symbol in the vocabulary: byte-level BPE drops them, here and in llama.cpp."""
-    if tokenizer.token_to_id(BYTES[0]) is not None:  # a SentencePiece vocabulary spells all bytes
-        return []
-    return sorted(byte[0] for symbol, byte in symbol_bytes().items() if tokenizer.token_to_id(symbol) is None)
 
 
 def _mismatch(text: str, specials: bool, expected: list[int], found: list[int]) -> Mismatch:

@@ -16,11 +16,11 @@ from minigpt_edge.evaluation.perplexity import pad
 from minigpt_edge.models.checkpoint import is_large
 from minigpt_edge.models.forward import head_of, hidden_states, load_fast
 from minigpt_edge_export.tokens.special_tokens import end_ids
-from minigpt_edge_runtime.engines.engine import Fork
-from minigpt_edge_runtime.engines.text import CodecEngine, TextCodec
+from minigpt_edge_runtime.engines.engine import Engine, Fork
+from minigpt_edge_runtime.engines.text import TextCodec
 
 
-class TorchEngine(CodecEngine):
+class TorchEngine(Engine):
     """Scores as `engine.Engine` does, with one forward pass over everything instead of a cache.
 
     Args:

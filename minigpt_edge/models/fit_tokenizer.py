@@ -66,7 +66,8 @@ def _needs_prefix(tokenizer: dict[str, Any], source: Path) -> bool:
 
 def _prompts(directory: Path) -> list[str]:
     settings = read_tokenizer_config(directory)
-    return rendered(chat_templates(directory, settings).get(DEFAULT), special_texts(settings))
+    template = chat_templates(directory, settings).get(DEFAULT)
+    return [text for _, text in rendered(template, special_texts(settings))]
 
 
 def _ids(tokenizer: dict[str, Any], texts: list[str]) -> list[list[int]]:

@@ -91,6 +91,14 @@ def test_lost_bytes_are_found(copied: Path, tmp_path: Path, tokenizer_json: dict
     assert parity.mismatches[0].text == "an <article>"
 
 
+def test_a_template_that_the_file_lacks_is_found(copied: Path, tmp_path: Path) -> None:
+    template = (copied / "chat_template.jinja").rename(tmp_path / "template.jinja")
+    path = exported(copied, tmp_path)
+    template.rename(copied / "chat_template.jinja")
+    parity = verify_tokenizer(path, copied / "tokenizer.json", ["plain"])
+    assert parity.mismatched == 3 and all(mismatch.found == [] for mismatch in parity.mismatches)
+
+
 def trimmed(data: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     """The tokenizer with only what `texts` use, all bytes, and every token that a kept one is merged from."""
     tokenizer = Tokenizer.from_str(json.dumps(data))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import select
@@ -161,7 +162,7 @@ def fuzz(subjects: list[str], total: int, seed: int, first: int = 0) -> dict[str
     shares = sum(SUBJECTS[name].share for name in subjects)
     result: dict[str, Any] = {"seed": seed, "subjects": {}, "bad": []}
     for name in subjects:
-        count = max(1, round(total * SUBJECTS[name].share / shares))
+        count = math.ceil(total * SUBJECTS[name].share / shares)
         begun, outcomes, slowest = time.monotonic(), Counter[str](), 0.0
         with tempfile.TemporaryDirectory() as folder:
             sample = Path(folder) / name

@@ -49,4 +49,4 @@ def read_requests(path: Path) -> None:
             raise EdgeError(str(error)) from error
         choices = [Choice(index, plan) for index, plan in enumerate(plans[:3])]
         texts = ["".join(map(choice.push, choice.generation)) + choice.end() for choice in choices]
-        encode(Reply(path.stem, "tiny", engine, request).whole([*zip(choices, texts, strict=True)]))
+        encode(Reply("tiny", engine, request).whole([*zip(choices, texts, strict=True)]))

@@ -118,7 +118,7 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
             )
     templates, texts = chat_templates(directory, settings), special_texts(settings)
     bos = texts.get("bos_token", "")
-    begun = all(text.startswith(bos) for one in templates.values() for text in rendered(one, texts))
+    prompts = [text for one in templates.values() for _, text in rendered(one, texts)]
     known = {f"{role}_token": tokens[special.ids[role]] for role in ("bos", "eos")}
     return GgufTokenizer(
         tokens=tuple(tokens),
@@ -127,7 +127,7 @@ def _read(directory: Path, path: Path, vocab_size: int) -> GgufTokenizer:
         pre=_pre(data, config, path),
         special_ids=special.ids,
         # llama.cpp adds them to rendered prompts too, transformers never
-        adds_bos=bool(prefix) and begun,
+        adds_bos=bool(prefix) and all(text.startswith(bos) for text in prompts),
         adds_eos=bool(suffix) and not templates,
         chat_templates=self_contained(templates, texts, known),
         scores=tuple(scores(data, tokens)) if pieces else (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, render_chat
 
@@ -14,16 +15,14 @@ CONVERSATIONS = (
 )
 
 
-def rendered(template: str | None, special: Mapping[str, str]) -> list[str]:
-    """The text of every conversation that the template takes.
+def rendered(template: str | None, special: Mapping[str, str]) -> list[tuple[list[dict[str, str]], str]]:
+    """Every conversation that the template takes, and its text.
 
     Args:
         special: the variables that hold special tokens, "bos_token" and so on.
     """
-    texts = []
+    found = []
     for messages in CONVERSATIONS if template else ():
-        try:
-            texts.append(render_chat(template or "", messages, special))
-        except ChatTemplateError:  # a template may take no system message, for one
-            continue
-    return texts
+        with suppress(ChatTemplateError):  # a template may take no system message, for one
+            found.append((messages, render_chat(template or "", messages, special)))
+    return found

@@ -56,15 +56,16 @@ def special_tokens(directory: Path, tokenizer: Tokenizer, size: int) -> SpecialT
     configs = [read_json(generation) if generation.exists() else {}, config]
     ids, texts = {}, special_texts(settings)
     for role in ROLES:
-        text = texts.get(f"{role}_token")
-        found = _by_text(tokenizer, role, text, directory) if text else None
         stated = [index for given in configs for index in _listed(given, role, size)]
-        if found is not None or stated:
-            ids[role] = stated[0] if found is None else found
-    by_text = ends_by_text(tokenizer.token_to_id)
+        if text := texts.get(f"{role}_token"):
+            ids[role] = _by_text(tokenizer, role, text, directory)
+        elif stated:
+            ids[role] = stated[0]
     # transformers asks generation_config.json, and config.json where that says nothing.
-    ends = {index for index in next(filter(None, (_listed(given, "eos", size) for given in configs)), [])}
-    ends |= by_text | {ids[role] for role in ("eos",) if role in ids}
+    ends = set(next(filter(None, (_listed(given, "eos", size) for given in configs)), []))
+    ends |= ends_by_text(tokenizer.token_to_id)
+    if "eos" in ids:
+        ends.add(ids["eos"])
     start = tokenizer.token_to_id(END_OF_TEXT)
     start = ids.get("bos", ids.get("eos", min(ends, default=None))) if start is None else start
     if start is None:
@@ -98,10 +99,10 @@ def _by_text(tokenizer: Tokenizer, role: str, text: str, directory: Path) -> int
 def _listed(config: Mapping[str, Any], role: str, size: int) -> list[int]:
     """The ids that a config gives a role; -1 stands for none."""
     stated = config.get(f"{role}_token_id")
-    ids = [
-        int(index) for index in (stated if isinstance(stated, list) else [stated]) if index not in (None, -1)
-    ]
+    ids = [index for index in (stated if isinstance(stated, list) else [stated]) if index not in (None, -1)]
     for index in ids:
+        if type(index) is not int:
+            raise EdgeError(f"{role}_token_id {index!r} is not the id of a token", "correct config.json")
         if not 0 <= index < size:
             raise EdgeError(
                 f"{role}_token_id {index} is outside the vocabulary of {size}", "correct config.json"

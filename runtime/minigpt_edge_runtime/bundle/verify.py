@@ -134,7 +134,8 @@ def _computes(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | No
         _nll(model, SCRIPTS[0], bundle.document_start, threads)
         return True, "its likelihoods are numbers; there are none to compare with"
     try:
-        text, start = str(check["text"]), check["document_start"] and str(check["document_start"])
+        start = check["document_start"]
+        text, start = str(check["text"]), None if start is None else str(start)
         there = [float(value) for value in check["nll"]]
     except (KeyError, TypeError, ValueError):
         return False, "what the manifest says to compare with is damaged"

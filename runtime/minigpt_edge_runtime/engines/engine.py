@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -22,41 +22,21 @@ class Fork(NamedTuple):
     branches: Sequence[Sequence[int]]
 
 
-class Engine(ABC):
-    """A loaded model with one sequence in its cache. Use it as a context manager, or call `close`.
-
-    One thread at a time may use it; what has to do with text alone (`tokenize` to `is_end`, and the
-    attributes but `cached`) may be called from others meanwhile. Token ids outside the vocabulary are a
-    ValueError.
-
-    Attributes:
-        context_length: tokens the cache can hold.
-        vocab_size: tokens whose logits are computed.
-        cached: tokens the cache holds now.
-        logits_all: whether `score`, `forks` and `logits` are possible.
-    """
-
-    context_length: int
-    vocab_size: int
-    cached: int = 0
-    logits_all: bool = True
+class Vocabulary(Protocol):
+    """Text to token ids and back, and what a model's special tokens and chat templates are."""
 
     @property
-    @abstractmethod
     def chat_templates(self) -> Mapping[str, str]:
         """The model's Jinja chat templates by name; a single one is called "default"."""
 
     @property
-    @abstractmethod
     def special_texts(self) -> Mapping[str, str]:
         """The special tokens that a chat template may name, "bos_token" and so on: variable -> text."""
 
     @property
-    @abstractmethod
     def adds_start(self) -> bool:
         """Whether BOS is put before a rendered chat prompt that does not begin with it."""
 
-    @abstractmethod
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, nothing added; `special` reads "<|…|>" as special tokens, not as text.
 
@@ -64,19 +44,15 @@ class Engine(ABC):
             EdgeError: the text is too long for the tokenizer.
         """
 
-    @abstractmethod
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         """The bytes of `tokens`; special tokens give nothing unless `special`."""
 
-    @abstractmethod
     def piece(self, token: int) -> bytes:
         """The bytes one token adds to a text, perhaps part of a character; nothing for a special token."""
 
-    @abstractmethod
     def special_text(self, name: str) -> str:
         """The text of the "bos" or "eos" token, "" if the vocabulary has none."""
 
-    @abstractmethod
     def document_start(self, text: str | None = None) -> int:
         """The token every document starts with: the one written as `text`, else <|endoftext|>, BOS or EOS.
 
@@ -84,9 +60,59 @@ class Engine(ABC):
             EdgeError: `text` is not one token, or the vocabulary has none of the others.
         """
 
-    @abstractmethod
     def is_end(self, token: int) -> bool:
         """Whether `token` ends a generation."""
+
+
+class Engine(Vocabulary, ABC):
+    """A loaded model with one sequence in its cache. Use it as a context manager, or call `close`.
+
+    One thread at a time may use it; its `Vocabulary` and the attributes but `cached` may be used from others
+    meanwhile. Token ids outside the vocabulary are a ValueError.
+
+    Attributes:
+        text: the vocabulary, of the file or beside it.
+        context_length: tokens the cache can hold.
+        vocab_size: tokens whose logits are computed.
+        cached: tokens the cache holds now.
+        logits_all: whether `score`, `forks` and `logits` are possible.
+    """
+
+    text: Vocabulary
+    context_length: int
+    vocab_size: int
+    cached: int = 0
+    logits_all: bool = True
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        return self.text.chat_templates
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        return self.text.special_texts
+
+    @property
+    def adds_start(self) -> bool:
+        return self.text.adds_start
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        return self.text.tokenize(text, special=special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        return self.text.detokenize(tokens, special=special)
+
+    def piece(self, token: int) -> bytes:
+        return self.text.piece(token)
+
+    def special_text(self, name: str) -> str:
+        return self.text.special_text(name)
+
+    def document_start(self, text: str | None = None) -> int:
+        return self.text.document_start(text)
+
+    def is_end(self, token: int) -> bool:
+        return self.text.is_end(token)
 
     @abstractmethod
     def eval(self, tokens: Sequence[int]) -> np.ndarray:

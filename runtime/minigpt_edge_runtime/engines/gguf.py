@@ -6,7 +6,7 @@ interpreter ends first; here logits are views of llama.cpp's own memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ class LlamaEngine(Engine):
             )
         if lib.llama_model_has_encoder(self._model) or not lib.llama_model_has_decoder(self._model):
             raise EdgeError(f"{path} is not a text-generating decoder", "give a decoder-only language model")
-        self._vocabulary = LlamaVocabulary(lib, self._model, self.header.metadata)
-        self.vocab_size = self._vocabulary.vocab_size
+        self.text = LlamaVocabulary(lib, self._model, self.header.metadata)
+        self.vocab_size = self.text.vocab_size
         if not self.vocab_size:
             raise EdgeError(f"{path} has no vocabulary", "export the model together with its tokenizer")
 
@@ -83,38 +83,6 @@ class LlamaEngine(Engine):
         for i in range(batch):
             self._batch.n_seq_id[i] = 1
             self._sequence_ids[i][0] = 0
-
-    @property
-    def chat_templates(self) -> Mapping[str, str]:
-        return self._vocabulary.chat_templates
-
-    @property
-    def special_texts(self) -> Mapping[str, str]:
-        return self._vocabulary.special_texts
-
-    @property
-    def adds_start(self) -> bool:
-        return self._vocabulary.adds_start
-
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        return self._vocabulary.tokenize(text, special=special)
-
-    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
-        self._check_ids(tokens)
-        return self._vocabulary.detokenize(tokens, special=special)
-
-    def piece(self, token: int) -> bytes:
-        self._check_ids([token])
-        return self._vocabulary.piece(token)
-
-    def document_start(self, text: str | None = None) -> int:
-        return self._vocabulary.document_start(text)
-
-    def special_text(self, name: str) -> str:
-        return self._vocabulary.special_text(name)
-
-    def is_end(self, token: int) -> bool:
-        return self._vocabulary.is_end(token)
 
     def eval(self, tokens: Sequence[int]) -> np.ndarray:
         if not len(tokens):

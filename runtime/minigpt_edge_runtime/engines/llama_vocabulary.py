@@ -61,7 +61,7 @@ class LlamaVocabulary:
 
     @property
     def special_texts(self) -> dict[str, str]:
-        """As `Engine.special_texts`: of what the file names, not of what llama.cpp would take for it."""
+        """As `Vocabulary.special_texts`: of what the file names, not of what llama.cpp would take for it."""
         ids = {name: self._metadata.get(f"tokenizer.ggml.{name}_id") for name in GGUF_TOKENS}
         return {
             name: self.piece(index, special=True).decode("utf-8", errors="replace")
@@ -90,6 +90,8 @@ class LlamaVocabulary:
         """The bytes that one token adds; nothing for a special one unless `special`."""
         known = self._pieces.get((token, special))
         if known is None:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token ids must lie in 0..{self.vocab_size - 1}")
             size = 64
             while True:
                 buffer = ctypes.create_string_buffer(size)
@@ -101,7 +103,7 @@ class LlamaVocabulary:
         return known
 
     def document_start(self, text: str | None = None) -> int:
-        """As `Engine.document_start`."""
+        """As `Vocabulary.document_start`."""
 
         def find(written: str) -> int | None:
             ids = self.tokenize(written, special=True)
@@ -110,7 +112,7 @@ class LlamaVocabulary:
         return start_token(find, text, [self._role("bos"), self._role("eos")])
 
     def special_text(self, name: str) -> str:
-        """As `Engine.special_text`."""
+        """As `Vocabulary.special_text`."""
         token = self._role(name)
         return "" if token is None else self.piece(token, special=True).decode("utf-8", errors="replace")
 

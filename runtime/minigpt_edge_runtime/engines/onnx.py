@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from minigpt_edge_runtime.engines.engine import Fork, context_of
-from minigpt_edge_runtime.engines.text import CodecEngine, TextCodec
+from minigpt_edge_runtime.engines.engine import Engine, Fork, context_of
+from minigpt_edge_runtime.engines.text import TextCodec
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.onnx_header import CONFIG, OnnxHeader, read_onnx
 
@@ -59,7 +59,7 @@ def open_session(path: Path, threads: int) -> Any:
         raise EdgeError(f"onnxruntime can't load {path}: {_one_line(reason)}", hint) from error
 
 
-class OnnxEngine(CodecEngine):
+class OnnxEngine(Engine):
     """One model and one sequence in onnxruntime."""
 
     def __init__(self, path: Path, context_length: int | None, threads: int, logits_all: bool) -> None:

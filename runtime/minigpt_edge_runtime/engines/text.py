@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge_runtime.engines.engine import Engine, start_token
+from minigpt_edge_runtime.engines.engine import start_token
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_text
 from minigpt_edge_runtime.formats.end_tokens import ends_by_text
@@ -62,9 +62,9 @@ class TextCodec:
     def __init__(self, directory: Path, end_ids: Sequence[int] = ()) -> None:
         self._tokenizer = open_tokenizer(directory / TOKENIZER)
         self._lock = threading.Lock()  # a setting of the tokenizer tells whether special tokens are text
-        self._settings = read_tokenizer_config(directory, _AGAIN)
-        self.chat_templates = chat_templates(directory, self._settings, _AGAIN)
-        self.special_texts = special_texts(self._settings)
+        settings = read_tokenizer_config(directory, _AGAIN)
+        self.chat_templates = chat_templates(directory, settings, _AGAIN)
+        self.special_texts = special_texts(settings)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index: token.content for index, token in added.items() if token.special}
         self._whole = {index: token.content for index, token in added.items() if not token.special}
@@ -121,8 +121,7 @@ class TextCodec:
 
     def special_text(self, name: str) -> str:
         """The text of the "bos" or "eos" token, "" if there is none."""
-        value = self._settings.get(f"{name}_token")
-        return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
+        return self.special_texts.get(f"{name}_token", "")
 
     def document_start(self, text: str | None = None) -> int:
         """The token every document starts with: the one written as `text`, else <|endoftext|>, BOS or EOS."""
@@ -135,42 +134,6 @@ class TextCodec:
     def _id(self, name: str) -> int | None:
         text = self.special_text(name)
         return self._tokenizer.token_to_id(text) if text else None
-
-
-class CodecEngine(Engine):
-    """An engine for files that carry no tokenizer: its text goes through the `TextCodec` beside them."""
-
-    text: TextCodec
-
-    @property
-    def chat_templates(self) -> Mapping[str, str]:
-        return self.text.chat_templates
-
-    @property
-    def special_texts(self) -> Mapping[str, str]:
-        return self.text.special_texts
-
-    @property
-    def adds_start(self) -> bool:
-        return self.text.adds_start
-
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        return self.text.tokenize(text, special=special)
-
-    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
-        return self.text.detokenize(tokens, special=special)
-
-    def piece(self, token: int) -> bytes:
-        return self.text.piece(token)
-
-    def special_text(self, name: str) -> str:
-        return self.text.special_text(name)
-
-    def document_start(self, text: str | None = None) -> int:
-        return self.text.document_start(text)
-
-    def is_end(self, token: int) -> bool:
-        return self.text.is_end(token)
 
 
 def symbol_bytes() -> dict[str, bytes]:

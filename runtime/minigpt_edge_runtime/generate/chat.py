@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
-from minigpt_edge_runtime.engines.engine import Engine
+from minigpt_edge_runtime.engines.engine import Engine, Vocabulary
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.tokenizer_files import choose_template
 from minigpt_edge_runtime.generate.chat_inputs import ChatInputs
@@ -18,25 +18,8 @@ class ChatTemplateError(EdgeError):
     """The model has no chat template, or it refuses these messages."""
 
 
-class Prompter(Protocol):
-    """What of an engine a prompt needs; see `Engine`."""
-
-    @property
-    def chat_templates(self) -> Mapping[str, str]: ...
-
-    @property
-    def special_texts(self) -> Mapping[str, str]: ...
-
-    @property
-    def adds_start(self) -> bool: ...
-
-    def special_text(self, name: str) -> str: ...
-
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]: ...
-
-
 def chat_ids(
-    engine: Prompter,
+    engine: Vocabulary,
     messages: Sequence[Mapping[str, Any]],
     /,
     *,
@@ -70,24 +53,7 @@ def chat_ids(
     return engine.tokenize(text, special=True)
 
 
-def template_reads(engine: Engine, *, tools: bool = False) -> frozenset[str]:
-    """The variables that the model's chat template reads, of those that it is given.
-
-    Args:
-        tools: whether the conversation has tools, for which a model may have a template of its own.
-
-    Raises:
-        ChatTemplateError: there is no template, or it is broken.
-        EdgeError: jinja2 is not installed.
-    """
-    template = _template(engine, tools)
-    with _understood():
-        from minigpt_edge_runtime.generate.chat_template import variables
-
-        return frozenset(variables(template))
-
-
-def _template(engine: Prompter, with_tools: bool) -> str:
+def _template(engine: Vocabulary, with_tools: bool) -> str:
     try:
         template = choose_template(engine.chat_templates, with_tools)
     except EdgeError as error:

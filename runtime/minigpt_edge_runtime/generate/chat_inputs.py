@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first
 _OPEN_END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
@@ -47,7 +47,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise TypeError(f"a message is an object with a role and content, not {message!r}")
     given = {name: plain(value) for name, value in message.items() if value is not None}
-    reasoning = next((given[name] for name in _REASONING if name in given), None)
+    reasoning = next((given[name] for name in REASONING if name in given), None)
     if reasoning is None:
         return given
     return {"thinking": reasoning, **given, "reasoning_content": reasoning}

@@ -38,10 +38,13 @@ class Session:
     """An engine and the tokens in its cache: a prompt that begins like the last one is not computed twice.
 
     Whoever holds a session leaves the engine's cache to it (emptying it does no harm).
+
+    Attributes:
+        begun: prompts so far; it tells an answer that another one has taken its place.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.begun = engine, 0
         self._tokens: list[int] = []
 
     def begin(self, prompt: Sequence[int]) -> int:
@@ -50,6 +53,7 @@ class Session:
         Returns:
             How many of the prompt's tokens are cached: never all, so that there are logits to sample from.
         """
+        self.begun += 1
         del self._tokens[self.engine.cached :]
         pairs = zip(self._tokens, prompt[:-1], strict=False)
         shared = next(
@@ -76,14 +80,14 @@ class Generation:
     many, so with a cached beginning the same seed may give another text.
 
     Attributes:
-        constraint: what the answer keeps to.
+        constraint: what the answer keeps to, at its beginning; it is copied, so several may share it.
         shown: special tokens whose text belongs to the answer.
         logprobs: how many of the likeliest tokens `said` tells for every token; None leaves it empty.
         echo: tell the prompt's tokens too, in `asked`; they are computed one by one, as slowly as an answer.
             No tokens at all (`max_tokens` 0) are possible then.
 
     Raises:
-        UsageError: max_tokens is below 1, or the prompt is empty.
+        UsageError: max_tokens is below 1, or the prompt is empty; later, another generation began meanwhile.
         PromptTooLong: the prompt does not fit into the context.
     """
 
@@ -138,11 +142,13 @@ class Generation:
 
     def _tokens(self, stream: TextStream) -> Iterator[int]:
         """Yield sampled tokens, evaluating each only when another one is wanted."""
-        engine, constraint = self.session.engine, self.constraint
+        engine = self.session.engine
+        constraint = self.constraint and self.constraint.copy()  # it grows, and is let go at the end
         sampler = Sampler(self.sampling)
         sampler.read(self.prompt)
         began = first = time.perf_counter()
         logits = self._prefill()
+        turn = self.session.begun
         while logits is not None and not self._cancelled:
             if self.tokens >= self.max_tokens:
                 self.finish_reason = "length"
@@ -160,15 +166,17 @@ class Generation:
             self.tokens += 1
             self.decode_seconds = now - first
             yield token
-            if reason := self._full(token):
+            if reason := self._full(token, constraint):
                 self.finish_reason = reason
                 return
+            if self.session.begun != turn:
+                raise UsageError("another answer began before this one ended", "read them one after another")
             logits = self.session.eval([token])
         self.finish_reason = "cancelled"
 
-    def _full(self, token: int) -> str:
+    def _full(self, token: int, constraint: Constraint | None) -> str:
         """Why there is nothing to sample after a token, if so."""
-        if self.constraint and self.constraint.accept(token):
+        if constraint and constraint.accept(token):
             return "end"
         if self.tokens >= self.max_tokens:
             return "length"

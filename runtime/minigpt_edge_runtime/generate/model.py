@@ -44,7 +44,8 @@ class Score:
 class Model:
     """A model file, loaded to generate and to score. Use it as a context manager, or call `close`.
 
-    One thread at a time may use it. A prompt that begins like the one before is not computed twice.
+    One thread at a time may use it, and one answer ends before the next begins. A prompt that begins like the
+    one before is not computed twice.
 
     Args:
         path: a bundle's directory or zip file, a .gguf file, or a .onnx file.

@@ -36,7 +36,7 @@ def render_bounded(template: Template, given: Mapping[str, Any]) -> str:
         Exception: whatever the template raises; SecurityError if it takes too long or makes too much.
     """
     pieces, length = [], 0
-    for piece in template.generate(**given, **{_DEADLINE: time.monotonic() + SECONDS}):
+    for piece in template.generate({**given, _DEADLINE: time.monotonic() + SECONDS}):
         pieces.append(piece)
         length += len(piece)
         if length > _LONGEST:

@@ -147,31 +147,17 @@ class Answers:
                 plans = await asyncio.to_thread(
                     make_plans, worker.session, worker.grammars, request, settings.document_start
                 )
-                reply = Reply(self._kind, settings.model, worker.session.engine, request)
+                reply = Reply(settings.model, worker.session.engine, request)
                 choices = [Choice(index, plan) for index, plan in enumerate(plans)]
-                if request.stream:
-                    await self._stream(stream, choices, reply)
-                    return None
-                return _json(reply.whole([(choice, await self._text(choice)) for choice in choices]))
-
-    async def _text(self, choice: Choice) -> str:
-        """A choice's whole text."""
-        async with aclosing(self._worker.pieces(choice.generation)) as pieces:
-            text = "".join([choice.push(piece) async for piece in pieces])
-        return text + choice.end()
-
-    async def _stream(self, stream: EventStream, choices: Sequence[Choice], reply: Reply) -> None:
-        """Send an answer as it comes; the headers wait for its beginning, which may be an error instead."""
-        after: list[bytes] = []
-        for choice in choices:
-            before = [*after, *map(event, reply.first(choice))]
-            async with aclosing(self._worker.pieces(choice.generation)) as pieces:
-                async for piece in pieces:
-                    if text := choice.push(piece):
-                        await stream.send([*before, event(reply.piece(choice, text))])
-                        before = []
-            after = [*before, *map(event, reply.last(choice, choice.end()))]
-        await stream.send([*after, *map(event, reply.counts(choices)), DONE], more=False)
+                async with aclosing(worker.pieces([plan.generation for plan in plans])) as pieces:
+                    if request.stream:
+                        await _stream(stream, choices, pieces, reply)
+                        return None
+                    texts = [""] * len(choices)
+                    async for index, piece in pieces:
+                        choice = choices[index]
+                        texts[index] += choice.end() if piece is None else choice.push(piece)
+                    return _json(reply.whole([*zip(choices, texts, strict=True)]))
 
 
 class EventStream:
@@ -191,6 +177,27 @@ class EventStream:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
             self.started = True
         await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": more})
+
+
+async def _stream(
+    stream: EventStream,
+    choices: Sequence[Choice],
+    pieces: AsyncIterator[tuple[int, str | None]],
+    reply: Reply,
+) -> None:
+    """Send an answer as it comes; the headers wait for its beginning, which may be an error instead."""
+    chunks = reply.first(choices)
+    async for index, piece in pieces:
+        choice = choices[index]
+        if piece is None:
+            chunks += reply.last(choice, choice.end())
+        elif text := choice.push(piece):
+            chunks.append(reply.piece(choice, text))
+        else:
+            continue
+        await stream.send([*map(event, chunks)])
+        chunks = []
+    await stream.send([*map(event, reply.counts(choices)), DONE], more=False)
 
 
 async def _read_body(scope: Scope, receive: Receive, most: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from minigpt_edge_runtime.generate.chat_inputs import REASONING
 from minigpt_edge_runtime.serve.errors import ApiError
 
 ROLES = {
@@ -36,7 +37,7 @@ def _message(value: Any, where: str) -> Message:
     if asked := [name for name in _REFUSED if value.get(name)]:
         raise ApiError(400, f"{where} has {asked[0]!r}, which this server can't use", param=where)
     result: Message = {"role": ROLES[role], "content": _content(value, where)}
-    for name in ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking"):
+    for name in ("name", "tool_call_id", *REASONING):
         if isinstance(given := value.get(name), str | int) and given:
             result[name] = str(given)
     calls = value.get("tool_calls") or []
@@ -64,10 +65,12 @@ def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
-    if kind in ("text", "refusal", "input_text", "output_text") and isinstance(text, str):
-        return text
-    raise ApiError(400, f"{where} has content that is not text ({str(kind)[:40]})", param=where)
+    if kind not in ("text", "refusal", "input_text", "output_text"):
+        raise ApiError(400, f"{where} has content that is not text ({str(kind)[:40]})", param=where)
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
+        raise ApiError(400, f"{where} has a part of type {kind} without a text", param=where)
+    return text
 
 
 def _call(value: Any, where: str) -> Message:

@@ -13,7 +13,7 @@ from minigpt_edge_runtime.generate.grammar import Constraint, Grammars, from_gbn
 from minigpt_edge_runtime.serve.choice import Plan
 from minigpt_edge_runtime.serve.errors import ApiError
 from minigpt_edge_runtime.serve.request import Chat, Request
-from minigpt_edge_runtime.serve.tool_calls import CallFormat, call_format, calls_grammar, special_tokens
+from minigpt_edge_runtime.serve.tool_calls import CallFormat, call_format, calls_grammar, tokens_around
 
 
 def make_plans(
@@ -34,14 +34,13 @@ def make_plans(
     prompts = _prompts(engine, request, document_start)
     tools = request.chat.tools if request.chat else None
     format = _format(engine) if tools else None
-    field, grammar = _grammar(engine, request, format)
-    constraint = _constraint(grammars, grammar, field) if grammar else None
-    shown = special_tokens(engine, format) if format else frozenset()
+    constraint = _constraint(engine, grammars, request, format)
+    shown = tokens_around(engine, format) if format else frozenset()
     plans = []
     for ids, echo, added in prompts:
         for number in range(request.choices):
             generation = _generation(session, request, ids, number)
-            generation.shown, generation.constraint = shown, constraint and constraint.copy()
+            generation.shown, generation.constraint = shown, constraint
             plans.append(Plan(generation, format, tools is None or tools.several, echo, added))
     return plans
 
@@ -129,27 +128,20 @@ def _format(engine: Engine) -> CallFormat:
     raise ApiError(400, message, param="tools", code="unsupported_parameter")
 
 
-def _grammar(engine: Engine, request: Request, format: CallFormat | None) -> tuple[str, str | None]:
-    """The field that asks for a grammar, and what the answer keeps to in Lark."""
+def _constraint(
+    engine: Engine, grammars: Grammars, request: Request, format: CallFormat | None
+) -> Constraint | None:
+    """What the answer keeps to, None if it is free."""
     tools = request.chat.tools if request.chat else None
-    if format and tools and (tools.bound or request.rule):
-        lark = calls_grammar(engine, format, tools, request.rule)
-        return "tools" if tools.bound else request.rule_field, lark
-    if request.rule:
-        return request.rule_field, f"start: {request.rule}"
+    field, lark = request.rule_field, f"start: {request.rule}" if request.rule else None
     try:
-        return "grammar", from_gbnf(request.grammar) if request.grammar else None
+        if format and tools and (tools.bound or request.rule):
+            field = "tools" if tools.bound else field
+            lark = calls_grammar(engine, format, tools, request.rule)
+        elif request.grammar:
+            field = "grammar"
+            lark = from_gbnf(request.grammar)
+        return grammars.constraint(lark) if lark else None
     except EdgeError as error:
-        raise _refused(error, "grammar") from error
-
-
-def _constraint(grammars: Grammars, grammar: str, field: str) -> Constraint:
-    try:
-        return grammars.constraint(grammar)
-    except EdgeError as error:
-        raise _refused(error, field) from error
-
-
-def _refused(error: EdgeError, field: str) -> ApiError:
-    message = f"{field}: {error.message}" + (f" ({error.hint})" if error.hint else "")
-    return ApiError(400, message, param=field, code="unsupported_parameter")
+        message = f"{field}: {error.message}" + (f" ({error.hint})" if error.hint else "")
+        raise ApiError(400, message, param=field, code="unsupported_parameter") from error

@@ -22,15 +22,13 @@ class Reply:
     """The objects of one answer, all with the same id and time.
 
     Args:
-        kind: "completion" or "chat".
         model: its name.
         engine: whose tokens logprobs name.
         request: what is answered.
     """
 
-    def __init__(self, kind: str, model: str, engine: Engine, request: Request) -> None:
-        self._chat = kind == "chat"
-        self._engine = engine
+    def __init__(self, model: str, engine: Engine, request: Request) -> None:
+        self._chat, self._engine = request.chat is not None, engine
         self._with_usage, self._choices = request.include_usage, request.choices
         self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._rest = {"created": int(time.time()), "model": model}
@@ -48,11 +46,10 @@ class Reply:
             message |= {"content": text or None, "tool_calls": [_call(call) for call in choice.calls]}
         return {"message": message}
 
-    def first(self, choice: Choice) -> list[dict[str, Any]]:
-        """What precedes a choice's text in a stream: in a chat, who speaks."""
-        if not self._chat:
-            return []
-        return [self._chunk([self._plain(choice, {"delta": {"role": "assistant", "content": ""}})])]
+    def first(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:
+        """What precedes all texts in a stream: in a chat, who speaks."""
+        start = {"delta": {"role": "assistant", "content": ""}}
+        return [self._chunk([self._plain(choice, start)]) for choice in choices] if self._chat else []
 
     def piece(self, choice: Choice, text: str) -> dict[str, Any]:
         """The chunk of some text."""

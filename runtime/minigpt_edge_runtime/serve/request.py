@@ -43,6 +43,12 @@ _SAMPLERS: dict[str, dict[str, float]] = {
     "xtc": {},
     "temperature": {"temperature": 1},
 }
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
+# What a template is given anyway.
+_RESERVED = (
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("bos_token", "eos_token"),
+)
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -112,7 +118,6 @@ def read_request(body: bytes, kind: str, model: str, max_tokens: int) -> Request
         message = f"there is no model {asked!r}, this server has {model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     options = mapping(given.get("stream_options", {}), "stream_options")
-    options = {name: value for name, value in options.items() if value is not None}
     if foreign := [name for name, on in options.items() if name not in _STREAM_OPTIONS and on]:
         raise ApiError(400, f"stream_options may not have {foreign[0]!r}", param="stream_options")
     chat = _chat(given) if kind == "chat" else None
@@ -140,9 +145,6 @@ def read_request(body: bytes, kind: str, model: str, max_tokens: int) -> Request
     )
 
 
-_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
-
-
 def _chat(given: Mapping[str, Any]) -> Chat:
     messages, tools = read_messages(given.get("messages")), read_tools(given)
     arguments = dict(mapping(given.get("chat_template_kwargs", {}), "chat_template_kwargs"))
@@ -161,7 +163,8 @@ def _chat(given: Mapping[str, Any]) -> Chat:
             arguments.setdefault("enable_thinking", False)
     if "enable_thinking" in given:
         arguments["enable_thinking"] = flag(given, "enable_thinking")
-        needed += ["enable_thinking"] * arguments["enable_thinking"]
+        if arguments["enable_thinking"]:
+            needed.append("enable_thinking")
     if flag(given, "continue_final_message"):
         arguments["continue_final_message"] = True
     elif not flag(given, "add_generation_prompt", True):
@@ -173,13 +176,6 @@ def _chat(given: Mapping[str, Any]) -> Chat:
         needed.append("documents")
         arguments["documents"] = documents
     return Chat(messages, tools, arguments, tuple(needed))
-
-
-# What a template is given anyway.
-_RESERVED = (
-    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
-    *("bos_token", "eos_token"),
-)
 
 
 def _limit(given: Mapping[str, Any], most: int, least: int) -> int:
@@ -197,7 +193,7 @@ def _limit(given: Mapping[str, Any], most: int, least: int) -> int:
 
 def _choices(given: Mapping[str, Any], prompts: int) -> int:
     choices = number(given, "n", int, 1)
-    if not 1 <= choices * prompts <= MAX_CHOICES or choices < 1:
+    if not 1 <= choices * prompts <= MAX_CHOICES:
         raise ApiError(400, f"n is {choices}, it must be 1 to {MAX_CHOICES // prompts}", param="n")
     if number(given, "best_of", int, choices) not in (1, choices):
         raise ApiError(400, "best_of is not supported here, leave it out", param="best_of")
@@ -236,10 +232,7 @@ def _sampling(given: Mapping[str, Any]) -> Sampling:
     if "logit_bias" in given:
         settings["logit_bias"] = _checked("logit_bias", "logit_bias", _bias(given["logit_bias"]))
     seed = _seed(given)
-    if seed is not None:
-        settings["seed"] = _checked("seed", "seed", seed)
-    elif "seed" in given:
-        settings["seed"] = secrets.randbelow(2**32)
+    settings["seed"] = secrets.randbelow(2**32) if seed is None else _checked("seed", "seed", seed)
     return Sampling(**{**settings, **_samplers(given.get("samplers"))})
 
 

@@ -74,7 +74,7 @@ def _rendered(engine: Engine, answers: list[dict[str, Any]]) -> str | None:
 _PROBE = {"name": "probe", "arguments": {"a": "b"}}
 
 
-def special_tokens(engine: Engine, format: CallFormat) -> frozenset[int]:
+def tokens_around(engine: Engine, format: CallFormat) -> frozenset[int]:
     """The special tokens around a call, which belong to the answer's text."""
     tokens = engine.tokenize(format.before + format.after, special=True)
     return frozenset(token for token in tokens if not engine.piece(token))

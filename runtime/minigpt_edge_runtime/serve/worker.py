@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
@@ -69,26 +69,36 @@ class Worker:
         finally:
             self._taken -= 1
 
-    async def pieces(self, generation: Generation) -> AsyncGenerator[str, None]:
-        """The generation's text, once those before it are done. Leaving the iterator cancels it."""
+    async def pieces(self, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, str | None], None]:
+        """One request's generations, none of another request between them. Leaving the iterator cancels them.
+
+        Yields:
+            A generation's index and a piece of its text, None at its end.
+        """
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, str | None] | None] = asyncio.Queue()
+
+        def put(item: tuple[int, str | None] | None) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, item)
 
         def work() -> None:
             try:
-                for piece in generation:
-                    loop.call_soon_threadsafe(queue.put_nowait, piece)
+                for index, generation in enumerate(generations):
+                    for piece in generation:
+                        put((index, piece))
+                    put((index, None))
             finally:
-                loop.call_soon_threadsafe(queue.put_nowait, None)
+                put(None)
 
         future = self._thread.submit(work)
         try:
-            while (piece := await queue.get()) is not None:
-                yield piece
+            while (item := await queue.get()) is not None:
+                yield item
                 await asyncio.sleep(0)  # a full queue never waits, and nobody would see that the client left
             await asyncio.wrap_future(future)  # raises what the generation raised
         finally:
-            generation.cancel()
+            for generation in generations:
+                generation.cancel()
             if not future.cancel():  # it has begun, and ends within a step
                 await asyncio.wait([asyncio.wrap_future(future)])
 

@@ -60,6 +60,10 @@ def test_ids_come_from_the_configs_where_no_text_names_them(copied: Path) -> Non
     edit_config(copied, bos_token_id=400)
     with pytest.raises(EdgeError, match="bos_token_id 400 is outside"):
         read_tokenizer(copied, 400)
+    for wrong in ("1", {}, [[1]], float("inf"), True):
+        edit_config(copied, bos_token_id=wrong)
+        with pytest.raises(EdgeError, match="bos_token_id .* is not the id of a token"):
+            read_tokenizer(copied, 400)
 
 
 def test_chat_template_in_the_tokenizer_config(copied: Path) -> None:

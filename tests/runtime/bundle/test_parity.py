@@ -181,3 +181,6 @@ def test_thresholds_that_are_damaged(both: Path) -> None:
     checks = checks_of(both)
     assert "thresholds are damaged" in checks["tiny-f16.gguf: parity"]["detail"]
     assert "is damaged" in checks["onnx-fp32/model.onnx: computes"]["detail"]
+    manifest["checks"]["tiny-f16.gguf"]["document_start"] = {}
+    edit_json(both / "manifest.json", checks=manifest["checks"])
+    assert "'{}' is not a token" in checks_of(both)["tiny-f16.gguf: computes"]["detail"]

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.generate import template_bounds
 from minigpt_edge_runtime.generate.chat import ChatTemplateError, Conversation, chat_ids, render_chat
+from minigpt_edge_runtime.generate.chat_inputs import ChatInputs
 
 MESSAGES = [
     {"role": "system", "content": "Sei kürzer."},
@@ -98,6 +99,12 @@ def test_bad_and_hostile_templates_are_an_error(
     monkeypatch.setattr(template_bounds, "SECONDS", 0.1)
     with pytest.raises(ChatTemplateError, match=message):
         render_chat(template, MESSAGES, {})
+
+
+def test_variables_may_have_any_name() -> None:
+    names = {name: "é" for name in ("self", "context", "loop", "engine", "minigpt_edge_deadline", "a b")}
+    text = render_chat("{{ context ~ loop ~ engine }}", MESSAGES, {}, ChatInputs(variables=names))
+    assert text == "ééé"
 
 
 def test_a_conversation_becomes_the_models_tokens(model: Path) -> None:

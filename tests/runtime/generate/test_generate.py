@@ -141,3 +141,13 @@ def test_an_abandoned_answer_leaves_the_session_usable(either: Path) -> None:
         for _ in Generation(session, [5, 6, 7, 9], GREEDY, max_tokens=20):
             break
         assert "".join(Generation(session, [5, 6, 7], GREEDY, max_tokens=20)) == expected
+
+
+def test_an_answer_whose_cache_another_one_took_says_so(either: Path) -> None:
+    with open_engine(either, 256, 1) as engine:
+        session = Session(engine)
+        first = iter(Generation(session, [5, 6, 7], GREEDY, max_tokens=20))
+        next(first)
+        list(Generation(session, [9, 8], GREEDY, max_tokens=2))
+        with pytest.raises(UsageError, match="another answer began"):
+            list(first)

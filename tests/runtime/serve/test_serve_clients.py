@@ -106,6 +106,11 @@ def test_several_choices(server: Server) -> None:
     assert ends == [choice.finish_reason for choice in whole.choices]
 
 
+def test_asked_again_without_a_seed_it_says_something_else(server: Server) -> None:
+    texts = [chat(server, max_tokens=20, seed=None).choices[0].message.content for _ in range(3)]
+    assert len(set(texts)) > 1
+
+
 def test_several_prompts(server: Server) -> None:
     made = complete(server, prompt=["The", "copies of"], n=2, max_tokens=6)
     assert [choice.index for choice in made.choices] == [0, 1, 2, 3]

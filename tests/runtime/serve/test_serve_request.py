@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,11 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 
 
+def unseeded(request: Request) -> Sampling:
+    """Its sampling, but for a seed that may be drawn."""
+    return replace(request.sampling, seed=0)
+
+
 def read(kind: str = "chat", **fields: Any) -> Request:
     content = {"messages": ASK} if kind == "chat" else {"prompt": "Hi"}
     return read_request(json.dumps({**content, **fields}).encode(), kind, "tiny", 100)
@@ -32,7 +38,7 @@ def messages_of(*messages: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_defaults_are_those_of_sampling() -> None:
     request = read()
-    assert request.sampling == Sampling() and request.max_tokens == 100 and request.stop == []
+    assert unseeded(request) == Sampling() and request.max_tokens == 100 and request.stop == []
     assert request.chat and request.chat.messages == ASK and request.prompts is None
     assert (request.choices, request.logprobs, request.stream, request.reproducible) == (
         1,
@@ -76,14 +82,19 @@ def test_fields_are_obeyed() -> None:
 
 
 def test_other_servers_ways_to_say_it() -> None:
-    assert read(top_k=-1, repetition_penalty=1.3).sampling == Sampling(top_k=0, repeat_penalty=1.3)
+    assert unseeded(read(top_k=-1, repetition_penalty=1.3)) == Sampling(top_k=0, repeat_penalty=1.3)
     assert read(logit_bias=[[5, 1], [6, False]]).sampling.logit_bias == {5: 1, 6: -100}
-    # A seed of -1 is a random one, and says nothing about being the same again.
-    assert read(seed=-1).sampling.seed != read(seed=-1).sampling.seed and not read(seed=-1).reproducible
     assert read(max_tokens=-1, n_predict=7.0).max_tokens == 7 and read(cache_prompt=False).reproducible
     everything = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
-    assert read(samplers=everything, top_k=3).sampling == Sampling(top_k=3)
-    assert read(samplers="top_k;temperature").sampling == Sampling(top_p=1, min_p=0, repeat_penalty=1)
+    assert unseeded(read(samplers=everything, top_k=3)) == Sampling(top_k=3)
+    assert unseeded(read(samplers="top_k;temperature")) == Sampling(top_p=1, min_p=0, repeat_penalty=1)
+
+
+@pytest.mark.parametrize("fields", [{}, {"seed": None}, {"seed": -1}, {"seed": 2**32 - 1}], ids=str)
+def test_without_a_seed_one_is_drawn(fields: dict[str, Any]) -> None:
+    """What asks again wants another answer, and says nothing about being the same again."""
+    assert read(**fields).sampling.seed != read(**fields).sampling.seed
+    assert not read(**fields).reproducible and read(seed=0).sampling.seed == 0
 
 
 def test_a_limit_above_the_servers_is_the_servers() -> None:
@@ -145,7 +156,7 @@ def test_messages_become_plain() -> None:
 def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
     plain, request = read(), read(**fields)
     assert request.chat and request.chat.tools is None and request.chat.needed == ()
-    assert (request.sampling, request.rule, request.grammar) == (plain.sampling, None, None)
+    assert (unseeded(request), request.rule, request.grammar) == (unseeded(plain), None, None)
     assert (request.choices, request.logprobs, request.stop) == (1, None, [])
 
 
@@ -248,6 +259,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type":
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0]"),
         ({"messages": [*ASK, {"role": "user"}]}, "messages[1]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0]"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0]"),
