@@ -113,7 +113,8 @@ def _turns(render: _Rendering, closing: str | None) -> Turns:
         if not opening.startswith(start):  # without a message the template has one of its own
             system = _without(_without(start, before=opening), after=after_system)
             bos = render.special.get("bos_token", "")
-            start = bos if opening.startswith(bos) else ""
+            # A BOS that every turn begins with, as SmolLM2's, is the turn's and not the start's.
+            start = bos if opening.startswith(bos) and not before_user.startswith(bos) else ""
         around["system"] = (_without(opening, before=start), after_system)
     turns = Turns(around, start, _without(end, before=after_user), system)
     for roles in _CONVERSATIONS:

@@ -74,6 +74,13 @@ def test_chatml() -> None:
     )
 
 
+def test_chatml_whose_bos_begins_every_turn() -> None:
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    text = modelfile("m.gguf", TEMPLATES["smollm2"].read_text(), special=special)
+    assert text == modelfile("m.gguf", TEMPLATES["smollm2"].read_text())
+    assert text.splitlines()[1] == 'TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}'
+
+
 def test_without_a_template_the_prompt_is_as_it_is() -> None:
     text = modelfile("m.gguf", None, ["<|endoftext|>"])
     assert text == 'FROM ./m.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER stop "<|endoftext|>"\n'
