@@ -1,6 +1,6 @@
 """Thousands of damaged files, and what must hold for each: a clear message or a sound result.
 
-    python tests/fuzz/fuzz.py [--cases 10000] [--seed 0] [--only SUBJECT ...] [--out FILE.json]
+    python tests/fuzz/fuzz.py [--cases 20000] [--seed 0] [--only SUBJECT ...] [--out FILE.json]
 
 A case is bad if anything but an EdgeError is raised, the interpreter dies or is killed after SECONDS, memory
 grows by more than MEMORY, or a file outside the case's folder is written or a connection opened. Each subject
@@ -192,7 +192,7 @@ def main() -> None:
     from benchmarks.lib.results import provenance
 
     parser = argparse.ArgumentParser(description="Read thousands of damaged files.")
-    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))

@@ -16,7 +16,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, sha256_file
 
 _AGAIN = "copy or download the file again"
-# These are what zipfile raises for a damaged file.
+# zipfile raises these for a damaged file; NotImplementedError means a version of zip that it does not read.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
 
 
