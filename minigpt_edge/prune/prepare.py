@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.data.corpus import read_split
+from minigpt_edge.data.training_windows import TrainingWindows
 from minigpt_edge.models import archs
 from minigpt_edge.prune import memory
 from minigpt_edge.prune.context import CHECKPOINT, PruneContext, PruneInputs, PruneSettings
@@ -71,51 +73,32 @@ def prepare(inputs: PruneInputs, directory: Path) -> PruneContext:
 def calibration_windows(
     documents: Sequence[str], tokenizer_dir: Path, document_start: str, settings: PruneSettings
 ) -> torch.Tensor:
-    """Windows of token ids, int64 [n, window], each starting with the document-start token.
-
-    One window from each document in shuffled order, then a second from each, and so on: many documents
-    with few tokens each are worth more than few whole ones.
+    """The first windows that recovery will train on, token ids int64 [n, window] without the predicted last.
 
     Raises:
         EdgeError: the documents have too few whole windows.
     """
-    import random
-
+    import numpy as np
     import torch
 
     from minigpt_edge.models.forward import read_tokenizer
 
-    tokenizer = read_tokenizer(tokenizer_dir)
-    start = tokenizer.token_to_id(document_start)
-    if start is None:
-        raise EdgeError(f"the vocabulary lacks {document_start!r}, which every text starts from")
-    order = list(range(len(documents)))
-    random.Random(settings.seed).shuffle(order)
-    body, needed = settings.window - 1, settings.calibration_tokens // settings.window
+    needed = settings.calibration_tokens // settings.window
     if needed < 2:
         raise EdgeError(
             f"calibration needs at least 2 windows of {settings.window} tokens",
             f"give --calibration-tokens of {2 * settings.window:,} or more",
         )
-    encodings = tokenizer.encode_batch_fast([documents[i] for i in order], add_special_tokens=False)
-    parts = [encoding.ids for encoding in encodings]
-    windows: list[list[int]] = []
-    filled: list[int] = []
-    for turn in range(max(-(-len(ids) // body) for ids in parts)):
-        for ids in parts:
-            piece = ids[turn * body : (turn + 1) * body]
-            if piece and len(windows) < needed:
-                filled += [start, *piece]  # short texts share a window
-                if len(filled) >= settings.window:
-                    windows.append(filled[: settings.window])
-                    filled = []
+    tokenizer = read_tokenizer(tokenizer_dir)
+    cut = TrainingWindows(documents, tokenizer, document_start, length=settings.window, seed=settings.seed)
+    windows = list(islice(cut.one_pass(), needed))
     if len(windows) < needed:
         raise EdgeError(
             f"the training text fills {len(windows)} windows of {settings.window} tokens, but calibration on "
             f"{settings.calibration_tokens:,} tokens needs {needed}",
             "give more text, or a lower --calibration-tokens",
         )
-    return torch.tensor(windows)
+    return torch.from_numpy(np.stack(windows)[:, :-1]).long()
 
 
 def _write_configs(base: Path, directory: Path, old_to_new: np.ndarray) -> None:

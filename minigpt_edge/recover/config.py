@@ -117,5 +117,6 @@ class RecoverConfig:
     def key(self) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it, as JSON."""
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
-        values |= {"lr": self.learning_rate, "teacher": self.teacher_share}
-        return {("teacher_share" if name == "teacher" else name): value for name, value in values.items()}
+        taught = self.teacher.windows if self.teacher else 0
+        values |= {"lr": self.learning_rate, "teacher": [self.teacher_share, taught]}
+        return values

@@ -7,7 +7,7 @@ from typing import Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
-from minigpt_edge.prune.context import CHECKPOINT, PLAN
+from minigpt_edge.prune.context import CHECKPOINT, DENSE_STATES, PLAN
 from minigpt_edge.prune.settings import WINDOW
 from minigpt_edge.recover.memory import Recovery
 from minigpt_edge.stages.context import BuildContext
@@ -25,8 +25,7 @@ def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stag
     if recipe.recover == "no":
         return None
     until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
-    checkpoint, teacher = pruned.path / CHECKPOINT, base.path if recipe.distill else None
-    room = Recovery(checkpoint, teacher, recipe.lora_rank is not None, recipe.max_memory)
+    room = Recovery(pruned.path / CHECKPOINT, recipe.lora_rank is not None, recipe.max_memory)
     micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
 
     def make(out: Path) -> dict[str, Any]:
@@ -41,6 +40,7 @@ def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stag
             settings={
                 "tokens": recipe.recover_tokens,
                 "distill": recipe.distill,
+                **({"taught": _taught(context)} if recipe.distill else {}),
                 "lora_rank": recipe.lora_rank,
                 "until_perplexity": until,
                 "seed": recipe.seed,
@@ -65,6 +65,11 @@ def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stag
     return stage
 
 
+def _taught(context: BuildContext) -> int:
+    """How many windows the dense model teaches: the calibration set, which pruning runs it on."""
+    return context.recipe.calibration_tokens // min(WINDOW, context.base.context)
+
+
 def _recover(
     out: Path, context: BuildContext, text: Stage, pruned: Stage, until: float | None, micro: int
 ) -> dict[str, Any]:
@@ -73,8 +78,11 @@ def _recover(
     from minigpt_edge.recover.recover import recover
     from minigpt_edge.recover.teacher import Teacher
 
-    recipe, base = context.recipe, context.base
-    tokens = read_plan(pruned.path / PLAN).tokens
+    recipe, base, teacher = context.recipe, context.base, None
+    if recipe.distill:
+        states, tokens = pruned.path / DENSE_STATES, read_plan(pruned.path / PLAN).tokens
+        known = states if states.is_file() else None
+        teacher = Teacher(base.path, tokens, recipe.distill, _taught(context), known)
     return recover(
         pruned.path / CHECKPOINT,
         out,
@@ -82,7 +90,7 @@ def _recover(
         RecoverConfig(
             tokens=recipe.recover_tokens,
             sequence_length=min(WINDOW, base.context),
-            teacher=Teacher(base.path, tokens, recipe.distill) if recipe.distill else None,
+            teacher=teacher,
             lora_rank=recipe.lora_rank,
             micro_tokens=micro,
             seed=recipe.seed,
