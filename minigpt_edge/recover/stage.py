@@ -19,14 +19,15 @@ CODE = ("minigpt_edge.recover", "minigpt_edge.prune", *EVALUATE_CODE)
 
 def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:
     """The fine-tuned checkpoint; None if the recipe does without."""
-    from minigpt_edge.recover.config import STEP_TOKENS
+    from minigpt_edge.recover.config import LORA_STEP_TOKENS, STEP_TOKENS
 
     recipe, base = context.recipe, context.base
     if recipe.recover == "no":
         return None
     until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
     room = Recovery(pruned.path / CHECKPOINT, recipe.lora_rank is not None, recipe.max_memory)
-    micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
+    most = LORA_STEP_TOKENS if recipe.lora_rank else STEP_TOKENS
+    micro = room.micro_tokens(most, min(WINDOW, base.context))
 
     def make(out: Path) -> dict[str, Any]:
         room.check(micro)
@@ -45,7 +46,7 @@ def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stag
                 "until_perplexity": until,
                 "seed": recipe.seed,
                 "threads": recipe.threads,
-                **({"micro_tokens": micro} if micro < STEP_TOKENS else {}),
+                **({"micro_tokens": micro} if micro < most else {}),
                 **process_setting(),
             },
             inputs={

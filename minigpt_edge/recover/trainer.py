@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from minigpt_edge.recover.session import Session
 
 WARM_UP = 0.05  # share of the steps
+HISTORY = 300  # About so many steps are logged; a loss is the mean since the last one.
 
 
 class RecoveryTrainer(Trainer):
@@ -119,8 +120,10 @@ class Follow(TrainerCallback):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.saved = time.monotonic()
-        self.step_begun = 0.0
+        self.step_begun = self.unlogged_seconds = 0.0
+        self.unlogged = 0
         steps, evaluations = session.config.steps, session.config.evaluations
+        self.every = max(1, steps // HISTORY)
         self.evaluate_at = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -130,8 +133,15 @@ class Follow(TrainerCallback):
         seconds, step = time.monotonic() - self.step_begun, state.global_step
         per_step = self.session.config.sequences_per_step * self.session.config.sequence_length
         self.session.state.training_seconds += seconds
-        entry = {"step": step, "tokens": step * per_step, "tokens_per_second": per_step / seconds}
-        self.session.state.history.append(entry)
+        self.unlogged += 1
+        self.unlogged_seconds += seconds
+        if step % self.every and step not in self.evaluate_at:
+            return
+        speed = self.unlogged * per_step / self.unlogged_seconds
+        self.session.state.history.append(
+            {"step": step, "tokens": step * per_step, "tokens_per_second": speed}
+        )
+        self.unlogged, self.unlogged_seconds = 0, 0.0
         control.should_log = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -202,7 +212,7 @@ def _arguments(session: Session) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(WARM_UP * config.steps)),
         weight_decay=0.0,
-        adam_beta2=0.95,
+        adam_beta2=config.beta2,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
         seed=config.seed,
