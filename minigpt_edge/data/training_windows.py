@@ -79,7 +79,7 @@ class TrainingWindows:
                 filled = [self.start, *rest] if rest else []
 
     def _pieces(self, rng: random.Random, *, everywhere: bool) -> Iterator[list[int]]:
-        """Pieces of `length` tokens at most: in any order, or one of every document, then a second, and so on.
+        """Pieces of `length` tokens at most: in any order, or one of every document, then a second …
 
         Many documents with few tokens each are worth more to calibration than few whole ones, and only what
         is needed is tokenized then.

@@ -171,8 +171,8 @@ class Pruned:
         errors: of a refit, per block: relative output errors on held-out windows.
         metrics: what else the method reports.
         factors: matrices of low rank: module path -> (b [out, r], a [r, in]).
-        dense: what the dense model's head reads on the calibration set, float16 [windows, s, width], where the
-            method ran it to the end.
+        dense: what the dense model's head reads on the calibration set, float16 [windows, s, width],
+            where the method ran it to the end.
     """
 
     blocks: list[BlockPlan] = field(default_factory=list)

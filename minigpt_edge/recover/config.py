@@ -40,8 +40,8 @@ class RecoverConfig:
 
     Attributes:
         tokens: how many to train on, rounded up to whole steps; the text repeats where it is shorter.
-        sequence_length, step_tokens: tokens of a sequence and of an optimizer step, at least a sequence of each
-            process; None takes STEP_TOKENS or LORA_STEP_TOKENS.
+        sequence_length, step_tokens: tokens of a sequence and of an optimizer step, at least a sequence of
+            each process; None takes STEP_TOKENS or LORA_STEP_TOKENS.
         lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0. None takes LR or LORA_LR.
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.

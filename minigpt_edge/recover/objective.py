@@ -5,7 +5,6 @@ Import this module inside functions: it needs torch at its head to subclass its 
 
 from __future__ import annotations
 
-import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.models import forward

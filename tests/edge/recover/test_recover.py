@@ -302,7 +302,9 @@ def test_training_windows_are_all_of_the_text_from_many_documents_first(inputs: 
     pieces = [tuple(ids[at : at + 32]) for ids in whole for at in range(0, len(ids) - 31, 32)]
     windows = [tuple(window[1:].tolist()) for window in one]
     assert sorted(set(pieces) & set(windows)) == sorted(set(pieces)), "a whole piece is a window of its own"
-    early = [next(n for n, ids in enumerate(whole) if _inside(window[1:12].tolist(), ids)) for window in one[:30]]
+    early = [
+        next(n for n, ids in enumerate(whole) if _inside(window[1:12].tolist(), ids)) for window in one[:30]
+    ]
     assert len(set(early)) > 20, "many documents before a second piece of one"
 
 
