@@ -172,7 +172,7 @@ class Stream:
             self.pruned += bias
 
     def dense_states(self, model: nn.Module) -> Tensor | None:
-        """What the dense model's head reads, float16 [windows, s, width], when both streams are at the end."""
+        """What the dense model's head reads, float16 [windows, s, width], with both streams at the end."""
         if self.dense is None:
             return None
         whole = torch.zeros(self.windows, *self.dense.shape[1:], dtype=torch.float16)
