@@ -194,7 +194,8 @@ def _training_stage(context: BuildContext, pace: Pace, pruned: Stage) -> tuple[S
     log, step_tokens = context.log, config.sequences_per_step * config.sequence_length
 
     def make(out: Path) -> dict[str, Any]:
-        short = replace(config, evaluations=max(1, config.steps // STEPS), resume=False)
+        often = max(1, config.steps // STEPS)  # so that the first evaluation comes after STEPS
+        short = replace(config, evaluations=often, until_perplexity=None, resume=False)
         found = training_pace(
             lambda stamp: job.run(out / "trial", short, stamp),
             context.clock,

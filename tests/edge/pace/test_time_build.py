@@ -123,6 +123,12 @@ def test_an_interrupted_build_goes_on_with_its_tokens(place: Path) -> None:
     assert (parts.checkpoint / "model.safetensors").read_bytes() == weights
 
 
+def test_a_model_that_is_good_enough_already_still_has_a_pace(place: Path) -> None:
+    built, _ = build(place, "dense", "1h", Machine(), recover_until="dense", seed=1)
+    assert built.report.recovery.stopped == "perplexity reached"
+    assert built.report.time.training_tokens_per_second == pytest.approx(2048 / 80)
+
+
 @pytest.mark.parametrize(("reading", "training"), [(60.0, 80.0), (0.05, 200.0)])
 def test_too_short_for_a_slow_machine(place: Path, reading: float, training: float) -> None:
     """Before pruning by the dense model's speed, after it by the pruned one's."""
