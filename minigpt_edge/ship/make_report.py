@@ -11,8 +11,10 @@ from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.settings import prune_settings
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.report import build_report as parts
+from minigpt_edge.report.advice import quality_warnings
 from minigpt_edge.ship.finished import Finished, ModelStages
 from minigpt_edge.ship.measure_stages import label, shipped_label
+from minigpt_edge.ship.waterfall import waterfall
 from minigpt_edge.stages.stage import Stage
 from minigpt_edge_runtime._version import __version__
 
@@ -40,6 +42,7 @@ def make_report(finished: Finished, command: str) -> parts.BuildReport:
         corpus=_corpus(finished.models.text.metrics),
         sparsity=sparsity_facts(recipe, finished.models.pruned.metrics),
         quality_torch=_quality_by_stage(finished.models),
+        waterfall=waterfall(finished),
         parity={
             file.target.name: parts.Parity.model_validate(file.made.metrics["parity"])
             for file in finished.files
@@ -58,7 +61,8 @@ def make_report(finished: Finished, command: str) -> parts.BuildReport:
         recipe={k: str(v) if isinstance(v, Path) else v for k, v in asdict(recipe).items()},
     )
     recovery = {"recovery": parts.Recovery.model_validate(recovered.metrics)} if recovered else {}
-    return report.model_copy(update={**recovery, "ratios": ratios(report)})
+    report = report.model_copy(update={**recovery, "ratios": ratios(report)})
+    return report.model_copy(update={"warnings": quality_warnings(report)})
 
 
 def _corpus(text: dict[str, Any]) -> parts.Corpus:
@@ -127,6 +131,11 @@ def _models(finished: Finished) -> tuple[parts.ModelFile, ...]:
             "target": file.target.name,
             "tried": made["tried"],
             "mix": made["mix"],
+            "validation": {
+                key: file.measured.metrics["validation"][key]
+                for key in parts.ValidationQuality.model_fields
+                if key != "step"
+            },
         }
         models.append(_measured(file.measured, **shipped))
     return tuple(models)
