@@ -62,6 +62,7 @@ def tokens_to_gain(report: BuildReport, bits: float) -> int | None:
         return None
     (first, start), (last, end) = points[0], points[-1]
     slope = (start - end) / math.log(last / first)
+    bits += end - min(scored for _, scored in points)  # The model is that of the best evaluation.
     if slope <= 0 or bits / slope > math.log(1000):
         return None
     tokens = round(last * math.exp(bits / slope))

@@ -98,7 +98,7 @@ class Waterfall(Part):
     Attributes:
         steps: in the order of the build; "recovery" and "quantization" where the build did that.
         windows: how many.
-        together: what was removed at once in one step, since it could not be scored apart.
+        together: what is one step, since the model was on disk or the refit ties the parts together.
     """
 
     steps: tuple[WaterfallStep, ...] = ()

@@ -274,7 +274,7 @@ def _waterfall(report: BuildReport) -> Table:
     same = f", on the same {found.windows:,} validation windows" if found.windows else ""
     note = f"After each step{same}; lower is better. The last is the first shipped file in its own runtime."
     if found.together:
-        note += f" The model was too large to score {' and '.join(found.together)} apart."
+        note += f" {', '.join(found.together)}: one step, since the model was on disk or its refit ties them."
     elif any(step.name == "KV groups" for step in found.steps):
         note += " Neurons: the pruned model with all of the dense attention, which its refit did not expect."
     columns = ["", "bits per byte", "change", "bits ÷ dense"]

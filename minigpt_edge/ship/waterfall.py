@@ -17,10 +17,13 @@ def waterfall(finished: Finished) -> Waterfall:
     models, file = finished.models, finished.files[0]
     pruned, recovered = models.pruned.metrics, models.recovered
     removed = removed_parts(pruned) or ["pruning"]
-    between = [name for name in removed[:-1] if name in pruned["between"]]
+    scored, level = pruned["between"], pruned["quality"]["bits_per_byte"]
+    between = [name for name in removed[:-1] if name in scored]
+    if NEURONS in between and scored[NEURONS]["bits_per_byte"] > level:
+        between.remove(NEURONS)  # The refit counts on the cut attention: without it the score says nothing.
     together = [name for name in removed if name not in between]
     found = {"dense": models.dense.metrics}
-    found |= {name: pruned["between"][name] for name in between}
+    found |= {name: scored[name] for name in between}
     found[_joined(together)] = pruned["quality"]
     if recovered:
         found["recovery"] = recovered.metrics["after"]
