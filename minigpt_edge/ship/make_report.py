@@ -61,7 +61,9 @@ def make_report(finished: Finished, command: str) -> parts.BuildReport:
         recipe={k: str(v) if isinstance(v, Path) else v for k, v in asdict(recipe).items()},
     )
     recovery = {"recovery": parts.Recovery.model_validate(recovered.metrics)} if recovered else {}
-    report = report.model_copy(update={**recovery, "ratios": ratios(report)})
+    pace = finished.models.pace
+    budget = {"time": pace.budget} if pace and pace.budget else {}
+    report = report.model_copy(update={**recovery, **budget, "ratios": ratios(report)})
     return report.model_copy(update={"warnings": quality_warnings(report)})
 
 
