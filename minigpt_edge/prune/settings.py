@@ -84,6 +84,7 @@ def prune_settings(recipe: Recipe) -> PruneSettings:
         threshold=recipe.threshold,
         reductions=recipe.reductions or "",
         embedding_threshold=recipe.embedding_threshold,
+        recovers=recipe.recover != "no",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor  # noqa: TID253
 
-from minigpt_edge.prune.allocate import Costs, allocate
+from minigpt_edge.prune.allocate import Costs, Prices, allocate
 from minigpt_edge_runtime.errors import EdgeError
 
 RECORDED = Path(__file__).parents[1] / "data" / "allocations.json"
@@ -47,10 +47,9 @@ def allocations(case: int) -> list[list[list[int]] | None]:
     for share in (0.001, 0.1, 0.25, 0.42, 0.6, 0.9, 1.0):
         try:
             remove = int(share * total)
-            widths, groups = allocate(
-                costs, NEURON, group, remove, min_width=maker.choice((32, 128)), slack=slack
-            )
-            found.append([widths, groups])
+            prices, narrowest = Prices(NEURON, group), maker.choice((32, 128))
+            sizes = allocate(costs, prices, remove, min_width=narrowest, slack=slack)
+            found.append([sizes.widths, sizes.kv_groups])
         except EdgeError:
             found.append(None)
     return found
