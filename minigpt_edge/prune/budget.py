@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.models.sizes import block_sizes
-from minigpt_edge.prune import decide, unrecovered
+from minigpt_edge.prune import decide
 from minigpt_edge.prune.context import SPARSITY_TOLERANCE, WIDTH_MULTIPLE, PruneContext
 from minigpt_edge.prune.decide import NAME_BYTES, Decision
 from minigpt_edge.prune.sizing import Blocks, SizeModel
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TOKEN_STEP = 32  # tokens removed at once
 MOST_LONGER = 0.15  # by which text may be expected to become longer: contexts and decoding pay for it
+SPELLING_TOKENS = 4096  # of the probe, on which spelling is measured
 NARROWEST = 4 * WIDTH_MULTIPLE
 WHOLE_TYPES = 256  # FFN neurons that a price is an average of: K types take rows of so many
 
@@ -111,8 +112,7 @@ def decide_together(context: PruneContext, texts: Texts) -> tuple[tuple[int, ...
     costs = measure_costs(
         model, context.arch, context.windows, settings.seed, context.progress("sensitivity")
     )
-    shares = unrecovered.AFTER_RECOVERY if settings.recovers else unrecovered.WITHOUT_RECOVERY
-    sizes = _choose(context, tokens, costs, shares)
+    sizes = _choose(context, tokens, costs)
     kept, widths, groups = parallel.broadcast((sizes.tokens or tokens.most, sizes.widths, sizes.kv_groups))
     before = {
         "tokens": tokens.lost(kept),
@@ -121,7 +121,7 @@ def decide_together(context: PruneContext, texts: Texts) -> tuple[tuple[int, ...
     }
     estimated = {
         "before_recovery": before,
-        "after_recovery": shares.of(before),
+        "after_recovery": settings.unrecovered.of(before),
         "nats_of_a_split": tokens.nats,
         "base_tokens_per_byte": texts.tokens / texts.size,
     }
@@ -142,7 +142,8 @@ def _tokens(context: PruneContext, texts: Texts) -> Tokens:
     always = config_token_ids(config, read_json(generation) if generation.exists() else {})
     required = choose.required_tokens(words, tokenizer, inputs.terms, always)
     order = choose.removal_order(words, rates, required)
-    nats = spelling_cost(context.model, context.windows, words, order, context.progress("spelling"))
+    windows = context.windows[: max(1, SPELLING_TOKENS // context.windows.shape[1])]
+    nats = spelling_cost(context.model, windows, words, order, context.progress("spelling"))
     decided = settings.min_count is not None or settings.embedding_threshold is not None
     if decided:
         kept = decide.choose_vocabulary(inputs, config, found.counts, context.remove)
@@ -157,11 +158,11 @@ def _row(model: Any) -> int:
     return sum(table.shape[1] for table in tables) + (getattr(head, "bias", None) is not None)
 
 
-def _choose(context: PruneContext, tokens: Tokens, costs: list[Costs], shares: unrecovered.Shares) -> Sizes:
+def _choose(context: PruneContext, tokens: Tokens, costs: list[Costs]) -> Sizes:
     """The sizes that cost least of those that meet what was asked for."""
     from minigpt_edge.prune.allocate import Sizes, allocate
 
-    limit = context.settings.limit
+    limit, shares = context.settings.limit, context.settings.unrecovered
     neuron, group, _ = context.arch.block_parameters(context.config)
     weighted = [cost.weighted(shares.neurons, shares.groups) for cost in costs]
     curve = [] if tokens.decided else [(kept, shares.tokens * lost) for kept, lost in tokens.curve()]

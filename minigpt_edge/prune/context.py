@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.prune.plan import BlockPlan, Plan
+from minigpt_edge.prune.unrecovered import AFTER_RECOVERY, Shares
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ class PruneSettings:
         whole_attention: no KV group is removed, since a target could not carry it.
         embedding_threshold: tokens whose share of the training tokens is not above it are removed; None for
             min_count.
-        recovers: fine-tuning follows, which wins back some of the loss.
+        unrecovered: shares of estimated losses that are left in the end, by which sizes are decided.
     """
 
     sparsity: float
@@ -81,7 +82,7 @@ class PruneSettings:
     reductions: str = ""
     embedding_threshold: float | None = None
     whole_attention: bool = False
-    recovers: bool = True
+    unrecovered: Shares = AFTER_RECOVERY
 
     @property
     def least_count(self) -> int:
