@@ -65,8 +65,9 @@ def expected_occurrences(found: Occurrences, ids: Sequence[int]) -> np.ndarray:
     """Expected occurrences of each token in unseen text, per token of it: float64 [rows].
 
     Every fold of the documents is left out once. Classes of tokens that occur in about as many of the other
-    documents, about as often in each, get the ratio of occurrences left out to those seen; it does not fall
-    as documents grow more. Tokens that the others lack share what of the left-out text they make up.
+    documents, about as often in each, get the ratio of occurrences left out to those seen; a token in more
+    documents is not expected less often. Tokens that the others lack share evenly what they are of the text
+    left out.
 
     Args:
         found: in the training documents.
@@ -98,8 +99,7 @@ def expected_occurrences(found: Occurrences, ids: Sequence[int]) -> np.ndarray:
     burst, spread = _classes(counts, documents)
     expected = counts * _ratios(seen, left)[burst, spread] / max(1, total)
     unseen = known & (documents == 0)
-    # Seen in the whole text, a token is as much rarer as the whole is longer than what is left of it.
-    expected[unseen] = new / max(1.0, weight) * (1 - 1 / FOLDS)
+    expected[unseen] = new / max(1.0, weight)
     return expected
 
 
@@ -123,7 +123,7 @@ def _classes(counts: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _ratios(seen: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Left out ÷ seen for each class, not falling with the number of documents; float64 [bursts, documents].
+    """Left out ÷ seen for each class, float64 [bursts, documents]; times the documents, it does not fall.
 
     Args:
         seen, left: occurrences of each class, those seen scaled to as much text as was left out.
@@ -133,7 +133,9 @@ def _ratios(seen: np.ndarray, left: np.ndarray) -> np.ndarray:
     whole = seen.sum(0)
     common = np.divide(left.sum(0), whole, out=np.ones_like(whole), where=whole > 0)
     drawn = (left + PRIOR * common) / (seen + PRIOR)
-    return np.stack([_rising(row, weights + 1e-9) for row, weights in zip(drawn, seen, strict=True)])
+    spread = np.array(DOCUMENTS)
+    rows = zip(drawn * spread, (seen + 1e-9) / spread, strict=True)
+    return np.stack([_rising(row, weights) / spread for row, weights in rows])
 
 
 def _rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
