@@ -33,7 +33,7 @@ def build(
         target: what to export; several targets in a list.
         quiet: don't log to stderr.
         options: those of the command with underscores, such as `corpus`, `model`, `out`, `sparsity=0.3`,
-            `max_size="40MB"`, `method`, `no_recover=True`, `threads` or `offline`.
+            `max_size="40MB"`, `time="1h"`, `method`, `no_recover=True`, `threads` or `offline`.
 
     Returns:
         The bundle's directory, the checkpoint of the small model, the report (`to_json()` gives the content

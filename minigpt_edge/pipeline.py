@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minigpt_edge.data.stage import corpus_sources, corpus_stage
 from minigpt_edge.evaluation.stage import dense_stage
 from minigpt_edge.models import base_model
+from minigpt_edge.pace.budget import LATE
+from minigpt_edge.pace.stage import choose_calibration, choose_recovery, seconds_of
 from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.settings import check_recipe, prune_settings
 from minigpt_edge.prune.stage import plan_only, prune_stage
-from minigpt_edge.recipe import Recipe
+from minigpt_edge.recipe import Recipe, time_text
 from minigpt_edge.recover.stage import recover_stage
 from minigpt_edge.report.build_report import BuildReport
 from minigpt_edge.ship.finished import ModelStages
@@ -38,16 +42,22 @@ class Built:
     unchanged: bool
 
 
-def build(recipe: Recipe, log: Log, command: str = "") -> Built:
+def build(
+    recipe: Recipe, log: Log, command: str = "", clock: Callable[[], float] = time.perf_counter
+) -> Built:
     """Make a bundle, with every cached stage that still fits.
+
+    Args:
+        command: how the build was asked for; the report quotes it.
+        clock: what speeds are measured by, where the recipe has a time.
 
     Raises:
         UsageError: the recipe names something that does not exist.
-        EdgeError: any stage failed; finished stages stay.
+        EdgeError: any stage failed, or the time is too short; finished stages stay.
     """
     targets = _checked(recipe)
     log.events.emit("start", command=command, minigpt_edge=__version__)
-    context = _context(recipe, log)
+    context = replace(_context(recipe, log), clock=clock)
     base = context.base
     parallel.barrier()  # the model is there
     log.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
@@ -60,9 +70,10 @@ def build(recipe: Recipe, log: Log, command: str = "") -> Built:
         log.events.to_run_directory(context.work)
         shipment = Shipment(out=place, name=place.name, force=recipe.force)
         shipment.check_output()
-        models = _stages(context)
+        context, models = _stages(context)
         parallel.leave()
         report, unchanged = ship(context, shipment, targets, models, command)
+        _say_if_late(context, models, report)
         return Built(out, models.checkpoint, report, unchanged)
 
 
@@ -82,7 +93,10 @@ def dry_run(recipe: Recipe, log: Log) -> dict[str, Any]:
     if not pruner_of(prune_settings(recipe)).sized:
         raise UsageError("--dry-run is for methods that remove units", "leave it out")
     context = _context(recipe, log)
-    return plan_only(context, corpus_stage(context))
+    text = corpus_stage(context, to_train=recipe.time is None)
+    if recipe.time is not None:
+        context, _ = choose_calibration(context, text, dense_stage(context, text))
+    return plan_only(context, text)
 
 
 def _checked(recipe: Recipe) -> list[Target]:
@@ -97,9 +111,29 @@ def _context(recipe: Recipe, log: Log) -> BuildContext:
     return BuildContext(recipe.work or cache_dir() / "work", recipe, base, log)
 
 
-def _stages(context: BuildContext) -> ModelStages:
-    """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one."""
-    text = corpus_stage(context)
-    dense = dense_stage(context, text)
+def _stages(context: BuildContext) -> tuple[BuildContext, ModelStages]:
+    """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one.
+
+    The context is the one given, with tokens of calibration and recovery chosen where it has a time.
+    """
+    text = corpus_stage(context, to_train=context.recipe.time is None)
+    dense, pace = dense_stage(context, text), None
+    if context.recipe.time is not None:
+        context, pace = choose_calibration(context, text, dense)
     pruned = prune_stage(context, text)
-    return ModelStages(text, dense, pruned, recover_stage(context, text, dense, pruned))
+    if pace is not None:
+        context, pace = choose_recovery(context, pace, pruned)
+    return context, ModelStages(text, dense, pruned, recover_stage(context, text, dense, pruned), pace)
+
+
+def _say_if_late(context: BuildContext, models: ModelStages, report: BuildReport) -> None:
+    """Say so if the stages took much longer than the build was given."""
+    asked, took = context.recipe.time, sum(stage.seconds or 0 for stage in report.stages)
+    took -= models.text.manifest["seconds"] - seconds_of(models.text)  # downloads
+    if asked is not None and took > LATE * asked:
+        context.log.line(
+            "time",
+            f"the build took {time_text(took)} where {time_text(asked)} was asked for: the machine became "
+            "slower than when its speed was measured, as it does while other programs use it",
+            warning=True,
+        )

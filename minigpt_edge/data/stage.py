@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,8 @@ def corpus_sources(recipe: Recipe) -> list[Source]:
 def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
     """train, validation and test documents, and the evaluation windows.
 
+    Its metrics are what corpus.json holds and "download_seconds".
+
     Raises:
         EdgeError: a source can't be read, or there is too little text, `to_train` for calibration too.
     """
@@ -45,6 +48,20 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
 
     def tell(line: str) -> None:
         log.line("corpus", line)
+
+    def make(out: Path) -> dict[str, Any]:
+        begun = time.monotonic()
+        for source in sources:
+            source.fetch(offline=recipe.offline)
+        seconds = time.monotonic() - begun
+        info = corpus.build_corpus(
+            corpus.read_sources(sources, offline=recipe.offline, tell=tell),
+            out,
+            base_tokenizer_path=base.tokenizer,
+            document_start=base.document_start,
+            window_tokens=longest,
+        )
+        return {**info, "download_seconds": round(seconds, 2)}
 
     longest = min(MAX_TOKENS, base.context * 3 // 4)  # a trimmed vocabulary makes more tokens of a text
     stage = run_stage(
@@ -59,13 +76,7 @@ def corpus_stage(context: BuildContext, *, to_train: bool = True) -> Stage:
             inputs={"tokenizer": sha256_file(base.tokenizer), **local_files(sources)},
             code=CODE,
         ),
-        make=lambda out: corpus.build_corpus(
-            corpus.read_sources(sources, offline=recipe.offline, tell=tell),
-            out,
-            base_tokenizer_path=base.tokenizer,
-            document_start=base.document_start,
-            window_tokens=longest,
-        ),
+        make,
     )
     _check_columns(recipe, stage.metrics["sources"])
     for line in read_lines(stage.metrics["sources"]) if stage.cached else ():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
@@ -14,81 +15,111 @@ from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.parallel import process_setting
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
+if TYPE_CHECKING:
+    from minigpt_edge.recover.config import Progress, RecoverConfig
+
 CODE = ("minigpt_edge.recover", "minigpt_edge.prune", *EVALUATE_CODE)
 
 
-def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:
-    """The fine-tuned checkpoint; None if the recipe does without."""
-    from minigpt_edge.recover.config import STEP_TOKENS
+@dataclass(frozen=True)
+class RecoveryJob:
+    """The recovery that a build asks for.
 
-    recipe, base = context.recipe, context.base
-    if recipe.recover == "no":
-        return None
-    until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
-    checkpoint, teacher = pruned.path / CHECKPOINT, base.path if recipe.distill else None
-    room = Recovery(checkpoint, teacher, recipe.lora_rank is not None, recipe.max_memory)
-    micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
+    Attributes:
+        until: perplexity per base token to stop at.
+        room: what decides its memory.
+        micro: tokens of one forward and backward pass.
+    """
 
-    def make(out: Path) -> dict[str, Any]:
-        room.check(micro)
-        return _recover(out, context, text, pruned, until, micro)
+    context: BuildContext
+    text: Stage
+    pruned: Stage
+    until: float | None
+    room: Recovery
+    micro: int
 
-    context.log.step("recover")
-    stage = run_stage(
-        context.work,
-        StageSpec(
+    @classmethod
+    def of(cls, context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> RecoveryJob:
+        """That of a recipe which does not do without."""
+        from minigpt_edge.recover.config import STEP_TOKENS
+
+        recipe, base = context.recipe, context.base
+        until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
+        checkpoint, teacher = pruned.path / CHECKPOINT, base.path if recipe.distill else None
+        room = Recovery(checkpoint, teacher, recipe.lora_rank is not None, recipe.max_memory)
+        micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
+        return cls(context, text, pruned, until, room, micro)
+
+    def spec(self) -> StageSpec:
+        """Its stage."""
+        from minigpt_edge.recover.config import STEP_TOKENS
+
+        recipe, base = self.context.recipe, self.context.base
+        return StageSpec(
             "recover",
             settings={
                 "tokens": recipe.recover_tokens,
                 "distill": recipe.distill,
                 "lora_rank": recipe.lora_rank,
-                "until_perplexity": until,
+                "until_perplexity": self.until,
                 "seed": recipe.seed,
                 "threads": recipe.threads,
-                **({"micro_tokens": micro} if micro < STEP_TOKENS else {}),
+                **({"micro_tokens": self.micro} if self.micro < STEP_TOKENS else {}),
                 **process_setting(),
             },
             inputs={
-                "pruned": pruned.digest,
-                "corpus": text.digest,
+                "pruned": self.pruned.digest,
+                "corpus": self.text.digest,
                 **({"teacher": base.fingerprint} if recipe.distill else {}),
             },
             code=CODE,
             resumable=True,
             together=True,
-        ),
-        make,
-    )
-    metrics = stage.metrics
-    speed = f"{metrics['tokens']:,} tokens at {metrics['tokens_per_second']:,.0f} tokens/s; "
-    context.log.finished("recover", speed + quality_text(metrics["after"]), stage)
-    return stage
+        )
 
+    def config(self) -> RecoverConfig:
+        """How the model is fine-tuned."""
+        from minigpt_edge.prune.plan import read_plan
+        from minigpt_edge.recover.config import RecoverConfig
+        from minigpt_edge.recover.teacher import Teacher
 
-def _recover(
-    out: Path, context: BuildContext, text: Stage, pruned: Stage, until: float | None, micro: int
-) -> dict[str, Any]:
-    from minigpt_edge.prune.plan import read_plan
-    from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
-    from minigpt_edge.recover.recover import recover
-    from minigpt_edge.recover.teacher import Teacher
-
-    recipe, base = context.recipe, context.base
-    tokens = read_plan(pruned.path / PLAN).tokens
-    return recover(
-        pruned.path / CHECKPOINT,
-        out,
-        TrainingTexts.of(text.path),
-        RecoverConfig(
+        recipe, base = self.context.recipe, self.context.base
+        tokens = read_plan(self.pruned.path / PLAN).tokens
+        return RecoverConfig(
             tokens=recipe.recover_tokens,
             sequence_length=min(WINDOW, base.context),
             teacher=Teacher(base.path, tokens, recipe.distill) if recipe.distill else None,
             lora_rank=recipe.lora_rank,
-            micro_tokens=micro,
+            micro_tokens=self.micro,
             seed=recipe.seed,
             threads=recipe.threads,
-            until_perplexity=until,
-        ),
-        before=pruned.metrics["quality"],
-        on_progress=context.log.recovery,
-    )
+            until_perplexity=self.until,
+        )
+
+    def run(self, out: Path, config: RecoverConfig, on_progress: Progress) -> dict[str, Any]:
+        """Recover into `out`; EdgeError as `recover.recover`, or it takes more memory than there is."""
+        from minigpt_edge.recover.config import TrainingTexts
+        from minigpt_edge.recover.recover import recover
+
+        self.room.check(self.micro)
+        return recover(
+            self.pruned.path / CHECKPOINT,
+            out,
+            TrainingTexts.of(self.text.path),
+            config,
+            before=self.pruned.metrics["quality"],
+            on_progress=on_progress,
+        )
+
+
+def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:
+    """The fine-tuned checkpoint; None if the recipe does without."""
+    if context.recipe.recover == "no":
+        return None
+    job, log = RecoveryJob.of(context, text, dense, pruned), context.log
+    log.step("recover")
+    stage = run_stage(context.work, job.spec(), lambda out: job.run(out, job.config(), log.recovery))
+    metrics = stage.metrics
+    speed = f"{metrics['tokens']:,} tokens at {metrics['tokens_per_second']:,.0f} tokens/s; "
+    log.finished("recover", speed + quality_text(metrics["after"]), stage)
+    return stage

@@ -202,6 +202,25 @@ class Recovery(Part):
     history: tuple[HistoryStep, ...] = ()
 
 
+class TimeBudget(Part):
+    """What `--time` chose, in seconds and tokens; `passes` of recovery over the training text.
+
+    Attributes:
+        asked: for the whole build, downloads left out.
+        reading_tokens_per_second: of the dense model, as measured.
+        training_tokens_per_second: of the pruned model with what it learns from, as measured.
+        seconds: part of the build -> what it is to take.
+    """
+
+    asked: int = 0
+    calibration_tokens: int = 0
+    recovery_tokens: int = 0
+    reading_tokens_per_second: Number = 0
+    training_tokens_per_second: Number = 0
+    passes: Number = 0
+    seconds: dict[str, Number] = {}
+
+
 class StageFacts(Part):
     """What a stage took when it was made; `reused` if it was cached in this build."""
 
@@ -230,6 +249,7 @@ class BuildReport(Part):
     environment: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     recovery: Recovery = Recovery()
+    time: TimeBudget = TimeBudget()
     ratios: dict[str, Number] = {}
 
     def by_role(self, role: str) -> list[ModelFile]:

@@ -105,7 +105,13 @@ def tables(report: BuildReport) -> list[Table]:
         bare = [{k: v for k, v in one.items() if k not in READ_KEYS} for one in corpus["sources"]]
         corpus |= {"sources": bare, "read": " · ".join(read_lines(corpus["sources"])) or None}
     environment = {"minigpt-edge": report.minigpt_edge, "command": report.command, **report.environment}
-    made += [_facts("corpus", "Corpus", corpus), _parity(report), _files(report), _stages(report)]
+    made += [
+        _facts("corpus", "Corpus", corpus),
+        _parity(report),
+        _files(report),
+        _time(report),
+        _stages(report),
+    ]
     made += [_facts("environment", "Environment", environment)]
     return [table for table in made if table.rows]
 
@@ -304,6 +310,31 @@ def _parity(report: BuildReport) -> Table:
 def _files(report: BuildReport) -> Table:
     rows = [[model.label, model.file or MISSING, model.sha256] for model in report.models if model.sha256]
     return Table("files", "Files", ["", "file", "sha256"], rows, facts=True)
+
+
+def _time(report: BuildReport) -> Table:
+    """What `--time` planned and what it came to, cached stages counted as when they were made."""
+    budget, took = report.time, dict[str, float]()
+    for stage in report.stages:
+        part = _PARTS.get(stage.name, "files and measurements")
+        took[part] = took.get(part, 0.0) + (stage.seconds or 0.0)
+    rows = [[name, duration(planned), duration(took.get(name))] for name, planned in budget.seconds.items()]
+    if rows:
+        rows.append(["total", duration(sum(budget.seconds.values())), duration(sum(took.values()))])
+    note = (
+        f"Asked for: {duration(budget.asked)}. Chosen: {number(budget.calibration_tokens)} tokens of "
+        f"calibration and {number(budget.recovery_tokens)} of recovery ({number(budget.passes, 1)} passes "
+        f"over the text), since the dense model read {number(budget.reading_tokens_per_second)} tokens/s "
+        f"and the pruned one trained on {number(budget.training_tokens_per_second)}."
+    )
+    return Table("time", "Time", ["", "planned", "took"], rows, note, frozenset({len(rows) - 1}))
+
+
+_PARTS = {
+    **dict.fromkeys(("corpus", "dense", "pace-dense"), "text and dense model"),
+    "prune": "pruning",
+    **dict.fromkeys(("pace-recovery", "recover"), "recovery"),
+}
 
 
 def _stages(report: BuildReport) -> Table:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from minigpt_edge.pace.stage import Pace
 from minigpt_edge.prune.context import CHECKPOINT
 from minigpt_edge.ship.job import Export
 from minigpt_edge.stages.context import BuildContext
@@ -16,12 +17,13 @@ from minigpt_edge_runtime.files import sha256_json
 
 
 class ModelStages(NamedTuple):
-    """The stages up to the model that ships; `recovered` is None without recovery."""
+    """The stages up to the model that ships; `recovered` is None without recovery, `pace` without a time."""
 
     text: Stage
     dense: Stage
     pruned: Stage
     recovered: Stage | None
+    pace: Pace | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -66,7 +68,10 @@ class Finished:
     def stages(self) -> list[Stage]:
         """Every stage of the build, in its order."""
         files = [stage for file in self.files for stage in (file.made, file.measured)]
-        stages = [*self.models, self.f16, *files, *self.baselines.values()]
+        text, dense, pruned, recovered, pace = self.models
+        reading, training = (pace.reading, pace.training) if pace else (None, None)
+        models = [text, dense, reading, pruned, training, recovered]
+        stages = [*models, self.f16, *files, *self.baselines.values()]
         return [stage for stage in stages if stage is not None]
 
     @property

@@ -58,7 +58,9 @@ def make_report(finished: Finished, command: str) -> parts.BuildReport:
         recipe={k: str(v) if isinstance(v, Path) else v for k, v in asdict(recipe).items()},
     )
     recovery = {"recovery": parts.Recovery.model_validate(recovered.metrics)} if recovered else {}
-    return report.model_copy(update={**recovery, "ratios": ratios(report)})
+    pace = finished.models.pace
+    budget = {"time": pace.budget} if pace and pace.budget else {}
+    return report.model_copy(update={**recovery, **budget, "ratios": ratios(report)})
 
 
 def _corpus(text: dict[str, Any]) -> parts.Corpus:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +23,11 @@ class BuildContext:
         recipe: what is asked for.
         base: the dense model.
         log: where progress is shown.
+        clock: seconds, by which speeds are measured that decide how long a build takes.
     """
 
     work: Path
     recipe: Recipe
     base: BaseModel
     log: Log
+    clock: Callable[[], float] = time.perf_counter
