@@ -81,6 +81,6 @@ class _Speller:
 
 def _loss(model: Any, ids: list[int]) -> float:
     """Summed nats of all but the first of these ids."""
-    with torch.inference_mode():
+    with torch.no_grad():  # blocks from the disk must remain able to have gradients
         hidden, weight = head_of(model, hidden_states(model, torch.tensor([ids]))[0, :-1])
         return float(chunked_nll(hidden, weight, torch.tensor(ids[1:])).sum(dtype=torch.float64))
