@@ -5,6 +5,7 @@ The Python API is `build`, `evaluate` and `load`. Importing this package imports
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,10 @@ def build(
     from minigpt_edge.recipe import recipe_of
     from minigpt_edge.stages import parallel
     from minigpt_edge.stages.console import Log
+    from minigpt_edge_runtime.engines.spin import spin_briefly
     from minigpt_edge_runtime.errors import UsageError
 
+    spin_briefly(os.environ)
     if parallel.started() > 1:
         raise UsageError("minigpt_edge.build works in one process", "launch the command `minigpt-edge build`")
     targets = [target] if isinstance(target, str) else target

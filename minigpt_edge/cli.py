@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from minigpt_edge.stages import parallel
 from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.cli import VERBS as DEVICE_VERBS
 from minigpt_edge_runtime.click_group import EdgeGroup
+from minigpt_edge_runtime.engines.spin import spin_briefly
 from minigpt_edge_runtime.errors import UsageError
 
 _COMMANDS = "minigpt_edge.commands"
@@ -35,6 +38,8 @@ VERBS = {
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Turn a pretrained GPT-like model and a domain's text into a small model that runs offline."""
+    if context.invoked_subcommand in ("build", "sweep", "evaluate"):
+        spin_briefly(os.environ)
     if parallel.started() > 1 and context.invoked_subcommand != "build":
         raise UsageError(
             f"{context.invoked_subcommand} does not work in several processes, only build does",

@@ -33,7 +33,7 @@ def estimates(base: Path, pruned: Path, given: argparse.Namespace, limit: int | 
 
     config, parameters, tokens = read_config(base), stored_parameters(base), given.calibration_tokens
     lazy = stays_on_disk(base, tokens, limit, may=True)
-    room = Recovery(pruned, base, lora, limit)
+    room = Recovery(pruned, lora, limit)
     micro = room.micro_tokens(STEP_TOKENS, WINDOW)
     pruning = of_pruning(config, parameters, tokens, lazy=lazy)
     return {"prune": pruning, "recover": room.needed(micro)}, micro
@@ -47,7 +47,7 @@ def least(base: Path, pruned: Path, tokens: int) -> int:
     from minigpt_edge.recover.memory import Recovery
 
     pruning = of_pruning(read_config(base), stored_parameters(base), tokens, lazy=True)
-    return max(pruning, Recovery(pruned, base, lora=False, limit=None).needed(WINDOW))
+    return max(pruning, Recovery(pruned, lora=False, limit=None).needed(WINDOW))
 
 
 def build(folder: Path, given: argparse.Namespace, *options: str) -> dict[str, dict[str, Any]]:

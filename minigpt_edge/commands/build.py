@@ -189,6 +189,8 @@ def build(
         click.echo(json.dumps(built.report.to_json(), ensure_ascii=False))
     else:
         print_table(built.report, Console())
+    for warning in built.report.warnings:
+        click.echo(f"{'warning' if warning.sure else 'note'}: {warning.text}", err=True)
     done = "is up to date, nothing to do" if built.unchanged else "is ready"
     click.echo(f"the pruned model as a Hugging Face directory: {built.checkpoint}", err=True)
     click.echo(f'{built.directory} {done}; try: minigpt-edge run {built.directory} "…"', err=True)

@@ -108,6 +108,7 @@ def summary(nll: float, windows: Sequence[Window]) -> dict[str, float]:
     size, base = sum(window.bytes for window in windows), sum(window.base_tokens for window in windows)
     return {
         "nll": nll,
+        "windows": len(windows),
         "bytes": size,
         "base_tokens": base,
         "bits_per_byte": nll / math.log(2) / size,
@@ -123,8 +124,12 @@ def evaluate(checkpoint: Path, texts: Path) -> dict[str, float]:
     """
     from minigpt_edge.models.checkpoint import is_large
 
+    return evaluate_model(load_fast(checkpoint, lazy=is_large(checkpoint)), checkpoint, texts)
+
+
+def evaluate_model(model: nn.Module, tokenizer: Path, texts: Path) -> dict[str, float]:
+    """`evaluate` for a model in memory, with the tokenizer of a checkpoint directory."""
     start, windows = read_texts(texts)
-    sequences = encode(read_tokenizer(checkpoint), start, [window.text for window in windows])
-    model = load_fast(checkpoint, lazy=is_large(checkpoint))
+    sequences = encode(read_tokenizer(tokenizer), start, [window.text for window in windows])
     check_context(model, sequences)
     return summary(sum_nll(model, sequences), windows)

@@ -8,6 +8,7 @@ from typing import Any
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
+VALIDATION = "validation.texts.json"
 CODE = (
     *("minigpt_edge.evaluation", "minigpt_edge.data", "minigpt_edge.models", "minigpt_edge_export"),
     *(f"minigpt_edge_runtime.{name}" for name in ("engines", "formats", "generate", "scoring")),
@@ -25,7 +26,7 @@ def dense_stage(context: BuildContext, text: Stage) -> Stage:
             settings={"threads": threads},
             inputs={
                 "model": base.fingerprint,
-                "validation": text.manifest["outputs"]["validation.texts.json"],
+                "validation": text.manifest["outputs"][VALIDATION],
             },
             code=CODE,
         ),
@@ -42,7 +43,7 @@ def evaluate_checkpoint(checkpoint: Path, text: Stage, threads: int) -> dict[str
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    return evaluate(checkpoint, text.path / "validation.texts.json")
+    return evaluate(checkpoint, text.path / VALIDATION)
 
 
 def quality_text(quality: dict[str, Any]) -> str:

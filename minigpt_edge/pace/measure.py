@@ -13,7 +13,7 @@ from minigpt_edge.recover.config import Progress, TrainingTexts
 
 Clock = Callable[[], float]
 WINDOWS, PASSES = 8, 2  # of the forward pass: windows read at once, and how often after the first time
-STEPS = 4  # of the trial; the first is not counted
+STEPS = 12  # of the trial; the first is not counted
 
 
 class _Enough(Exception):
@@ -31,19 +31,18 @@ def forward_pace(
     import torch
 
     from minigpt_edge.data.corpus import read_documents
+    from minigpt_edge.data.training_windows import TrainingWindows
     from minigpt_edge.data.windows import read_texts
     from minigpt_edge.evaluation.perplexity import sum_nll
     from minigpt_edge.models.checkpoint import is_large
     from minigpt_edge.models.forward import load_fast, read_tokenizer
-    from minigpt_edge.recover.packing import pack
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     start, _ = read_texts(texts.validation)
     documents = read_documents(texts.train)
-    sequences = pack(
-        documents, read_tokenizer(checkpoint), start, length=window - 1, count=WINDOWS, seed=0
-    ).tolist()
+    cut = TrainingWindows(documents, read_tokenizer(checkpoint), start, length=window - 1, seed=0)
+    sequences = cut.take(WINDOWS).tolist()
     model = load_fast(checkpoint, lazy=is_large(checkpoint))
     sum_nll(model, sequences)  # memory is touched, and products choose their kernels
     took = []

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minigpt_edge.prune.decide import Decision
 
 CHECKPOINT, PLAN, IMPORTANCE = "checkpoint", "plan.json", "imatrix.safetensors"  # files of the stage
+DENSE_STATES = "dense-states.safetensors"  # another one; see `models.dense_states`
 STRUCTURED, UNSTRUCTURED, BLOCKS, RANK = "structured", "unstructured", "blocks", "rank"
 WIDTH_MULTIPLE = 32  # the block of the 32-wide quantization types
 SPARSITY_TOLERANCE = 0.005  # by which what is removed may miss the fraction that was asked for
@@ -189,6 +190,8 @@ class Pruned:
         errors: of a refit, per block: relative output errors on held-out windows.
         metrics: what else the method reports.
         factors: matrices of low rank: module path -> (b [out, r], a [r, in]).
+        dense: what the dense model's head reads on the calibration set, float16 [windows, s, width],
+            where the method ran it to the end.
     """
 
     blocks: list[BlockPlan] = field(default_factory=list)
@@ -196,3 +199,4 @@ class Pruned:
     errors: list[dict[str, float]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    dense: torch.Tensor | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.data.corpus import read_split
+from minigpt_edge.data.training_windows import TrainingWindows
 from minigpt_edge.models import archs
 from minigpt_edge.prune import memory
 from minigpt_edge.prune.budget import Texts, decide_together
@@ -72,7 +74,7 @@ def prepare(inputs: PruneInputs, directory: Path) -> PruneContext:
     elif settings.by_loss and isinstance(pruner, UnitPruner) and (remove > 0 or not settings.exact):
         ids = list(token_ids(read_tokenizer(base), documents))
         probe = replace(settings, calibration_tokens=min(SENSITIVITY_TOKENS, settings.calibration_tokens))
-        windows = _cut([part.tolist() for part in ids], _start_id(base, start), probe)
+        windows = calibration_windows(documents, base, start, probe)
         whole = PruneContext(inputs, directory, model, arch, config, windows, dense=dense, remove=remove)
         texts = Texts(ids, sum(len(text.encode()) for text in documents))
         tokens, decision = decide_together(pruner.compensated(whole)[0], texts)
@@ -91,59 +93,29 @@ def prepare(inputs: PruneInputs, directory: Path) -> PruneContext:
 def calibration_windows(
     documents: Sequence[str], tokenizer_dir: Path, document_start: str, settings: PruneSettings
 ) -> torch.Tensor:
-    """Windows of token ids, int64 [n, window], each starting with the document-start token.
-
-    One window from each document in shuffled order, then a second from each, and so on: many documents
-    with few tokens each are worth more than few whole ones.
+    """The first windows that recovery will train on, token ids int64 [n, window] without the predicted last.
 
     Raises:
         EdgeError: the documents have too few whole windows.
     """
-    from minigpt_edge.models.forward import read_tokenizer
-
-    start, tokenizer = _start_id(tokenizer_dir, document_start), read_tokenizer(tokenizer_dir)
-    encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
-    return _cut([encoding.ids for encoding in encodings], start, settings)
-
-
-def _start_id(tokenizer_dir: Path, document_start: str) -> int:
-    from minigpt_edge.models.forward import read_tokenizer
-
-    start = read_tokenizer(tokenizer_dir).token_to_id(document_start)
-    if start is None:
-        raise EdgeError(f"the vocabulary lacks {document_start!r}, which every text starts from")
-    return int(start)
-
-
-def _cut(documents: Sequence[list[int]], start: int, settings: PruneSettings) -> torch.Tensor:
-    """`calibration_windows` of documents in token ids."""
-    import random
-
+    import numpy as np
     import torch
 
-    order = list(range(len(documents)))
-    random.Random(settings.seed).shuffle(order)
-    body, needed = settings.window - 1, settings.calibration_tokens // settings.window
+    from minigpt_edge.models.forward import read_tokenizer
+
+    needed = settings.calibration_tokens // settings.window
     if needed < 2:
         raise EdgeError(
             f"calibration needs at least 2 windows of {settings.window} tokens",
             f"give --calibration-tokens of {2 * settings.window:,} or more",
         )
-    parts = [documents[index] for index in order]
-    windows: list[list[int]] = []
-    filled: list[int] = []
-    for turn in range(max(-(-len(ids) // body) for ids in parts)):
-        for ids in parts:
-            piece = ids[turn * body : (turn + 1) * body]
-            if piece and len(windows) < needed:
-                filled += [start, *piece]  # short texts share a window
-                if len(filled) >= settings.window:
-                    windows.append(filled[: settings.window])
-                    filled = []
+    tokenizer = read_tokenizer(tokenizer_dir)
+    cut = TrainingWindows(documents, tokenizer, document_start, length=settings.window, seed=settings.seed)
+    windows = list(islice(cut.one_pass(), needed))
     if len(windows) < needed:
         raise EdgeError(
             f"the training text fills {len(windows)} windows of {settings.window} tokens, but calibration on "
             f"{settings.calibration_tokens:,} tokens needs {needed}",
             "give more text, or a lower --calibration-tokens",
         )
-    return torch.tensor(windows)
+    return torch.from_numpy(np.stack(windows)[:, :-1]).long()

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.models.sizes import block_sizes
-from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE, PLAN, PruneContext, Pruned, PruneInputs
+from minigpt_edge.prune.context import (
+    CHECKPOINT,
+    DENSE_STATES,
+    IMPORTANCE,
+    PLAN,
+    PruneContext,
+    Pruned,
+    PruneInputs,
+)
 from minigpt_edge.prune.decide import decide, kept_parameters, size_model
 from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.plan import Plan, write_plan
@@ -19,7 +27,7 @@ from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD
 
 
 def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
-    """Write `checkpoint/`, `plan.json` and `imatrix.safetensors` into the context's directory.
+    """Write `checkpoint/`, `plan.json`, `imatrix.safetensors` and, where known, the dense model's states.
 
     Returns:
         Metrics: parameters, sparsity, sizes per block, held-out errors, what the method reports.
@@ -27,6 +35,7 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from minigpt_edge.models.checkpoint import count_parameters, save_factors, save_model
+    from minigpt_edge.models.dense_states import save_states
 
     out, config = context.directory, context.config
     plan = Plan(
@@ -42,6 +51,8 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     unused = HEAD if config.get("tie_word_embeddings") else EMBEDDING
     importance = {name: squares for name, squares in pruned.importance.items() if name != unused}
     save_file({n: squares.float().contiguous() for n, squares in importance.items()}, out / IMPORTANCE)
+    if pruned.dense is not None:
+        save_states(context.windows, pruned.dense, context.model, out / DENSE_STATES)
     write_plan(plan, out / PLAN)
     sizes = [(len(block.neurons), len(block.kv_groups)) for block in pruned.blocks]
     return {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
-from minigpt_edge.evaluation.stage import evaluate_checkpoint, quality_text
+from minigpt_edge.evaluation.stage import VALIDATION, evaluate_checkpoint, quality_text
+from minigpt_edge.prune.attribution import neurons_quality, vocabulary_quality
 from minigpt_edge.prune.context import CHECKPOINT, PruneInputs
 from minigpt_edge.prune.methods.registry import get_method
 from minigpt_edge.prune.prepare import prepare
@@ -50,14 +51,20 @@ def prune_stage(context: BuildContext, text: Stage) -> Stage:
     method = get_method(inputs.settings.method)
 
     def make(out: Path) -> dict[str, Any]:
+        validation = text.path / VALIDATION
         with parallel.own_folder(out) as folder:
             prepared = prepare(inputs, folder)
+            log.step("prune: evaluation")
+            between = {} if parallel.rank() else vocabulary_quality(prepared, validation)
             pruned = method.pruner(inputs.settings.pattern).apply(prepared)
             metrics = write_pruned(prepared, pruned)
         if parallel.rank():
             return metrics
         log.step("prune: evaluation")
-        return {**metrics, "quality": evaluate_checkpoint(out / CHECKPOINT, text, context.recipe.threads)}
+        between |= neurons_quality(prepared, pruned, validation)
+        del prepared
+        quality = evaluate_checkpoint(out / CHECKPOINT, text, context.recipe.threads)
+        return {**metrics, "between": between, "quality": quality}
 
     log.step("prune")
     stage = run_stage(

@@ -71,6 +71,8 @@ class Stream:
         dense: of the dense model; None where nothing is refitted to it.
         entered: both as they entered the block, where its MLP reads that, in `dtype`.
         tokens: of all windows.
+        windows: how many there are, with those of other processes.
+        rows: which of them this process has.
         dtype: of the products of the forward passes.
     """
 
@@ -78,6 +80,9 @@ class Stream:
         self.arch, self.tokens, self.dtype = arch, windows.numel(), compute_dtype()
         held_out = max(1, int(len(windows) * VALIDATION_SHARE))
         parts = parallel.share(windows[:held_out]), parallel.share(windows[held_out:])
+        numbers = torch.arange(len(windows))
+        self.rows = torch.cat([parallel.share(numbers[:held_out]), parallel.share(numbers[held_out:])])
+        self.windows = len(windows)
         if not len(parts[1]):
             raise EdgeError(
                 f"{parallel.processes()} processes are more than the calibration text has windows",
@@ -165,6 +170,16 @@ class Stream:
             self.pruned[rows] += units[rows] @ full
         if bias is not None:
             self.pruned += bias
+
+    def dense_states(self, model: nn.Module) -> Tensor | None:
+        """What the dense model's head reads, float16 [windows, s, width], with both streams at the end."""
+        if self.dense is None:
+            return None
+        whole = torch.zeros(self.windows, *self.dense.shape[1:], dtype=torch.float16)
+        for rows, _ in self.batches():
+            whole[self.rows[rows]] = self.arch.final_norm(model, self.dense[rows]).half()
+        parallel.all_reduce(whole)
+        return whole
 
     def head_importance(self, model: nn.Module) -> dict[str, Tensor]:
         """Entries of the importance matrix for the head, and for the embedding where they are tied."""

@@ -88,6 +88,7 @@ class UnitPruner(UnitScores, Pruner):
                 pruned.blocks.append(BlockPlan(*(tuple(units.tolist()) for units in kept)))
                 on_block(index + 1, len(blocks))
             pruned.importance |= stream.head_importance(context.model)
+            pruned.dense = stream.dense_states(context.model)
         return pruned
 
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from minigpt_edge.recover.teacher import Teacher
 
 MICRO_TOKENS = 4096  # tokens of one forward and backward pass
-STEP_TOKENS = 2048
-LR, LORA_LR = 6e-4, 2e-3
+STEP_TOKENS, LORA_STEP_TOKENS = 512, 2048  # small steps learn more from a token: docs/decisions.md 51
+LR, LORA_LR = 3e-4, 2e-3
+BETA2, LORA_BETA2 = 0.98, 0.95  # AdamW's memory of squared gradients, about equally many tokens
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -39,7 +40,8 @@ class RecoverConfig:
 
     Attributes:
         tokens: how many to train on, rounded up to whole steps; the text repeats where it is shorter.
-        sequence_length, step_tokens: tokens of a sequence and of an optimizer step.
+        sequence_length, step_tokens: tokens of a sequence and of an optimizer step, at least a sequence of
+            each process; None takes STEP_TOKENS or LORA_STEP_TOKENS.
         lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0. None takes LR or LORA_LR.
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.
@@ -58,7 +60,7 @@ class RecoverConfig:
 
     tokens: int
     sequence_length: int = 512
-    step_tokens: int = STEP_TOKENS
+    step_tokens: int | None = None
     lr: float | None = None
     seed: int = 0
     threads: int = 2
@@ -75,8 +77,8 @@ class RecoverConfig:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence_length", "step_tokens", "threads", "evaluations", "patience"):
-            if getattr(self, name) < 1:
-                raise EdgeError(f"recovery: {name} must be at least 1, not {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise EdgeError(f"recovery: {name} must be at least 1, not {value}")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise EdgeError(f"recovery: the rank of LoRA must be at least 1, not {self.lora_rank}")
         if not self.learning_rate > 0:
@@ -100,8 +102,14 @@ class RecoverConfig:
         return self.teacher.share if self.teacher else 0.0
 
     @property
+    def beta2(self) -> float:
+        """AdamW's second."""
+        return LORA_BETA2 if self.lora_rank else BETA2
+
+    @property
     def sequences_per_step(self) -> int:
-        return max(1, self.step_tokens // self.sequence_length)
+        tokens = self.step_tokens or (LORA_STEP_TOKENS if self.lora_rank else STEP_TOKENS)
+        return max(self.processes, tokens // self.sequence_length)
 
     @property
     def micro_batch(self) -> int:
@@ -117,5 +125,6 @@ class RecoverConfig:
     def key(self) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it, as JSON."""
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
-        values |= {"lr": self.learning_rate, "teacher": self.teacher_share}
-        return {("teacher_share" if name == "teacher" else name): value for name, value in values.items()}
+        taught = self.teacher.windows if self.teacher else 0
+        values |= {"lr": self.learning_rate, "teacher": [self.teacher_share, taught]}
+        return values

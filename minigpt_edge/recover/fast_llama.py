@@ -150,9 +150,6 @@ class Parts:
     mlp: Callable[..., Tensor] = mlp_part
 
 
-Compiled = tuple[Parts, Parts | None]  # the student's, and the teacher's where there is one
-
-
 def hidden_states(model: nn.Module, ids: Tensor, parts: Parts) -> Tensor:
     """Hidden states [batch, s, hidden] that enter the head of a LlamaForCausalLM, for token ids [batch, s].
 
@@ -193,8 +190,8 @@ def check_supported(model: nn.Module) -> str | None:
     return None
 
 
-def compiled_parts(model: nn.Module, batch: int, length: int, *, training: bool = True) -> Parts:
-    """The halves of a block compiled for [batch, length] token ids; forward only unless `training`.
+def compiled_parts(model: nn.Module, batch: int, length: int) -> Parts:
+    """The halves of a block compiled for [batch, length] token ids.
 
     Every different block size is run once, so that a missing C++ compiler shows here and not in training.
 
@@ -216,18 +213,17 @@ def compiled_parts(model: nn.Module, batch: int, length: int, *, training: bool 
     eps = body.norm.variance_epsilon
     try:
         limits = dynamo.patch(force_parameter_static_shapes=False, recompile_limit=MOST_ATTENTION_SIZES)
-        with limits, torch.set_grad_enabled(training):
+        with limits:
             for block in body.layers:
                 weights = _attention_weights(block), _mlp_weights(block)
                 shapes = tuple(w.shape for part in weights for w in part)
                 if shapes in seen:
                     continue
                 seen.add(shapes)
-                x = torch.zeros(batch, length, hidden, dtype=compute_dtype(), requires_grad=training)
+                x = torch.zeros(batch, length, hidden, dtype=compute_dtype(), requires_grad=True)
                 mixed = parts.attention(x, positions, weights[0], eps)
                 out = parts.mlp(mixed, *weights[1], eps)
-                if training:
-                    out.sum().backward()
+                out.sum().backward()
     except Exception as error:  # torch raises many kinds
         raise CompileError(next(iter(str(error).strip().splitlines()), type(error).__name__)) from error
     finally:

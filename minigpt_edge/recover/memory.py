@@ -13,13 +13,12 @@ COMPILED = 400 << 20  # bytes that the compiler of the training step takes
 EAGER = 1.5  # a step with adapters is not compiled and keeps so many times the activations
 
 
-def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: int, *, lora: bool) -> int:
+def of_recovery(config: dict[str, Any], parameters: int, micro: int, *, lora: bool) -> int:
     """Bytes that fine-tuning takes.
 
     Args:
         config: of the pruned model; its widths are those of the widest block.
         parameters: of the pruned model.
-        teacher: parameters of the dense model, 0 without one.
         micro: tokens of one forward and backward pass.
         lora: adapters are trained in place of all weights.
     """
@@ -30,15 +29,15 @@ def of_recovery(config: dict[str, Any], parameters: int, teacher: int, micro: in
     hidden, width, blocks = (config[name] for name in sizes)
     trained = 4 * parameters * (1 if lora else 4)  # weights; gradients and AdamW's two moments
     step = micro * blocks * (10 * hidden + 4 * width) * size * (EAGER if lora else 1)
-    return math.ceil(PROCESS + COMPILED + trained + size * teacher + 4 * parameters + step)
+    head = size * config["vocab_size"] * hidden  # the teacher's
+    return math.ceil(PROCESS + COMPILED + trained + head + 4 * parameters + step)
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What decides the memory of recovery: the pruned and the dense checkpoint, and the kind of training."""
+    """What decides the memory of recovery: the pruned checkpoint, and the kind of training."""
 
     checkpoint: Path
-    teacher: Path | None
     lora: bool
     limit: int | None
 
@@ -47,14 +46,12 @@ class Recovery:
         from minigpt_edge.models.checkpoint import read_config, stored_parameters
 
         config, parameters = read_config(self.checkpoint), stored_parameters(self.checkpoint)
-        teacher = stored_parameters(self.teacher) if self.teacher else 0
-        return of_recovery(config, parameters, teacher, micro, lora=self.lora)
+        return of_recovery(config, parameters, micro, lora=self.lora)
 
     def check(self, micro: int) -> None:
         """EdgeError if so many tokens in one pass take more than there is."""
         smaller = "give --max-memory (smaller passes)"
         ways = [smaller if self.limit is None else "allow more with --max-memory"]
-        ways += ["--distill 0 (no dense model)"] if self.teacher else []
         ways += [] if self.lora else ["--lora-rank 16"]
         check(self.needed(micro), self.limit, "recovery", ", ".join(ways) + " or --no-recover")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.data.corpus import read_documents
+from minigpt_edge.data.training_windows import TrainingWindows
 from minigpt_edge.data.windows import read_texts
 from minigpt_edge.models.forward import check_context, encode, read_tokenizer
 from minigpt_edge.recover.config import Progress, RecoverConfig, TrainingTexts
-from minigpt_edge.recover.packing import pack
 from minigpt_edge.recover.session import Session, Validation
 from minigpt_edge.recover.training_checkpoint import last_checkpoint, work_folder
 from minigpt_edge.stages import parallel
@@ -21,6 +21,8 @@ from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
+
+    from minigpt_edge.models.dense_states import DenseStates
 
 
 def recover(
@@ -72,12 +74,13 @@ def recover(
     adapter = Adapter(model, config.lora_rank, config.seed) if config.lora_rank else None
     _need_space(out, model)
     inputs = [sha256_file(path) for path in _inputs(checkpoint, texts, config)]
+    work = work_folder(out, {"settings": config.key(), "inputs": inputs}, config.resume)
     session = Session(
         config,
         checkpoint,
-        work=work_folder(out, {"settings": config.key(), "inputs": inputs}, config.resume),
+        work=work,
         model=model,
-        teacher=config.teacher.load() if config.teacher else None,
+        lessons=_lessons(config, data, work),
         adapter=adapter,
         validation=validation,
         report=on_progress,
@@ -95,6 +98,18 @@ def recover(
     return result
 
 
+def _lessons(config: RecoverConfig, data: np.ndarray, work: Path) -> DenseStates | None:
+    """What the teacher says of the first windows; the first process computes it where that is needed."""
+    if config.teacher is None:
+        return None
+    if parallel.rank():
+        parallel.barrier()
+        return config.teacher.lessons(data, work)
+    found = config.teacher.lessons(data, work)
+    parallel.barrier()
+    return found
+
+
 def _need_space(out: Path, model: nn.Module) -> None:
     """EdgeError unless the result, two training checkpoints and the best weights find room in `out`."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -103,7 +118,7 @@ def _need_space(out: Path, model: nn.Module) -> None:
 
 def _inputs(checkpoint: Path, texts: TrainingTexts, config: RecoverConfig) -> list[Path]:
     weights = sorted(checkpoint.glob("*.safetensors"))
-    teachers = sorted(config.teacher.checkpoint.glob("*.safetensors")) if config.teacher else []
+    teachers = config.teacher.files() if config.teacher else []
     own = [checkpoint / "config.json", checkpoint / TOKENIZER, *weights]
     return [*own, texts.train, texts.validation, *teachers]
 
@@ -124,12 +139,7 @@ def _read(checkpoint: Path, texts: TrainingTexts, config: RecoverConfig) -> tupl
     tokenizer, documents = read_tokenizer(checkpoint), read_documents(texts.train)
     if not any(documents):
         raise EdgeError(f"{texts.train} has no text", "make the corpus again with more text")
-    data = pack(
-        documents,
-        tokenizer,
-        model_config.get("minigpt_edge", {}).get("document_start", start),
-        length=length,
-        count=config.steps * config.sequences_per_step,
-        seed=config.seed,
-    )
+    start_token = model_config.get("minigpt_edge", {}).get("document_start", start)
+    cut = TrainingWindows(documents, tokenizer, start_token, length=length, seed=config.seed)
+    data = cut.take(config.steps * config.sequences_per_step)
     return Validation(encode(tokenizer, start, [window.text for window in windows]), windows), data

@@ -17,7 +17,8 @@ from minigpt_edge_runtime.files import read_json, write_json
 if TYPE_CHECKING:
     from torch import nn
 
-    from minigpt_edge.recover.fast_llama import Compiled
+    from minigpt_edge.models.dense_states import DenseStates
+    from minigpt_edge.recover.fast_llama import Parts
     from minigpt_edge.recover.lora import Adapter
     from minigpt_edge_runtime.scoring.held_out import Window
 
@@ -41,6 +42,7 @@ class Session:
     Attributes:
         checkpoint: directory of the model that is trained.
         work: folder of the training checkpoints and the best weights.
+        lessons: what the teacher says of the first windows.
         report: see `recover`'s `on_progress`.
         begun: by the monotonic clock.
         matmul: operations per second that this machine reaches, see `flops.matmul_flops`.
@@ -53,7 +55,7 @@ class Session:
     checkpoint: Path
     work: Path
     model: nn.Module
-    teacher: nn.Module | None
+    lessons: DenseStates | None
     adapter: Adapter | None
     validation: Validation
     report: Progress
@@ -69,6 +71,14 @@ class Session:
         """What training checkpoints hold."""
         return self.adapter.trained if self.adapter else self.model
 
+    @property
+    def taught(self) -> int:
+        """How many of the first windows have a teacher: whole steps of them."""
+        if self.lessons is None or self.config.teacher is None:
+            return 0
+        count, step = min(len(self.lessons.ids), self.config.teacher.windows), self.config.sequences_per_step
+        return count // step * step
+
     def begin(self, before: dict[str, float] | None) -> bool:
         """Evaluate the model as it is; True if there is no need to train it."""
         self.state.history.append({"step": 0, "tokens": 0})
@@ -80,7 +90,7 @@ class Session:
         self.earlier_seconds = self.state.seconds
         self.report({"message": f"going on after step {self.state.history[-1]['step']}"})
 
-    def compile_blocks(self) -> Compiled | None:
+    def compile_blocks(self) -> Parts | None:
         """The compiled blocks of `fast_llama`; None, transformers' own, where that fails or does not pay."""
         from minigpt_edge.recover import fast_llama
 
@@ -93,12 +103,9 @@ class Session:
             if reason is None:
                 self.report({"message": "compiling the training step (about 40 seconds)"})
                 shape = self.config.micro_batch, self.config.sequence_length
-                student = fast_llama.compiled_parts(self.model, *shape)
-                teacher = None
-                if self.teacher is not None:
-                    teacher = fast_llama.compiled_parts(self.teacher, *shape, training=False)
+                parts = fast_llama.compiled_parts(self.model, *shape)
                 self.compiled = True
-                return student, teacher
+                return parts
         except fast_llama.CompileError as error:
             reason = str(error)
         self.report({"message": f"training step not compiled, so it takes longer: {reason}"})
@@ -179,8 +186,6 @@ class Session:
         best = next(entry for entry in scored if entry["step"] == state.best_step)
         work = training_flops(self.model, length)
         work += self.adapter.flops if self.adapter else 0.0
-        if self.teacher is not None:  # a forward pass is a third of what training takes
-            work += training_flops(self.teacher, length) / 3
         before, after = ({key: entry[key] for key in ("step", *SCORES)} for entry in (scored[0], best))
         return {
             "tokens": tokens,

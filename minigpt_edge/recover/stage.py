@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
-from minigpt_edge.prune.context import CHECKPOINT, PLAN
+from minigpt_edge.prune.context import CHECKPOINT, DENSE_STATES, PLAN
 from minigpt_edge.prune.settings import WINDOW
 from minigpt_edge.recover.memory import Recovery
 from minigpt_edge.stages.context import BuildContext
@@ -16,6 +16,7 @@ from minigpt_edge.stages.parallel import process_setting
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 
 if TYPE_CHECKING:
+    from minigpt_edge.recipe import Recipe
     from minigpt_edge.recover.config import Progress, RecoverConfig
 
 CODE = ("minigpt_edge.recover", "minigpt_edge.prune", *EVALUATE_CODE)
@@ -41,30 +42,31 @@ class RecoveryJob:
     @classmethod
     def of(cls, context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> RecoveryJob:
         """That of a recipe which does not do without."""
-        from minigpt_edge.recover.config import STEP_TOKENS
-
         recipe, base = context.recipe, context.base
         until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
-        checkpoint, teacher = pruned.path / CHECKPOINT, base.path if recipe.distill else None
-        room = Recovery(checkpoint, teacher, recipe.lora_rank is not None, recipe.max_memory)
-        micro = room.micro_tokens(STEP_TOKENS, min(WINDOW, base.context))
+        room = Recovery(pruned.path / CHECKPOINT, recipe.lora_rank is not None, recipe.max_memory)
+        micro = room.micro_tokens(_most(recipe), min(WINDOW, base.context))
         return cls(context, text, pruned, until, room, micro)
+
+    @property
+    def taught(self) -> int:
+        """How many windows the dense model teaches: the calibration set, which pruning runs it on."""
+        return self.context.recipe.calibration_tokens // min(WINDOW, self.context.base.context)
 
     def spec(self) -> StageSpec:
         """Its stage."""
-        from minigpt_edge.recover.config import STEP_TOKENS
-
         recipe, base = self.context.recipe, self.context.base
         return StageSpec(
             "recover",
             settings={
                 "tokens": recipe.recover_tokens,
                 "distill": recipe.distill,
+                **({"taught": self.taught} if recipe.distill else {}),
                 "lora_rank": recipe.lora_rank,
                 "until_perplexity": self.until,
                 "seed": recipe.seed,
                 "threads": recipe.threads,
-                **({"micro_tokens": self.micro} if self.micro < STEP_TOKENS else {}),
+                **({"micro_tokens": self.micro} if self.micro < _most(recipe) else {}),
                 **process_setting(),
             },
             inputs={
@@ -83,12 +85,15 @@ class RecoveryJob:
         from minigpt_edge.recover.config import RecoverConfig
         from minigpt_edge.recover.teacher import Teacher
 
-        recipe, base = self.context.recipe, self.context.base
-        tokens = read_plan(self.pruned.path / PLAN).tokens
+        recipe, base, teacher = self.context.recipe, self.context.base, None
+        if recipe.distill:
+            states, tokens = self.pruned.path / DENSE_STATES, read_plan(self.pruned.path / PLAN).tokens
+            known = states if states.is_file() else None
+            teacher = Teacher(base.path, tokens, recipe.distill, self.taught, known)
         return RecoverConfig(
             tokens=recipe.recover_tokens,
             sequence_length=min(WINDOW, base.context),
-            teacher=Teacher(base.path, tokens, recipe.distill) if recipe.distill else None,
+            teacher=teacher,
             lora_rank=recipe.lora_rank,
             micro_tokens=self.micro,
             seed=recipe.seed,
@@ -110,6 +115,13 @@ class RecoveryJob:
             before=self.pruned.metrics["quality"],
             on_progress=on_progress,
         )
+
+
+def _most(recipe: Recipe) -> int:
+    """Tokens of one forward and backward pass where memory does not limit them: those of a step."""
+    from minigpt_edge.recover.config import LORA_STEP_TOKENS, STEP_TOKENS
+
+    return LORA_STEP_TOKENS if recipe.lora_rank else STEP_TOKENS
 
 
 def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:

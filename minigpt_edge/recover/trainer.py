@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
+from torch.utils.data import Dataset  # noqa: TID253
 from transformers import (  # noqa: TID253
     PrinterCallback,
     Trainer,
@@ -26,6 +26,7 @@ from transformers import (  # noqa: TID253
 )
 
 from minigpt_edge.models.checkpoint import WEIGHTS
+from minigpt_edge.models.chunked_loss import SoftLabels
 from minigpt_edge.recover.objective import Objective
 from minigpt_edge.recover.sharding import is_sharded, load_optimizer, save_optimizer, shard
 from minigpt_edge.recover.training_checkpoint import load_weights, save_weights
@@ -33,9 +34,12 @@ from minigpt_edge.stages import parallel
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from minigpt_edge.recover.session import Session
 
 WARM_UP = 0.05  # share of the steps
+HISTORY = 300  # About so many steps are logged; a loss is the mean since the last one.
 
 
 class RecoveryTrainer(Trainer):
@@ -48,14 +52,21 @@ class RecoveryTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """Mean loss in nats of predicting every id of inputs["ids"] [batch, length + 1] but the first."""
-        share = self.session.config.teacher_share * (1 - self.state.global_step / self.state.max_steps)
-        loss: Tensor = model(inputs["ids"], share)
+        loss: Tensor = model(inputs["ids"], self._soft(inputs["numbers"]))
         if not math.isfinite(loss.item()):
             raise EdgeError(
                 f"recovery diverged at step {self.state.global_step + 1}: the loss is not a number",
                 "use a smaller learning rate",
             )
         return loss
+
+    def _soft(self, numbers: Tensor) -> SoftLabels | None:
+        """What the teacher says of these consecutive windows; None beyond those that it teaches."""
+        lessons, last = self.session.lessons, int(numbers[-1]) + 1
+        if lessons is None or last > self.session.taught:
+            return None
+        share = self.session.config.teacher_share * (1 - self.state.global_step / self.state.max_steps)
+        return SoftLabels(lessons.hidden(int(numbers[0]), last), lessons.head, share)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -90,14 +101,29 @@ class RecoveryTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
+class _Windows(Dataset[dict[str, Tensor]]):
+    """Training windows [n, length + 1] with their numbers."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {"ids": torch.from_numpy(self.ids[number]).long(), "numbers": torch.tensor(number)}
+
+
 class Follow(TrainerCallback):
     """Keeps the session's history, evaluates and saves when it is time."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.saved = time.monotonic()
-        self.step_begun = 0.0
+        self.step_begun = self.unlogged_seconds = 0.0
+        self.unlogged = 0
         steps, evaluations = session.config.steps, session.config.evaluations
+        self.every = max(1, steps // HISTORY)
         self.evaluate_at = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -107,8 +133,15 @@ class Follow(TrainerCallback):
         seconds, step = time.monotonic() - self.step_begun, state.global_step
         per_step = self.session.config.sequences_per_step * self.session.config.sequence_length
         self.session.state.training_seconds += seconds
-        entry = {"step": step, "tokens": step * per_step, "tokens_per_second": per_step / seconds}
-        self.session.state.history.append(entry)
+        self.unlogged += 1
+        self.unlogged_seconds += seconds
+        if step % self.every and step not in self.evaluate_at:
+            return
+        speed = self.unlogged * per_step / self.unlogged_seconds
+        self.session.state.history.append(
+            {"step": step, "tokens": step * per_step, "tokens_per_second": speed}
+        )
+        self.unlogged, self.unlogged_seconds = 0, 0.0
         control.should_log = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -152,7 +185,7 @@ def train(session: Session, data: np.ndarray, resumed: Path | None) -> None:
 
     logging.set_verbosity_error()
     with compile_cache(session.work / "compiled"):
-        objective = Objective(session.model, session.teacher, session.compile_blocks())
+        objective = Objective(session.model, session.compile_blocks())
         arguments = _arguments(session)
         if parallel.wants_shards():
             shard(objective)
@@ -161,8 +194,8 @@ def train(session: Session, data: np.ndarray, resumed: Path | None) -> None:
                 session,
                 model=objective,
                 args=arguments,
-                train_dataset=data,
-                data_collator=lambda rows: {"ids": torch.from_numpy(np.stack(rows)).long()},
+                train_dataset=_Windows(data),
+                data_collator=torch.utils.data.default_collate,
                 callbacks=[Follow(session)],
             )
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -179,7 +212,7 @@ def _arguments(session: Session) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(WARM_UP * config.steps)),
         weight_decay=0.0,
-        adam_beta2=0.95,
+        adam_beta2=config.beta2,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
         seed=config.seed,

@@ -78,10 +78,61 @@ class ValidationQuality(Part):
 
     step: int | None = None
     nll: Number | None = None
+    windows: int | None = None
     bytes: int | None = None
     base_tokens: int | None = None
     bits_per_byte: Number | None = None
     perplexity_per_base_token: Number | None = None
+
+
+class WaterfallStep(Part):
+    """The model after one more step towards the file, in bits per byte."""
+
+    name: str
+    bits_per_byte: Number
+
+
+class Waterfall(Part):
+    """From the dense model, first, to the first shipped file, last; all on the same validation windows.
+
+    Attributes:
+        steps: in the order of the build; "recovery" and "quantization" where the build did that.
+        windows: how many.
+        together: what is one step, since the model was on disk or the refit ties the parts together.
+    """
+
+    steps: tuple[WaterfallStep, ...] = ()
+    windows: int | None = None
+    together: tuple[str, ...] = ()
+
+    def changes(self) -> list[tuple[str, float]]:
+        """Each step but the dense model, and by how much it changed the bits per byte."""
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        return [(after.name, after.bits_per_byte - before.bits_per_byte) for before, after in pairs]
+
+
+class QualityWarning(Part):
+    """A shipped file that scored worse than the dense F16 model as published, on the test windows.
+
+    Attributes:
+        label: the file's.
+        difference: in bits per byte, above 0.
+        stderr: of the difference, window by window; None where that is not known.
+        sure: whether the difference is more than twice that.
+        tokens: of recovery that would make up for it, estimated; None where no amount is likely to.
+        time: the shortest `--time` that has them, likewise.
+        sparsity: the most `--sparsity` that would, likewise.
+        text: all that in plain words.
+    """
+
+    label: str
+    difference: Number
+    stderr: Number | None = None
+    sure: bool = True
+    tokens: int | None = None
+    time: str | None = None
+    sparsity: Number | None = None
+    text: str = ""
 
 
 class QualityByStage(Part):
@@ -154,6 +205,7 @@ class ModelFile(Part):
         role: "dense-f16", "dense-quantized" or "shipped".
         quantization: its type as people read it; of a mix, the best single type.
         mix: the types of a mix, as patterns; empty where all matrices have one type.
+        validation: of a shipped one, its quality on the validation windows too.
     """
 
     label: str
@@ -165,6 +217,7 @@ class ModelFile(Part):
     sha256: str | None = None
     architecture: str | None = None
     quality: Quality = Quality()
+    validation: ValidationQuality = ValidationQuality()
     speed: Speed = Speed()
     target: str | None = None
     tried: dict[str, dict[str, Number]] = {}
@@ -243,6 +296,8 @@ class BuildReport(Part):
     corpus: Corpus = Corpus()
     sparsity: Sparsity = Sparsity()
     quality_torch: QualityByStage = QualityByStage()
+    waterfall: Waterfall = Waterfall()
+    warnings: tuple[QualityWarning, ...] = ()
     parity: dict[str, Parity] = {}
     models: tuple[ModelFile, ...]
     stages: tuple[StageFacts, ...] = ()

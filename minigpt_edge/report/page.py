@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.report.build_report import BuildReport
-from minigpt_edge.report.tables import Table, headline, megabytes, number, percent, tables
+from minigpt_edge.report.tables import (
+    Table,
+    headline,
+    megabytes,
+    number,
+    percent,
+    tables,
+    waterfall_line,
+)
 from minigpt_edge_runtime.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -29,12 +37,23 @@ def render_html(report: BuildReport) -> str:
     """The report as one HTML page without external resources; the same text for the same report."""
     from jinja2 import Environment, PackageLoader
 
-    from minigpt_edge.report.plots import page_colours, recovery_svg, size_quality_svg, widths_svg
+    from minigpt_edge.report.plots import (
+        page_colours,
+        recovery_svg,
+        size_quality_svg,
+        waterfall_svg,
+        widths_svg,
+    )
 
     environment = Environment(
         loader=PackageLoader("minigpt_edge.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    drawn = {"models": size_quality_svg(report), "way": recovery_svg(report), "pruned": widths_svg(report)}
+    drawn = {
+        "models": size_quality_svg(report),
+        "waterfall": waterfall_svg(report),
+        "way": recovery_svg(report),
+        "pruned": widths_svg(report),
+    }
     return environment.get_template("report.html").render(
         report=report,
         headline=headline(report),
@@ -48,6 +67,7 @@ def render_html(report: BuildReport) -> str:
 
 _CAPTIONS = {
     "models": "File size against quality on held-out text; bars are one standard error.",
+    "waterfall": "Bits per byte on validation text after each step from the dense model to the file.",
     "way": "Quality on validation text during recovery; the dashed line is the dense model before pruning.",
     "pruned": "What each block kept (dark) of what the dense model has (light).",
 }
@@ -83,6 +103,9 @@ def print_table(report: BuildReport, console: Console) -> None:
     for table in tables(report):
         if table.key in _ON_TERMINAL:
             print_one(table, console)
+    if line := waterfall_line(report):
+        console.print()
+        console.print(Text(line))
 
 
 def print_one(table: Table, console: Console) -> None:

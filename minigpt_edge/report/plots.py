@@ -24,8 +24,9 @@ _COLOURS = {
     "#040404": ("accent", "#0b7a5b", "#3ecf9f"),
     "#050505": ("dense", "#7a4fc4", "#b497f0"),
     "#060606": ("wash", "#b9d9cf", "#24584a"),
+    "#070707": ("worse", "#c2542d", "#ef8f68"),
 }
-INK, QUIET, _LINE, ACCENT, DENSE, _WASH = _COLOURS
+INK, QUIET, _LINE, ACCENT, DENSE, _WASH, _WORSE = _COLOURS
 _FRAME = (485.0, 225.0)  # width and height of the first picture's frame in typographic points, about
 _LABEL = 27.0  # height of a label of two lines, likewise
 _Box = tuple[float, float, float, float]  # left, right, bottom, top
@@ -134,6 +135,38 @@ def _inside(box: _Box) -> bool:
 
 def _meet(a: _Box, b: _Box) -> bool:
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
+
+
+def waterfall_svg(report: BuildReport) -> str | None:
+    """Bits per byte from the dense model to the shipped file, a bar per step; None without steps."""
+    steps = report.waterfall.steps
+    if len(steps) < 2:
+        return None
+    levels = [step.bits_per_byte for step in steps]
+    names = [step.name for step in steps]
+    spread = max(levels) - min(levels) or 0.05 * max(levels)
+    low, high = min(levels) - 0.12 * spread, max(levels) + 0.18 * spread
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for at, (before, after) in enumerate(zip(levels, levels[1:], strict=False), 1):
+            change = after - before
+            axes.bar(at, change, bottom=before, width=0.62, color=_WORSE if change > 0 else ACCENT)
+            axes.plot([at - 0.69, at + 0.31], [before, before], color=QUIET, linewidth=0.8)
+            axes.plot([at + 0.31, at + 0.69], [after, after], color=QUIET, linewidth=0.8)
+            _note(axes, f"{change:+.3f}", (at, max(before, after)), (0, 4, "center"), color=INK)
+        for at, level, colour in ((0, levels[0], DENSE), (len(levels), levels[-1], ACCENT)):
+            axes.plot([at - 0.31, at + 0.31], [level, level], color=colour, linewidth=4)  # no bar: no zero
+            _note(axes, f"{level:.3f}", (at, level), (0, 4, "center"), color=colour)
+        axes.axhline(levels[0], color=DENSE, linewidth=1.0, linestyle=(0, (5, 3)))
+        axes.set_xticks(
+            range(len(levels) + 1), [name.replace(" and ", "\nand ") for name in [*names, "shipped"]]
+        )
+        axes.set_ylim(low, high)
+        axes.set_ylabel("bits per byte, validation")
+        axes.grid(axis="x", visible=False)
+
+    return draw_svg(draw, (7.6, 3.5), "waterfall")
 
 
 def recovery_svg(report: BuildReport) -> str | None:

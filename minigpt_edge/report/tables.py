@@ -99,7 +99,8 @@ def headline(report: BuildReport) -> str:
 
 def tables(report: BuildReport) -> list[Table]:
     """All tables that the report has figures for, in reading order."""
-    made = [_models(report), _ratios(report), _speed(report), _way(report), _pruned(report.sparsity)]
+    made = [_models(report), _waterfall(report), _ratios(report), _speed(report), _way(report)]
+    made += [_pruned(report.sparsity)]
     corpus = {"domain": report.domain, **report.corpus.to_json()}
     if "sources" in corpus:
         bare = [{k: v for k, v in one.items() if k not in READ_KEYS} for one in corpus["sources"]]
@@ -266,6 +267,37 @@ def _way(report: BuildReport) -> Table:
             note += f" Its teacher was the dense model: {percent(share, 0)} of the target, falling to 0."
     columns = ["", "bits per byte", "perplexity per base token", "bits ÷ dense"]
     return Table("way", "Quality after each stage", columns, rows, note)
+
+
+def _waterfall(report: BuildReport) -> Table:
+    found = report.waterfall
+    bits = [step.bits_per_byte for step in found.steps]
+    changes = [MISSING, *(f"{change:+.3f}" for _, change in found.changes())]
+    rows = [
+        [step.name, number(step.bits_per_byte, 3), change, number(step.bits_per_byte / bits[0], 3)]
+        for step, change in zip(found.steps, changes, strict=False)
+    ]
+    same = f", on the same {found.windows:,} validation windows" if found.windows else ""
+    note = f"After each step{same}; lower is better. The last is the first shipped file in its own runtime."
+    if found.together:
+        note += f" {', '.join(found.together)}: one step, since the model was on disk or its refit ties them."
+    elif any(step.name == "KV groups" for step in found.steps):
+        note += " Neurons: the pruned model with all of the dense attention, which its refit did not expect."
+    columns = ["", "bits per byte", "change", "bits ÷ dense"]
+    emphasis = frozenset({len(rows) - 1})
+    return Table("waterfall", "What each step costs", columns, rows, note, emphasis)
+
+
+def waterfall_line(report: BuildReport) -> str | None:
+    """The waterfall in one line: "dense 0.988, vocabulary +0.153, …, shipped 1.098"; None without."""
+    found = report.waterfall
+    if not found.steps:
+        return None
+    first, last = found.steps[0], found.steps[-1]
+    parts = [f"{first.name} {first.bits_per_byte:.3f}"]
+    parts += [f"{name} {change:+.3f}" for name, change in found.changes()]
+    windows = f" on {found.windows:,} validation windows" if found.windows else ""
+    return f"Bits per byte{windows}: {', '.join(parts)}, shipped {last.bits_per_byte:.3f}."
 
 
 def _facts(key: str, title: str, facts: Mapping[str, Any]) -> Table:

@@ -39,7 +39,7 @@ _CARD = """\
 # {name}
 
 {headline}
-
+{warnings}
 Made by minigpt-edge{version} from {base}{domain}: {steps}.
 
 {figures}
@@ -141,6 +141,9 @@ def model_card(report: BuildReport, prompt: str = "This") -> str:
         front=_front_matter(report),
         name=report.name,
         headline=headline(report),
+        warnings="".join(
+            f"\n> **{'Warning' if one.sure else 'Note'}.** {one.text}\n" for one in report.warnings
+        ),
         version=f" {report.minigpt_edge}" if report.minigpt_edge else "",
         base=f"{origin} ({base.source})" if base.source else origin,
         domain=f" for the domain {domain}" if domain else "",

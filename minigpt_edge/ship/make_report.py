@@ -11,8 +11,10 @@ from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.settings import prune_settings
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.report import build_report as parts
+from minigpt_edge.report.advice import quality_warnings
 from minigpt_edge.ship.finished import Finished, ModelStages
 from minigpt_edge.ship.measure_stages import label, shipped_label
+from minigpt_edge.ship.waterfall import waterfall
 from minigpt_edge.stages.stage import Stage
 from minigpt_edge_runtime._version import __version__
 
@@ -40,6 +42,7 @@ def make_report(finished: Finished, command: str) -> parts.BuildReport:
         corpus=_corpus(finished.models.text.metrics),
         sparsity=sparsity_facts(recipe, finished.models.pruned.metrics),
         quality_torch=_quality_by_stage(finished.models),
+        waterfall=waterfall(finished),
         parity={
             file.target.name: parts.Parity.model_validate(file.made.metrics["parity"])
             for file in finished.files
@@ -60,7 +63,8 @@ def make_report(finished: Finished, command: str) -> parts.BuildReport:
     recovery = {"recovery": parts.Recovery.model_validate(recovered.metrics)} if recovered else {}
     pace = finished.models.pace
     budget = {"time": pace.budget} if pace and pace.budget else {}
-    return report.model_copy(update={**recovery, **budget, "ratios": ratios(report)})
+    report = report.model_copy(update={**recovery, **budget, "ratios": ratios(report)})
+    return report.model_copy(update={"warnings": quality_warnings(report)})
 
 
 def _corpus(text: dict[str, Any]) -> parts.Corpus:
@@ -129,6 +133,11 @@ def _models(finished: Finished) -> tuple[parts.ModelFile, ...]:
             "target": file.target.name,
             "tried": made["tried"],
             "mix": made["mix"],
+            "validation": {
+                key: file.measured.metrics["validation"][key]
+                for key in parts.ValidationQuality.model_fields
+                if key != "step"
+            },
         }
         models.append(_measured(file.measured, **shipped))
     return tuple(models)

@@ -35,15 +35,23 @@ def shipped_label(target: Target, made: Stage) -> str:
 
 
 def measure_stage(job: Export, target: Target, made: Stage) -> Stage:
-    """The file that a target's stage made, measured on the test windows."""
-    what = f"shipped {shipped_label(target, made)}"
+    """The file that a target's stage made, measured on the test windows; its quality on the validation
+    windows too, where the model was scored after every other stage."""
+    what, model = f"shipped {shipped_label(target, made)}", model_path(target, made)
+    texts = {name: job.text.manifest["outputs"][f"{name}.texts.json"] for name in ("test", "validation")}
     spec = StageSpec(
         f"measure-{target.name}",
         settings={"threads": job.threads},
-        inputs={"model": made.digest, "test": job.text.manifest["outputs"]["test.texts.json"]},
+        inputs={"model": made.digest, **texts},
         code=CODE,
     )
-    return _run(job, spec, what, lambda out: _measure(job, model_path(target, made), what))
+
+    def make(out: Path) -> dict[str, Any]:
+        measured = _measure(job, model, what)
+        job.log.step(f"measure: {what}, quality on validation")
+        return {**measured, "validation": _quality(job, model, "validation")}
+
+    return _run(job, spec, what, make)
 
 
 def baseline_stage(job: Export, base: BaseModel, file_format: str, kind: str) -> Stage:
@@ -76,8 +84,15 @@ def _measure(job: Export, model: Path, what: str) -> dict[str, Any]:
     job.log.step(f"measure: {what}, speed")
     speed = run_fresh("speed", model, threads=job.threads)
     job.log.step(f"measure: {what}, quality")
-    texts = str(job.text.path / "test.texts.json")
-    return {"speed": speed, "quality": run_fresh("quality", model, texts=texts, threads=job.threads)}
+    return {"speed": speed, "quality": _quality(job, model, "test")}
+
+
+def _quality(job: Export, model: Path, split: str) -> dict[str, Any]:
+    """A file's quality on the windows of a split."""
+    from minigpt_edge_runtime.bench.fresh import run_fresh
+
+    texts = str(job.text.path / f"{split}.texts.json")
+    return run_fresh("quality", model, texts=texts, threads=job.threads)
 
 
 def _run(job: Export, spec: StageSpec, what: str, make: Callable[[Path], dict[str, Any]]) -> Stage:

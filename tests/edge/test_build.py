@@ -95,6 +95,24 @@ def test_bundle_is_complete_and_reported(built: Path) -> None:
         assert manifest["files"][name]["sha256"] == sha256(built / name)
 
 
+def test_the_waterfall_goes_from_the_dense_model_to_the_file(built: Path) -> None:
+    from minigpt_edge.report.build_report import read_report
+
+    report = read_report(built / "report.json")
+    stations, steps = report.quality_torch, report.waterfall.steps
+    bits = {step.name: step.bits_per_byte for step in steps}
+    assert list(bits) == ["dense", "vocabulary", "neurons", "recovery", "quantization"]
+    assert bits["dense"] == stations.dense.bits_per_byte
+    assert bits["neurons"] == stations.pruned.bits_per_byte != bits["vocabulary"]
+    assert bits["recovery"] == stations.recovered.bits_per_byte
+    assert bits["quantization"] == report.models[-1].validation.bits_per_byte
+    assert report.waterfall.windows == report.models[-1].validation.windows == stations.dense.windows
+    shipped = bits["dense"] + sum(change for _, change in report.waterfall.changes())
+    assert shipped == pytest.approx(bits["quantization"])
+    assert report.warnings == ()  # it is better than the dense model
+    assert 'id="waterfall"' in (built / "report.html").read_text()
+
+
 def test_the_file_generates_in_llama_cpp_itself(built: Path) -> None:
     import llama_cpp
 

@@ -29,7 +29,7 @@ def test_estimates_are_near_what_was_measured() -> None:
     """Peaks of stages of SmolLM2-135M in GiB (docs/reliability.md): never less, never twice as much."""
     pruning = of_pruning(SMOLLM2, 134_515_008, 131_072, lazy=False) / 2**30
     kept = {**SMOLLM2, "intermediate_size": 1536}
-    recovery = of_recovery(kept, 78_136_704, 134_515_008, 2048, lora=False) / 2**30
+    recovery = of_recovery(kept, 78_136_704, 2048, lora=False) / 2**30
     for estimate, measured in ((pruning, 2.74), (recovery, 4.24)):
         assert measured < estimate < 2 * measured
 
@@ -38,10 +38,10 @@ def test_staying_on_disk_and_smaller_passes_take_less() -> None:
     large = {**SMOLLM2, "tie_word_embeddings": False, "hidden_size": 2048, "intermediate_size": 8192}
     whole, lazy = (of_pruning(large, 1_400_000_000, 16_384, lazy=lazy) for lazy in (False, True))
     assert lazy < whole / 1.5
-    most, least = (of_recovery(SMOLLM2, 10**8, 0, micro, lora=False) for micro in (2048, 512))
+    most, least = (of_recovery(SMOLLM2, 10**8, micro, lora=False) for micro in (2048, 512))
     assert least < most
     # adapters spare gradients and moments but keep more activations: they pay for large models
-    tuned, adapted = (of_recovery(large, 10**9, 0, 512, lora=lora) for lora in (False, True))
+    tuned, adapted = (of_recovery(large, 10**9, 512, lora=lora) for lora in (False, True))
     assert adapted < tuned / 1.5
 
 
@@ -60,20 +60,20 @@ def test_every_hint_names_what_helps_there(tmp_path: Path, limit: int | None, mo
     with pytest.raises(EdgeError) as pruning:
         stays_on_disk(model, 4096, limit, may=True)
     with pytest.raises(EdgeError) as recovery:
-        Recovery(model, model, lora=False, limit=limit).check(512)
+        Recovery(model, lora=False, limit=limit).check(512)
     hints = [str(caught.value.hint) for caught in (pruning, recovery)]
     assert "--calibration-tokens" in hints[0] and "--calibration-tokens" not in hints[1]
-    assert "--distill 0" in hints[1] and "--lora-rank" in hints[1]
+    assert "--lora-rank" in hints[1]
     assert ("give --max-memory" in hints[0], "give --max-memory" in hints[1]) == (limit is None,) * 2
 
 
 def test_the_limit_decides_the_size_of_a_pass(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", write_corpus(tmp_path / "corpus"))
-    room = Recovery(model, None, lora=False, limit=None)
+    room = Recovery(model, lora=False, limit=None)
     assert room.micro_tokens(2048, 512) == 2048
     limit = room.needed(1024)
-    assert Recovery(model, None, lora=False, limit=limit).micro_tokens(2048, 512) == 1024
-    assert Recovery(model, None, lora=False, limit=1).micro_tokens(2048, 512) == 512
+    assert Recovery(model, lora=False, limit=limit).micro_tokens(2048, 512) == 1024
+    assert Recovery(model, lora=False, limit=1).micro_tokens(2048, 512) == 512
 
 
 def build(place: Path, *options: str) -> subprocess.CompletedProcess[str]:

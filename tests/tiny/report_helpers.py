@@ -89,6 +89,20 @@ def full_report() -> dict[str, Any]:
             "kv_groups": [3, [3, 2, 2, 3]],
         },
         "quality_torch": {"dense": quality(0.801), "pruned": quality(0.912), "recovered": quality(0.7)},
+        "waterfall": {
+            "steps": [
+                {"name": name, "bits_per_byte": bits}
+                for name, bits in (
+                    ("dense", 0.801),
+                    ("vocabulary", 0.827),
+                    ("neurons", 0.898),
+                    ("KV groups", 0.912),
+                    ("recovery", 0.7),
+                    ("quantization", 0.716),
+                )
+            ],
+            "windows": 29,
+        },
         "recovery": {"history": history, "tokens": 40_000, "seconds": 498.2},
         "models": [
             model("dense F16", "dense-f16", 270_885_000, 0.812, 78.2),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge_runtime.bench.memory import LOOK_EVERY, check_used, memory_used
+from minigpt_edge_runtime.engines.spin import spin_as_usual
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import read_json, write_json
 
@@ -55,7 +56,7 @@ def run_fresh(
         with (folder / "stderr.txt").open("w+b") as log, _bar(kind, progress) as draw:
             # With -P a stray numpy.py in the working directory is not imported.
             command = [sys.executable, "-P", "-m", "minigpt_edge_runtime.bench.fresh", name]
-            process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=_environment(kind), stdout=log, stderr=log)
             try:
                 _watch(process, folder, draw, memory_limit)
             finally:
@@ -95,11 +96,14 @@ def _step(folder: Path) -> tuple[str, int, int]:
     return what, int(done), int(total)
 
 
-def _environment() -> dict[str, str]:
-    """This environment, in which the new process finds the package that runs here."""
+def _environment(kind: str) -> dict[str, str]:
+    """This environment, in which the new process finds the package that runs here, to measure `kind`."""
     package_parent = str(Path(__file__).resolve().parents[2])
     paths = [package_parent, os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    made = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    if kind != "quality":
+        spin_as_usual(made)
+    return made
 
 
 def _answer(folder: Path, about: str, code: int, lines: list[str]) -> dict[str, Any]:

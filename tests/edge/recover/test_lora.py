@@ -134,7 +134,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(inputs: Any, tmp_path: Path,
 
     lesson: dict[str, Any] = {}
     if taught:
-        lesson["teacher"] = Teacher(make_checkpoint(tmp_path / "dense"), tuple(range(300)), 0.8)
+        lesson["teacher"] = Teacher(make_checkpoint(tmp_path / "dense"), tuple(range(300)), 0.8, 8)
     run(inputs, tmp_path / "whole", **lesson)
 
     def interrupt(entry: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def test_a_teacher_changes_what_is_learned_and_resumes_to_the_same_bits(inputs: 
     from minigpt_edge.recover.teacher import Teacher
 
     dense = run((make_checkpoint(tmp_path / "dense"), inputs[1]), tmp_path / "tuned")
-    lesson = {"teacher": Teacher(tmp_path / "tuned", tuple(range(300)), 0.8), "tokens": 64 * 4 * 3}
+    lesson = {"teacher": Teacher(tmp_path / "tuned", tuple(range(300)), 0.8, 6), "tokens": 64 * 4 * 3}
     alone = run(inputs, tmp_path / "alone", tokens=lesson["tokens"])
     whole = run(inputs, tmp_path / "whole", **lesson)
     assert dense["after"]["bits_per_byte"] < whole["before"]["bits_per_byte"]
@@ -193,19 +193,24 @@ def test_known_scores_are_not_measured_again(inputs: Any, tmp_path: Path) -> Non
     assert result["before"] == {"step": 0, **known} and result["best_step"] == 0
 
 
-def test_a_teacher_gives_its_predictions_for_the_kept_tokens(inputs: Any) -> None:
+def test_a_teacher_gives_its_predictions_for_the_kept_tokens(inputs: Any, tmp_path: Path) -> None:
     from minigpt_edge.models.checkpoint import load_model
-    from minigpt_edge.recover.objective import soft_labels
     from minigpt_edge.recover.teacher import Teacher
 
     kept = (*range(280), 290)
     model = load_model(inputs[0])
-    ids = torch.randint(0, 280, (2, 16))
+    windows = torch.randint(0, 280, (3, 17), dtype=torch.int32)
+    teacher = Teacher(inputs[0], kept, 0.5, 2)
+    lessons = teacher.lessons(windows.numpy(), tmp_path)
     with torch.no_grad():
-        expected = model(input_ids=ids, use_cache=False).logits[..., list(kept)].flatten(0, 1)
-    soft = soft_labels(Teacher(inputs[0], kept, 0.5).load(), ids, None, 0.5)
-    actual = (soft.hidden @ soft.weight.t()).float()
-    assert float((actual - expected).abs().max()) < 0.05 * float(expected.abs().max())
+        logits = model(input_ids=windows[:2, :-1].long(), use_cache=False).logits
+    actual = (lessons.hidden(0, 2) @ lessons.head.t()).float()
+    expected = logits[..., list(kept)].flatten(0, 1)
+    assert float((actual - expected).abs().max()) < 0.01 * float(expected.abs().max())
+    assert teacher.lessons(windows.numpy(), tmp_path).ids.shape == (2, 16)  # kept, not computed again
+    windows[0, 3] = (windows[0, 3] + 1) % 280
+    with pytest.raises(EdgeError, match="other training windows"):
+        teacher.lessons(windows.numpy(), tmp_path)
 
 
 @pytest.mark.whole
@@ -274,23 +279,37 @@ def test_bad_text_is_an_error(inputs: Any, tmp_path: Path) -> None:
         run((inputs[0], {**inputs[1], "train": tmp_path / "none.jsonl"}), tmp_path / "out")
 
 
-def test_packing_is_whole_text_in_an_order_of_the_seed(inputs: Any) -> None:
+def test_training_windows_are_all_of_the_text_from_many_documents_first(inputs: Any) -> None:
     from minigpt_edge.data.corpus import read_documents
+    from minigpt_edge.data.training_windows import TrainingWindows
     from minigpt_edge.models.forward import read_tokenizer
-    from minigpt_edge.recover.packing import pack
 
     texts, tokenizer = read_documents(inputs[1]["train"]), read_tokenizer(inputs[0])
-    arguments = {"length": 32, "count": 300}
-    first = pack(texts, tokenizer, START, seed=0, **arguments)
-    assert first.shape == (300, 33)
-    assert (first == pack(texts, tokenizer, START, seed=0, **arguments)).all()
-    assert (first != pack(texts, tokenizer, START, seed=1, **arguments)).any()
     start = tokenizer.token_to_id(START)
-    assert 0 < (first == start).sum() < first.size / 20
-    one = pack(texts[:1], tokenizer, START, length=8, count=3, seed=0)
-    ids = [start, *tokenizer.encode(texts[0]).ids]
-    rows = {tuple(ids[i : i + 9]) for i in range(0, 24, 8)}
-    assert {tuple(int(t) for t in row) for row in one} == rows
+
+    def cut(seed: int, length: int = 32) -> TrainingWindows:
+        return TrainingWindows(texts, tokenizer, START, length=length, seed=seed)
+
+    first = cut(0).take(300)
+    assert first.shape == (300, 33) and (first[:, 0] == start).all()
+    assert (first[:20] == cut(0).take(20)).all(), "the first windows do not depend on how many follow"
+    assert (first != cut(1).take(300)).any()
+    whole = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    one = list(cut(0).one_pass())
+    predicted = sorted(int(token) for window in one for token in window if token != start)
+    every = sorted(token for ids in whole for token in ids)
+    assert len(every) - len(predicted) < 32, "but for the last window's rest each token comes once a pass"
+    pieces = [tuple(ids[at : at + 32]) for ids in whole for at in range(0, len(ids) - 31, 32)]
+    windows = [tuple(window[1:].tolist()) for window in one]
+    assert sorted(set(pieces) & set(windows)) == sorted(set(pieces)), "a whole piece is a window of its own"
+    early = [
+        next(n for n, ids in enumerate(whole) if _inside(window[1:12].tolist(), ids)) for window in one[:30]
+    ]
+    assert len(set(early)) > 20, "many documents before a second piece of one"
+
+
+def _inside(some: list[int], ids: list[int]) -> bool:
+    return any(ids[at : at + len(some)] == some for at in range(len(ids) - len(some) + 1))
 
 
 def test_transformers_own_blocks_serve_what_the_fast_ones_do_not(

@@ -71,7 +71,8 @@ def test_the_page_says_what_the_report_holds() -> None:
     assert rows["calibrate"][0] == "cached"
     assert rows["total"][0] == "8 min 24 s"  # the cached stage took no time in this build
     assert rows["command"] == ["minigpt-edge build --domain law"]
-    assert sum(tag == "svg" for tag, _ in page.seen) == 3
+    assert rows["KV groups"][1] == "+0.014"
+    assert sum(tag == "svg" for tag, _ in page.seen) == 4
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
@@ -93,7 +94,7 @@ def test_pictures_are_well_formed_and_their_ids_do_not_clash() -> None:
         for element in ElementTree.fromstring(svg).iter()
         if element.get("id")
     ]
-    assert len(pictures) == 3 and len(ids) == len(set(ids))
+    assert len(pictures) == 4 and len(ids) == len(set(ids))
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', "".join(pictures)))
     assert used <= set(ids)
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from source import ROOT
@@ -28,7 +29,10 @@ LAUNCH += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m")
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
-    write_model(folder / "model", write_corpus(folder / "corpus"))
+    model = write_model(folder / "model", write_corpus(folder / "corpus"))
+    # Two windows make a training step of 512 tokens, so that one process has the same steps as two.
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 256}))
     return folder
 
 
@@ -83,7 +87,10 @@ def check_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
     assert found["plan"].tokens == alone["plan"].tokens
     for name, values in alone["importance"].items():
         if name.startswith("blk.0."):
-            assert found["importance"][name] == pytest.approx(values, rel=1e-5), name
+            kept = [plan["plan"].blocks[0].neurons for plan in (found, alone)]
+            both = [[np.isin(a, b) if "ffn_down" in name else slice(None)] for a, b in (kept, kept[::-1])]
+            same, expected = found["importance"][name][tuple(both[0])], values[tuple(both[1])]
+            assert same == pytest.approx(expected, rel=1e-5), name
         elif "ffn_down" not in name:  # of two equally good neurons the other one may have stayed
             assert found["importance"][name] == pytest.approx(values, rel=0.05), name
     curves = [[(e["step"], e.get("loss"), e.get("bits_per_byte")) for e in r["recover"]["history"]]

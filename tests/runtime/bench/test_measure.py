@@ -18,6 +18,7 @@ from minigpt_edge_runtime.bench.fresh import run_fresh
 from minigpt_edge_runtime.bench.measure import measure_quality
 from minigpt_edge_runtime.bench.profiles import Settings
 from minigpt_edge_runtime.bench.samples import entry, milliseconds
+from minigpt_edge_runtime.engines.spin import spin_briefly
 from minigpt_edge_runtime.errors import EdgeError, UsageError
 from minigpt_edge_runtime.files import sha256_file
 from minigpt_edge_runtime.formats.gguf_header import read_header
@@ -164,3 +165,28 @@ def test_the_new_processs_own_message_comes_back(model: Path, tmp_path: Path) ->
         run_fresh("latency", model, settings=settings)
     with pytest.raises(UsageError, match="no measurement 'size'"):
         run_fresh("size", model)
+
+
+@pytest.mark.parametrize(("kind", "spins"), [("speed", None), ("latency", None), ("quality", "1000")])
+def test_only_what_is_timed_spins_as_other_programs_do(
+    kind: str, spins: str | None, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+
+    def start(command: list[str], env: dict[str, str], **_: object) -> None:
+        seen.update(env)
+        raise EdgeError("not started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for user in ({}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}):
+        environment = dict(user)
+        spin_briefly(environment)
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "MINIGPT_EDGE_SPINS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        seen.clear()
+        with pytest.raises(EdgeError, match="not started"):
+            run_fresh(kind, model)
+        assert seen.get("GOMP_SPINCOUNT") == (user.get("GOMP_SPINCOUNT") if user else spins)
+        assert seen.get("OMP_WAIT_POLICY") == user.get("OMP_WAIT_POLICY")
