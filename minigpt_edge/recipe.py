@@ -91,6 +91,8 @@ class Recipe:
         plan: a plan.json to follow instead of choosing; neither a sparsity nor what stands in its place is
             given beside it, but max_size may be: it also holds for the file's types.
         min_count: tokens seen less often in the training split are removed from the vocabulary; 0 keeps all.
+            None: with widths "free" tokens are removed under one budget with neurons and KV groups, by what
+            each costs the loss; elsewhere it is 5.
         keep_tokens: a file of terms, one a line, whose tokens are kept.
         calibration_tokens, recover_tokens: tokens of the training split; with a time they are chosen.
         time: seconds that the whole build may take from an empty cache, downloads left out; None takes as
@@ -128,7 +130,7 @@ class Recipe:
     widths: Literal["free", "equal", "global"] | None = None
     refit: bool | None = None
     plan: Path | None = None
-    min_count: Annotated[int, Field(ge=0)] = 5
+    min_count: Annotated[int, Field(ge=0)] | None = None
     keep_tokens: Path | None = None
     calibration_tokens: Count = 131_072
     recover_tokens: Count = 280_000
@@ -165,11 +167,11 @@ class Recipe:
     def _check_idle(self) -> None:
         """UsageError for an option that would do nothing beside another."""
         decided = ("sparsity", "max_params", "min_speedup", "threshold", "embedding_threshold", "widths")
-        counted = ["min_count"] if self.min_count != Recipe.min_count else []
+        kept = ["keep_tokens", "min_count"]
         idle = {
             "with --corpus: only a domain has sources": ["source"] if self.corpus else [],
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
-            "with --plan, which says what is kept": [*decided, "keep_tokens", *counted] if self.plan else [],
+            "with --plan, which says what is kept": [*decided, *kept] if self.plan else [],
             "with --no-recover": ["lora_rank", "time"] if self.recover == "no" else [],
             "with --threshold, which decides unit by unit": ["widths"] if self.threshold is not None else [],
         }

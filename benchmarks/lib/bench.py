@@ -50,7 +50,7 @@ class Bench:
 
     def prune(self, **options: Any) -> Any:
         """The prune stage of the recipe with these options; EdgeError if the method can't do it."""
-        return prune_stage(self.context(**options), self.text)
+        return prune_stage(self.context(**{"recover": "tokens", **options}), self.text)
 
     def recover(self, pruned: Any, **options: Any) -> Any:
         """The recover stage of a pruned model."""

@@ -103,8 +103,8 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
 @_number(
     "--min-count",
     click.IntRange(0),
-    "Tokens seen less often in the training text are removed from the vocabulary; 0 keeps all.",
-    Recipe.min_count,
+    "Tokens seen less often in the training text are removed from the vocabulary; 0 keeps all [default: with "
+    "--widths free as many as the loss says, under one budget with the blocks; else 5].",
 )
 @click.option("--keep-tokens", type=_PATH, help="A file of terms, one a line, to keep in the vocabulary.")
 @_number(

@@ -1,4 +1,4 @@
-"""How much of each block is removed: decided by estimated loss per parameter, under an exact budget.
+"""How much is removed of the vocabulary and of each block: by estimated loss per unit of an exact budget.
 
 Removing units from a block changes its output by e. To second order the loss then rises by
 1/2 tr(S E[e e^T]), where S is the Fisher information of the block's output: the mean of g g^T over the
@@ -8,8 +8,8 @@ thousand tokens, and it makes costs comparable across blocks, neurons and KV gro
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
     from minigpt_edge.models.archs.base import Arch
     from minigpt_edge.prune.scores import BlockScores
 
-GROUP_RISK = 2.0  # removing KV groups costs more than estimated: measured, see docs/decisions.md
 WIDTHS_PER_STEP = 6  # widths removed between two refits of the removal path, at least
 REFITS = 8  # of a path at most: each takes the cube of the width
 
 
 @dataclass
 class Costs:
-    """Estimated rise of the loss (nats per token) of one block.
+    """Estimated rise of the loss (nats per token) of one block, before recovery.
 
     Attributes:
         widths: descending widths; ffn[i] is the cost of keeping widths[i] neurons.
@@ -48,6 +47,11 @@ class Costs:
     ffn: list[float]
     attention: list[float]
     metrics: Callable[[], list[Tensor]]
+
+    def weighted(self, neurons: float, groups: float) -> Costs:
+        """The costs times what each kind counts."""
+        ffn, attention = [neurons * c for c in self.ffn], [groups * c for c in self.attention]
+        return replace(self, ffn=ffn, attention=attention)
 
 
 class _Probe:
@@ -112,7 +116,7 @@ def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
 def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: int) -> Costs:
     attention, ffn = probes
     gram, fisher = attention.means(tokens)
-    groups = [GROUP_RISK * c for c in _group_path(gram, attention.linear.weight.t(), fisher, group)]
+    groups = _group_path(gram, attention.linear.weight.t(), fisher, group)
     gram, ffn_fisher = ffn.means(tokens)
     widths, path = _removal_path(gram, ffn.linear.weight.t(), ffn_fisher)
     return Costs(widths, path, groups, offload(block, [fisher, ffn_fisher]))
@@ -153,28 +157,47 @@ def _removal_path(gram: Tensor, weight: Tensor, fisher: Tensor) -> tuple[list[in
     return widths, costs
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What removing one unit saves of a budget: parameters, or bytes of a file or of a decoded token."""
+
+    neuron: float
+    group: float
+    token: float = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is kept: FFN neurons and KV groups of each block, and tokens (None where none were on offer)."""
+
+    widths: list[int]
+    kv_groups: list[int]
+    tokens: int | None = None
+
+
 @dataclass(frozen=True, order=True)
 class _Step:
-    """The next cut of one block's FFN or attention, cheapest per parameter first.
+    """The next cut of one block's FFN or attention, or of the vocabulary, cheapest for its price first.
 
     Attributes:
-        slope: rise of the loss per parameter, on the lower convex hull of the block's costs.
-        parameters: what the step removes.
-        kept: neurons or KV groups after it.
+        slope: rise of the loss for what is saved, on the lower convex hull of the costs.
+        block: -1 for the vocabulary.
+        saved: by the step, in the budget's unit.
+        kept: units after it.
     """
 
     slope: float
     block: int
     kind: str
-    removed: int
-    parameters: int
+    removed: float
+    saved: float
     kept: int
 
 
-def _steps(block: int, kind: str, unit: int, points: list[tuple[int, float]]) -> list[_Step]:
+def _steps(block: int, kind: str, unit: float, points: Sequence[tuple[int, float]]) -> list[_Step]:
     """The steps from each of (units kept, cost) to the next; slopes never fall, so that greedy is optimal."""
     full = points[0][0] if points else 0
-    hull: list[tuple[int, float]] = []
+    hull: list[tuple[float, float]] = []
     for kept, y in points:
         x = (full - kept) * unit
         while len(hull) > 1:
@@ -183,54 +206,65 @@ def _steps(block: int, kind: str, unit: int, points: list[tuple[int, float]]) ->
                 break
             hull.pop()
         hull.append((x, y))
-    slopes = [(x1, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in pairwise(hull)]
-    steps = []
+    slopes = iter([(x1, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in pairwise(hull)])
+    steps, (end, slope) = [], (0.0, 0.0)
     for (before, _), (kept, _) in pairwise(points):
         removed = (full - kept) * unit
-        slope = next(slope for end, slope in slopes if removed <= end)
+        while removed > end:
+            end, slope = next(slopes)
         steps.append(_Step(slope, block, kind, removed, (before - kept) * unit, kept))
     return steps
 
 
 def allocate(
-    costs: list[Costs], neuron: int, group: int, remove: int, *, min_width: int, slack: int = 0
-) -> tuple[list[int], list[int]]:
-    """Widths and numbers of KV groups per block that remove `remove` parameters at the lowest cost.
+    costs: list[Costs],
+    prices: Prices,
+    remove: float,
+    *,
+    min_width: int,
+    slack: float = 0,
+    tokens: Sequence[tuple[int, float]] = (),
+) -> Sizes:
+    """The sizes that save `remove` at the lowest cost.
 
     Args:
-        costs: of every block.
-        neuron, group: parameters of one FFN neuron and of one KV group.
-        remove: how many parameters to remove; at least that is removed, within one width step.
+        costs: of every block, weighted as they count.
+        prices: of a unit.
+        remove: how much to save; at least that is saved, within one width step.
         min_width: narrowest FFN allowed.
         slack: a step that would overshoot by more is left out if what is missing without it is less.
+        tokens: (tokens kept, rise of the loss) from the whole vocabulary to the smallest; empty where it is
+            decided already.
 
     Raises:
-        EdgeError: even the smallest blocks would not remove so many.
+        EdgeError: even the smallest sizes would not save so much.
     """
     kept = {"ffn": [cost.widths[0] for cost in costs], "attention": [len(cost.attention) for cost in costs]}
-    steps: list[_Step] = []
+    kept["tokens"] = [tokens[0][0]] if tokens else []
+    steps = _steps(-1, "tokens", prices.token, tokens)
     for index, cost in enumerate(costs):
         narrower = [(w, c) for w, c in zip(cost.widths, cost.ffn, strict=True) if w >= min_width]
         fewer = [(len(cost.attention) - k, c) for k, c in enumerate(cost.attention)]
-        steps += _steps(index, "ffn", neuron, narrower) + _steps(index, "attention", group, fewer)
-    removed = 0
+        steps += _steps(index, "ffn", prices.neuron, narrower)
+        steps += _steps(index, "attention", prices.group, fewer)
+    saved = 0.0
     for step in sorted(steps):
-        if removed >= remove:
+        if saved >= remove:
             break
-        after = removed + step.parameters
-        if step.kind == "attention" and after > remove + WIDTH_MULTIPLE * neuron:
+        after = saved + step.saved
+        if step.kind == "attention" and after > remove + WIDTH_MULTIPLE * prices.neuron:
             continue  # A whole KV group would overshoot the budget.
-        if step.kind == "ffn" and slack and after > remove + slack and removed >= remove - slack:
+        if step.kind == "ffn" and slack and after > remove + slack and saved >= remove - slack:
             break
-        removed = after
+        saved = after
         kept[step.kind][step.block] = step.kept
     else:
-        if removed < remove:
+        if saved < remove:
             raise EdgeError(
-                f"only {removed:,.0f} parameters of the blocks can be removed, but {remove:,.0f} must be",
+                f"only {saved:,.0f} parameters of the blocks can be removed, but {remove:,.0f} must be",
                 "ask for a lower --sparsity, or a smaller vocabulary",
             )
-    return kept["ffn"], kept["attention"]
+    return Sizes(kept["ffn"], kept["attention"], *kept["tokens"])
 
 
 def threshold_plan(scores: BlockScores, threshold: float, multiple: int) -> tuple[BlockPlan, ...]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.prune.plan import BlockPlan, Plan
+from minigpt_edge.prune.unrecovered import AFTER_RECOVERY, Shares
 
 if TYPE_CHECKING:
     import torch
 
     from minigpt_edge.models.archs.base import Arch
+    from minigpt_edge.prune.decide import Decision
 
 CHECKPOINT, PLAN, IMPORTANCE = "checkpoint", "plan.json", "imatrix.safetensors"  # files of the stage
 DENSE_STATES = "dense-states.safetensors"  # another one; see `models.dense_states`
@@ -22,6 +24,7 @@ WIDTH_MULTIPLE = 32  # the block of the 32-wide quantization types
 SPARSITY_TOLERANCE = 0.005  # by which what is removed may miss the fraction that was asked for
 MICRO_BATCH_TOKENS = 4096  # tokens of one forward pass
 VALIDATION_SHARE = 0.15  # This share of the calibration set chooses the ridge, then joins the fit.
+FIXED_COUNT = 5  # of a token that is kept where no loss is estimated that would say it better
 SENSITIVITY_TOKENS = 8192  # This much of the calibration set serves the passes that try or differentiate.
 
 Progress = Callable[[str, int, int], None]
@@ -55,18 +58,20 @@ class PruneSettings:
         threshold: in place of `sparsity`, for the contextual method: mean |activation| of what is removed.
         pattern: "structured", "unstructured", "n:m", "blocks", "rank".
         widths: "free", "equal" or "global"; see `UnitScores.widths`.
-        min_count: tokens seen less often are removed; 0 keeps all.
+        min_count: tokens seen less often are removed; 0 keeps all. None lets the loss decide, where it is
+            estimated, and is FIXED_COUNT elsewhere.
         compensation: in place of the method's own; see `UnitScores.compensation`.
         reductions: of the method laser, such as "26:up:0.1"; "" searches.
         whole_attention: no KV group is removed, since a target could not carry it.
         embedding_threshold: tokens whose share of the training tokens is not above it are removed; None for
             min_count.
+        unrecovered: shares of estimated losses that are left in the end, by which sizes are decided.
     """
 
     sparsity: float
     method: str
     widths: str
-    min_count: int
+    min_count: int | None
     calibration_tokens: int
     window: int
     seed: int
@@ -78,6 +83,18 @@ class PruneSettings:
     reductions: str = ""
     embedding_threshold: float | None = None
     whole_attention: bool = False
+    unrecovered: Shares = AFTER_RECOVERY
+
+    @property
+    def least_count(self) -> int:
+        """How often a token has to be seen to be kept, where counts decide."""
+        return FIXED_COUNT if self.min_count is None else self.min_count
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether sizes are decided by estimated loss: those of the blocks, and of the vocabulary if no count
+        is given."""
+        return self.widths == "free" and self.threshold is None
 
     @property
     def exact(self) -> bool:
@@ -125,6 +142,7 @@ class PruneContext:
         plan: the plan to follow, if one was given.
         dense: parameters of the dense model.
         remove: how many parameters of the blocks are still to be removed.
+        decision: the blocks' sizes, where they were decided together with the vocabulary.
     """
 
     inputs: PruneInputs
@@ -137,6 +155,7 @@ class PruneContext:
     plan: Plan | None = None
     dense: int = 0
     remove: int = 0
+    decision: Decision | None = None
 
     @property
     def settings(self) -> PruneSettings:

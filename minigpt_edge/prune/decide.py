@@ -1,4 +1,4 @@
-"""How much is removed, and where: the vocabulary first, then the sizes of the blocks, under one budget."""
+"""How much is removed where no loss is estimated, as `budget` does: tokens by count, then blocks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minigpt_edge.models import archs
 from minigpt_edge.models.sizes import block_sizes, stock_groups
@@ -23,39 +23,40 @@ from minigpt_edge.prune.sizing import SizeModel
 from minigpt_edge.prune.vocabulary import choose as vocabulary
 from minigpt_edge.prune.vocabulary.trim import config_token_ids
 from minigpt_edge_export.targets import parse_target
-from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
 from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from minigpt_edge.prune.scores import BlockScores, UnitScores
+
+T = TypeVar("T")
 
 NAME_BYTES = 512  # of a GGUF file, kept free for what it says about itself
 
 
 def choose_vocabulary(
-    inputs: PruneInputs, config: dict[str, Any], documents: Sequence[str], remove: int
+    inputs: PruneInputs, config: dict[str, Any], counts: np.ndarray, remove: int
 ) -> tuple[int, ...]:
     """Kept token ids. Where the blocks can't meet the sparsity exactly, the vocabulary's size does.
 
     Args:
         config: the dense model's.
-        documents: texts of the training split.
+        counts: how often each token occurs in the training split, [highest id + 1].
         remove: parameters to remove from vocabulary and blocks.
     """
     settings, base = inputs.settings, inputs.base
     data = read_json(base / TOKENIZER)
     by_share = settings.embedding_threshold is not None
-    if (settings.exact and remove <= 0) or (settings.min_count == 0 and not by_share):
+    least = settings.least_count
+    if (settings.exact and remove <= 0) or (least == 0 and not by_share):
         return tuple(sorted(set(data["model"]["vocab"].values()) | {t["id"] for t in data["added_tokens"]}))
     generation = base / GENERATION_CONFIG
     always = config_token_ids(config, read_json(generation) if generation.exists() else {})
-    counts = vocabulary.count_tokens(open_tokenizer(data), documents)
     choose = partial(vocabulary.choose_tokens, data, counts, keep=inputs.terms, always=always)
-    least = settings.min_count
     if settings.embedding_threshold is not None:
         least = int(settings.embedding_threshold * int(counts.sum())) + 1
     tokens = choose(min_count=least)
@@ -128,12 +129,14 @@ class Decision:
         exact: which.
         metrics: per block, gives the Fisher information of the outputs of attention and FFN, where that was
             measured.
+        estimated: what removing costs; see `budget.decide_together`.
     """
 
     widths: list[int]
     kv_groups: list[int]
     exact: tuple[BlockPlan, ...] | None = None
     metrics: list[Callable[[], list[torch.Tensor]]] | None = None
+    estimated: dict[str, Any] | None = None
 
     @classmethod
     def exactly(cls, blocks: tuple[BlockPlan, ...]) -> Decision:
@@ -171,18 +174,34 @@ def decide(context: PruneContext, method: UnitScores) -> Decision:
         return Decision.exactly(context.plan.blocks)
     if settings.threshold is not None:
         return _by_threshold(context, method, settings.threshold)
+    if context.decision:
+        if settings.exact:
+            _check_sparsity(context, context.decision)
+        return _by_scores(context, method, context.decision)
     neuron, _, _ = context.arch.block_parameters(config)
     fits, equal = _limit(context), settings.widths == "equal"
     made = Decision.exactly(tuple(context.whole_blocks()))
     if context.remove >= neuron * WIDTH_MULTIPLE if fits is None else not fits(made):
         # Equal sizes follow from arithmetic: what can't be met is known before anything is measured.
         choose = partial(_equal_decision, config, settings) if equal else _chooser(context, method)
-        made = choose(context.remove) if fits is None else _least(choose, fits, config, neuron)
+        unit = neuron * WIDTH_MULTIPLE
+        most = sum(width for width, _ in dense) // WIDTH_MULTIPLE
+        made = choose(context.remove) if fits is None else least(choose, fits, unit, most)
     if settings.exact:
         _check_sparsity(context, made)
-    if equal and made.sizes != dense and (scores := _scores(context, method)):
-        made = dataclasses.replace(made, exact=_best(scores, made))
-    return made
+    return _by_scores(context, method, made) if equal else made
+
+
+def _by_scores(context: PruneContext, method: UnitScores, made: Decision) -> Decision:
+    """The decision with the units of the highest scores, if all blocks have to be scored before the first is
+    pruned."""
+    scores = None if made.sizes == block_sizes(context.config) else _scores(context, method)
+    if scores is None:
+        return made
+    pairs = zip(scores, made.kv_groups, made.widths, strict=True)
+    from minigpt_edge.prune.allocate import best_units
+
+    return dataclasses.replace(made, exact=tuple(best_units(s, g, w) for s, g, w in pairs))
 
 
 def _equal_decision(config: dict[str, Any], settings: PruneSettings, remove: int) -> Decision:
@@ -236,34 +255,16 @@ def _scores(context: PruneContext, method: UnitScores) -> BlockScores | None:
     return None
 
 
-def _best(scores: BlockScores, made: Decision) -> tuple[BlockPlan, ...]:
-    """The units of the highest scores, as many of each block as was decided."""
-    from minigpt_edge.prune.allocate import best_units
-
-    return tuple(best_units(s, g, w) for s, g, w in zip(scores, made.kv_groups, made.widths, strict=True))
-
-
 def _chooser(context: PruneContext, method: UnitScores) -> Callable[[int], Decision]:
-    """A function from parameters to remove to what is kept; what it needs is measured here, once."""
-    from minigpt_edge.prune.allocate import allocate, global_plan, measure_costs
+    """A function from parameters to remove to the units that are above one cut over all scores."""
+    from minigpt_edge.prune.allocate import global_plan
 
-    model, arch, settings = context.model, context.arch, context.settings
-    neuron, group, _ = arch.block_parameters(context.config)
+    neuron, group, _ = context.arch.block_parameters(context.config)
     scores = _scores(context, method)
-    if settings.widths == "global" and scores:
-        plan = partial(global_plan, scores, neuron, group, multiple=WIDTH_MULTIPLE)
-        return lambda remove: Decision.exactly(plan(remove))
-    costs = measure_costs(model, arch, context.probe, settings.seed, context.progress("sensitivity"))
-    metrics = [cost.metrics for cost in costs]
-    slack = int(SPARSITY_TOLERANCE * sum(parameter.numel() for parameter in model.parameters()))
-
-    def choose(remove: int) -> Decision:
-        narrowest = 4 * WIDTH_MULTIPLE
-        widths, kept = allocate(costs, neuron, group, remove, min_width=narrowest, slack=slack)
-        made = Decision(widths, kept, None, metrics)
-        return dataclasses.replace(made, exact=_best(scores, made)) if scores else made
-
-    return choose
+    if scores is None:
+        raise ValueError("sizes by estimated loss are decided before the vocabulary is trimmed")
+    plan = partial(global_plan, scores, neuron, group, multiple=WIDTH_MULTIPLE)
+    return lambda remove: Decision.exactly(plan(remove))
 
 
 def kept_parameters(context: PruneContext, blocks: Sequence[tuple[int, int]]) -> int:
@@ -292,18 +293,18 @@ def _limit(context: PruneContext) -> Callable[[Decision], bool] | None:
     return lambda decision: files.speedup(tokens, decision.sizes) >= limit.value
 
 
-def _least(
-    choose: Callable[[int], Decision], fits: Callable[[Decision], bool], config: dict[str, Any], neuron: int
-) -> Decision:
-    """The choice that removes the fewest parameters and fits, found by bisection."""
-    unit = neuron * WIDTH_MULTIPLE
-    high = sum(width for width, _ in block_sizes(config)) // WIDTH_MULTIPLE
-    low, best = 0, None
+def least(choose: Callable[[int], T], fits: Callable[[T], bool], unit: float, most: int) -> T:
+    """The choice that removes the fewest multiples of `unit`, below `most` of them, and fits; by bisection.
+
+    Raises:
+        EdgeError: none fits.
+    """
+    low, high, best = 0, most, None
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            found = choose(middle * unit)
-        except EdgeError:  # more than the blocks have: less may still be enough
+            found = choose(round(middle * unit))
+        except EdgeError:  # more than there is: less may still be enough
             high = middle
             continue
         if fits(found):

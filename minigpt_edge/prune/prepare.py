@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,23 @@ from minigpt_edge.data.corpus import read_split
 from minigpt_edge.data.training_windows import TrainingWindows
 from minigpt_edge.models import archs
 from minigpt_edge.prune import memory
-from minigpt_edge.prune.context import CHECKPOINT, PruneContext, PruneInputs, PruneSettings
+from minigpt_edge.prune.budget import Texts, decide_together
+from minigpt_edge.prune.context import (
+    CHECKPOINT,
+    SENSITIVITY_TOKENS,
+    PruneContext,
+    PruneInputs,
+    PruneSettings,
+)
 from minigpt_edge.prune.decide import choose_vocabulary
 from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.plan import check_plan, read_plan
-from minigpt_edge.prune.vocabulary.trim import remap_config, trim_tokenizer
+from minigpt_edge.prune.vocabulary.choose import count_tokens, token_ids
+from minigpt_edge.prune.vocabulary.trim import trim_checkpoint
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.files import need_space, read_json, write_json
-from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG
+from minigpt_edge_runtime.files import need_space
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
@@ -41,6 +48,8 @@ def prepare(inputs: PruneInputs, directory: Path) -> PruneContext:
         stored_parameters,
         trim_embeddings,
     )
+    from minigpt_edge.models.forward import read_tokenizer
+    from minigpt_edge.prune.units import UnitPruner
 
     settings, base, pruner = inputs.settings, inputs.base, pruner_of(inputs.settings)
     lazy = memory.stays_on_disk(base, settings.calibration_tokens, inputs.max_memory, may=pruner.blockwise)
@@ -58,16 +67,27 @@ def prepare(inputs: PruneInputs, directory: Path) -> PruneContext:
     dense = count_parameters(model)
     remove = round(settings.sparsity * dense) if pruner.removes else 0
     inputs.on_progress("vocabulary", 0, 1)
-    tokens = plan.tokens if plan else choose_vocabulary(inputs, config, documents, remove)
-    old_to_new = trim_tokenizer(base, directory / CHECKPOINT, tokens)
-    trim_embeddings(model, tokens)
-    _write_configs(base, directory / CHECKPOINT, old_to_new)
-    inputs.on_progress("vocabulary", 1, 1)
+    arch, decision = archs.load_arch(config), None
     start = model.minigpt_edge["document_start"]
+    if plan:
+        tokens = plan.tokens
+    elif settings.by_loss and isinstance(pruner, UnitPruner) and (remove > 0 or not settings.exact):
+        ids = list(token_ids(read_tokenizer(base), documents))
+        probe = replace(settings, calibration_tokens=min(SENSITIVITY_TOKENS, settings.calibration_tokens))
+        windows = calibration_windows(documents, base, start, probe)
+        whole = PruneContext(inputs, directory, model, arch, config, windows, dense=dense, remove=remove)
+        texts = Texts(ids, sum(len(text.encode()) for text in documents))
+        tokens, decision = decide_together(pruner.compensated(whole)[0], texts)
+    else:
+        tokens = choose_vocabulary(inputs, config, count_tokens(read_tokenizer(base), documents), remove)
+    trim_checkpoint(base, directory / CHECKPOINT, tokens)
+    trim_embeddings(model, tokens)
+    inputs.on_progress("vocabulary", 1, 1)
     windows = calibration_windows(documents, directory / CHECKPOINT, start, settings)
     remove -= dense - count_parameters(model)
-    arch = archs.load_arch(config)
-    return PruneContext(inputs, directory, model, arch, config, windows, tokens, plan, dense, remove)
+    return PruneContext(
+        inputs, directory, model, arch, config, windows, tokens, plan, dense, remove, decision
+    )
 
 
 def calibration_windows(
@@ -99,13 +119,3 @@ def calibration_windows(
             "give more text, or a lower --calibration-tokens",
         )
     return torch.from_numpy(np.stack(windows)[:, :-1]).long()
-
-
-def _write_configs(base: Path, directory: Path, old_to_new: np.ndarray) -> None:
-    """config.json and generation_config.json with new token ids."""
-    generation = base / GENERATION_CONFIG
-    given = read_json(generation) if generation.exists() else {}
-    config, changed = remap_config(read_json(base / "config.json"), given, old_to_new)
-    write_json(directory / "config.json", config)
-    if given:
-        write_json(directory / generation.name, changed)

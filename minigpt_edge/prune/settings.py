@@ -10,6 +10,7 @@ from minigpt_edge.models.checkpoint import read_config
 from minigpt_edge.models.sizes import stock_groups
 from minigpt_edge.prune.context import Limit, PruneSettings
 from minigpt_edge.prune.methods.registry import METHODS, get_method, pruner_of
+from minigpt_edge.prune.unrecovered import AFTER_RECOVERY, WITHOUT_RECOVERY
 from minigpt_edge.recipe import PAPER_SPARSITY, Recipe
 from minigpt_edge.stages.console import Log
 from minigpt_edge_export.targets import parse_target
@@ -84,6 +85,7 @@ def prune_settings(recipe: Recipe) -> PruneSettings:
         threshold=recipe.threshold,
         reductions=recipe.reductions or "",
         embedding_threshold=recipe.embedding_threshold,
+        unrecovered=WITHOUT_RECOVERY if recipe.recover == "no" else AFTER_RECOVERY,
     )
 
 

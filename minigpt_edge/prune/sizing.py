@@ -63,24 +63,34 @@ class SizeModel:
             key=lambda kind: expected_bytes(self._dense, expected_types(self._dense, kind)),
         )
 
-    def file_bytes(self, vocab_size: int, blocks: Blocks) -> int:
+    def tokenizer_bytes(self, vocab_size: int, directory: Path) -> int:
+        """What the tokenizer of a directory adds to the file; EdgeError as `file_bytes`."""
+        from minigpt_edge_export.gguf.tokenizer import read_tokenizer
+        from minigpt_edge_export.gguf.write import tokenizer_bytes
+
+        return tokenizer_bytes(read_tokenizer(directory, vocab_size))
+
+    def file_bytes(self, vocab_size: int, blocks: Blocks, tokenizer: int | None = None) -> int:
         """The size of the file, to the byte.
+
+        Args:
+            tokenizer: bytes of another tokenizer than that of the directory.
 
         Raises:
             EdgeError: the tokenizer's files are missing, damaged, or of more than `vocab_size` tokens.
         """
         from minigpt_edge_export.gguf.quantize import padded
-        from minigpt_edge_export.gguf.tokenizer import read_tokenizer
-        from minigpt_edge_export.gguf.write import tokenizer_bytes, write_outline
+        from minigpt_edge_export.gguf.write import write_outline
 
-        if vocab_size not in self._tokenizers:
-            tokenizer = read_tokenizer(self._tokenizer_dir, vocab_size)
-            self._tokenizers[vocab_size] = tokenizer_bytes(tokenizer)
+        if tokenizer is None:
+            if vocab_size not in self._tokenizers:
+                self._tokenizers[vocab_size] = self.tokenizer_bytes(vocab_size, self._tokenizer_dir)
+            tokenizer = self._tokenizers[vocab_size]
         decoder = self._decoder(vocab_size, blocks)
         with tempfile.TemporaryDirectory() as folder:
             header = write_outline(decoder, Path(folder) / "outline.gguf")
         weights = sum(padded(size) for size in self._sizes(decoder).values())
-        return padded(header + self._tokenizers[vocab_size]) + weights
+        return padded(header + tokenizer) + weights
 
     def decode_bytes(self, vocab_size: int, blocks: Blocks) -> int:
         """Bytes read for each decoded token: all matrices, of the embedding only what serves as head."""

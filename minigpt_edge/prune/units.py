@@ -69,6 +69,8 @@ class UnitPruner(UnitScores, Pruner):
         compensated, method = self.compensated(context)
         made = decision or decide(compensated, method)
         blocks, pruned = context.arch.blocks(context.model), Pruned()
+        if made.estimated:
+            pruned.metrics["estimated"] = made.estimated
         on_block = context.progress("blocks")
         with torch.inference_mode():
             two = method.compensation == "least_squares"

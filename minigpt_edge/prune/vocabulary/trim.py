@@ -14,6 +14,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json, write_json
 from minigpt_edge_runtime.formats.tokenizer_files import (
     CHAT_TEMPLATE,
+    GENERATION_CONFIG,
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 # Hold no ids. vocab.json, merges.txt and added_tokens.json would contradict the trimmed tokenizer.json.
 _COPIED = (SPECIAL_TOKENS, CHAT_TEMPLATE)
 _FILTERED = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
+
+
+def trim_checkpoint(directory_in: Path, directory_out: Path, kept: Sequence[int]) -> None:
+    """`trim_tokenizer`, and config.json and generation_config.json with the new token ids."""
+    old_to_new = trim_tokenizer(directory_in, directory_out, kept)
+    generation = directory_in / GENERATION_CONFIG
+    given = read_json(generation) if generation.exists() else {}
+    config, changed = remap_config(read_json(directory_in / "config.json"), given, old_to_new)
+    write_json(directory_out / "config.json", config)
+    if given:
+        write_json(directory_out / GENERATION_CONFIG, changed)
 
 
 def trim_tokenizer(directory_in: Path, directory_out: Path, kept: Sequence[int]) -> np.ndarray:

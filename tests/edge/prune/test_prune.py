@@ -13,7 +13,7 @@ from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.checkpoint import load_model, save_model
-from minigpt_edge.prune.allocate import Costs, allocate, global_plan, measure_costs, threshold_plan
+from minigpt_edge.prune.allocate import Costs, Prices, allocate, global_plan, measure_costs, threshold_plan
 from minigpt_edge.prune.calibrate import score_blocks
 from minigpt_edge.prune.decide import Decision
 from minigpt_edge.prune.methods import contextual, flap, least_squares, magnitude, wanda
@@ -181,11 +181,11 @@ def test_allocation_takes_the_cheapest_and_meets_the_budget() -> None:
     metric = torch.eye(2)
     cheap = Costs(widths, [0.0, 0.1, 0.2, 0.3], [0.0, 0.01], (metric, metric))
     dear = Costs(widths, [0.0, 1.0, 2.0, 3.0], [0.0, 5.0], (metric, metric))
-    kept, groups = allocate([cheap, dear], neuron=10, group=640, remove=1280, min_width=32)
-    assert kept == [64, 128]
-    assert groups == [1, 2]
+    sizes = allocate([cheap, dear], Prices(10, 640), remove=1280, min_width=32)
+    assert sizes.widths == [64, 128]
+    assert sizes.kv_groups == [1, 2]
     with pytest.raises(EdgeError, match="can be removed"):
-        allocate([cheap, dear], neuron=10, group=640, remove=10_000, min_width=32)
+        allocate([cheap, dear], Prices(10, 640), remove=10_000, min_width=32)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,14 @@ from vocabulary_helpers import (
 )
 
 from minigpt_edge.prune.vocabulary.choose import (
+    FURTHER,
     choose_tokens,
     close_tokens,
     count_tokens,
     open_tokenizer,
     read_vocabulary,
+    removal_order,
+    required_tokens,
     unreachable_tokens,
 )
 from minigpt_edge.prune.vocabulary.trim import trim_json
@@ -197,3 +200,31 @@ def test_a_damaged_tokenizer_is_refused(data: dict[str, Any]) -> None:
     data["model"]["merges"].append(["q", "z"])
     with pytest.raises(EdgeError, match="damaged"):
         read_vocabulary(data)
+
+
+def test_text_becomes_as_much_longer_as_the_order_of_removal_says(data: dict[str, Any]) -> None:
+    vocabulary, base = read_vocabulary(data), open_tokenizer(data)
+    counts = count_tokens(base, TRAINING)
+    required = required_tokens(vocabulary, base, ["sublicense"], [])
+    order = removal_order(vocabulary, counts / counts.sum(), required)
+    assert set(order.kept) >= required and len(order.kept) + len(order.removed) == len(counts)
+    for size in (300, 400, 500):
+        kept = order.tokens(size)
+        assert len(kept) == size and close_tokens(vocabulary, kept) == list(kept)
+        child, removed = open_tokenizer(trim_json(data, kept)[0]), len(counts) - size
+        longer = sum(len(encode(child, text)) for text in TRAINING) / counts.sum() - 1
+        assert longer == pytest.approx(order.longer[:removed].sum(), rel=0.05)
+        splits = order.costs[:removed].sum()
+        assert FURTHER * longer <= splits * 1.05 and splits <= longer * 1.05
+
+
+def test_with_nothing_inherited_the_order_is_that_of_the_counts(data: dict[str, Any]) -> None:
+    """All that occurs are tokens of which nothing else is built: dropped by their counts, rarest first."""
+    vocabulary = read_vocabulary(data)
+    parts = {part for pair in vocabulary.parts.values() for part in pair}
+    leaves = sorted(vocabulary.parts.keys() - parts - must_stay(data))
+    expected = np.zeros(len(ids_of(data)))
+    expected[leaves] = np.random.Generator(np.random.PCG64(0)).permutation(len(leaves)) + 1
+    order = removal_order(vocabulary, expected, must_stay(data))
+    found = [token for token in order.removed.tolist() if token in set(leaves)]
+    assert found == sorted(leaves, key=expected.__getitem__)
