@@ -100,8 +100,8 @@ class Recipe:
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
         lora_rank: rank of LoRA adapters that are trained instead of all weights, and merged; None trains all.
-        distill: share of the dense model's predictions in the fine-tuning target at the first step; it falls
-            linearly to 0 at the last. 0 does without.
+        distill: share of the dense model's predictions in the fine-tuning target at the first step. It would
+            be 0 at the last, but ends with the windows that were calibrated on. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
         max_memory: bytes that pruning and recovery may take; None for what is free.
         baseline: also measure the dense model.

@@ -35,6 +35,7 @@ COMPLETIONS = 300  # made from held-out documents
 QUESTIONS = 100  # of each set at most, drawn by a fixed seed; a domain has up to five sets
 ROUNDS = 4  # of speeds
 SEEN_TOKENS = 28_000  # of text that was trained on, as many as the test windows have
+WHOLE = 450  # tokens of the base model: such a text is one piece of a window under a trimmed vocabulary too
 NOT_TUNED = "not fine-tuned"  # its text alone is scored
 
 
@@ -114,18 +115,21 @@ def _seen(bench: Bench, made: Any, path: Path) -> dict[str, Any]:
     """A file's quality on text that fine-tuning took first: where it is overfitted, this gets ahead."""
     from minigpt_edge.data.corpus import read_documents
     from minigpt_edge.data.windows import MAX_TOKENS, choose_windows, write_texts
+    from minigpt_edge.prune.settings import WINDOW
     from minigpt_edge_runtime.bench.fresh import run_fresh
     from minigpt_edge_runtime.engines.text import open_tokenizer
 
     def make(out: Path) -> dict[str, Any]:
         texts = read_documents(bench.text.path / "train.jsonl")
-        draw = random.Random(f"{bench.recipe.seed}:0")  # as packing has it
+        draw = random.Random(f"{bench.recipe.seed}:0")  # as `TrainingWindows` has it
         order = draw.sample(range(len(texts)), len(texts))
         tokenizer = open_tokenizer(bench.base.tokenizer)
         documents, tokens = [], 0
         for text in (texts[number] for number in order):
-            documents.append({"text": text, "id": hashlib.sha256(text.encode()).hexdigest()})
-            tokens += len(tokenizer.encode(text, add_special_tokens=False).ids)
+            length = len(tokenizer.encode(text, add_special_tokens=False).ids)
+            if length <= WHOLE:  # of longer ones only a piece has been seen
+                documents.append({"text": text, "id": hashlib.sha256(text.encode()).hexdigest()})
+            tokens += min(length, WINDOW)
             if tokens > bench.recipe.recover_tokens // 2:  # a trimmed vocabulary makes more tokens of a text
                 break
         longest = min(MAX_TOKENS, bench.base.context * 3 // 4)  # as the corpus has it

@@ -48,8 +48,8 @@ def recover(
 
     Returns:
         {"history", "tokens", "seconds", "training_seconds", "tokens_per_second", "matmul_flops",
-        "matmul_fraction", "compiled", "teacher_share", "lora_rank", "stopped", "best_step", "before",
-        "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second,
+        "matmul_fraction", "compiled", "teacher_share", "taught_tokens", "lora_rank", "stopped", "best_step",
+        "before", "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second,
         and bits_per_byte and perplexity_per_base_token where the model was evaluated. The same is written to
         `out`/recovery.json.
 

@@ -196,6 +196,7 @@ class Session:
             "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,
             "teacher_share": self.config.teacher_share,
+            "taught_tokens": min(self.taught * length, tokens),
             "lora_rank": self.config.lora_rank,
             "stopped": self.stopped,
             "best_step": state.best_step,

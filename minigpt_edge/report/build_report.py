@@ -247,6 +247,7 @@ class Recovery(Part):
     matmul_fraction: Number | None = None
     compiled: bool | None = None
     teacher_share: Number | None = None
+    taught_tokens: int | None = None
     lora_rank: int | None = None
     stopped: str | None = None
     best_step: int | None = None

@@ -264,7 +264,9 @@ def _way(report: BuildReport) -> Table:
     if recovery.tokens is not None:
         note += f" Recovery: {number(recovery.tokens)} tokens in {duration(recovery.seconds)}."
         if share := recovery.teacher_share:
-            note += f" Its teacher was the dense model: {percent(share, 0)} of the target, falling to 0."
+            note += f" Its teacher was the dense model: {percent(share, 0)} of the target"
+            taught = recovery.taught_tokens
+            note += ", falling to 0." if taught is None else f" at first, over {number(taught)} tokens."
     columns = ["", "bits per byte", "perplexity per base token", "bits ÷ dense"]
     return Table("way", "Quality after each stage", columns, rows, note)
 
