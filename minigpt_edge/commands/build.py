@@ -133,8 +133,8 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
 @_number(
     "--distill",
     click.FloatRange(0, 1),
-    "Share of the dense model's predictions in what fine-tuning aims at, on the text that was calibrated on; it "
-    "falls as training goes on.",
+    "Share of the dense model's predictions in what fine-tuning aims at, on the text that was calibrated on, "
+    "falling as training goes on.",
     Recipe.distill,
 )
 @_number(
