@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 COUNT = "GOMP_SPINCOUNT"
 POLICY = "OMP_WAIT_POLICY"
 SET_HERE = "MINIGPT_EDGE_SPINS"  # says that the count is not the user's
-BRIEFLY = "1000"  # measured: docs/decisions.md 51
+BRIEFLY = "1000"  # measured: docs/decisions.md 53
 
 
 def spin_briefly(environment: MutableMapping[str, str]) -> None:
