@@ -16,6 +16,7 @@ from benchmarks.lib.results import RESULTS, write_result
 from minigpt_edge.data.stage import corpus_stage
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import dense_stage
+from minigpt_edge.prune.settings import WINDOW
 from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import CODE as RECOVER_CODE
@@ -97,7 +98,13 @@ class Bench:
                 checkpoint,
                 out,
                 TrainingTexts(train, self.text.path / "validation.texts.json"),
-                RecoverConfig(tokens, evaluations=evaluations, patience=evaluations, threads=threads),
+                RecoverConfig(
+                    tokens,
+                    sequence_length=min(WINDOW, self.base.context),
+                    evaluations=evaluations,
+                    patience=evaluations,
+                    threads=threads,
+                ),
                 on_progress=self.log.recovery,
             ),
             settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
