@@ -19,7 +19,7 @@ UNIT_TOKENS = 32_768
 CALIBRATION_STEP = 8_192  # tokens that calibration is rounded to
 LEAST_CALIBRATION, MOST_CALIBRATION = 32_768, 262_144  # perplexity falls by 4 % over four times the tokens
 LEAST_RECOVERY = 65_536  # below it a training step is not even compiled
-MOST_PASSES = 4  # what a text read more often teaches falls fast (arXiv 2305.16264)
+MOST_PASSES = 16  # a text read more often teaches next to nothing more (arXiv 2305.16264)
 PRUNING_SHARE = 0.25  # of the time, where calibration gets more than LEAST_CALIBRATION
 
 PRUNING = 5.0  # units that pruning takes whatever calibration reads
