@@ -14,6 +14,7 @@ from minigpt_edge_runtime.errors import EdgeError
 if TYPE_CHECKING:
     from torch import Tensor
 
+DENSE_STATES = "dense-states.safetensors"  # the file of a stage that has them
 HIDDEN, HEAD, IDS = "hidden", "head", "ids"
 TOKENS_AT_ONCE = 4096  # of one forward pass
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from minigpt_edge.prune.decide import Decision
 
 CHECKPOINT, PLAN, IMPORTANCE = "checkpoint", "plan.json", "imatrix.safetensors"  # files of the stage
-DENSE_STATES = "dense-states.safetensors"  # another one; see `models.dense_states`
 STRUCTURED, UNSTRUCTURED, BLOCKS, RANK = "structured", "unstructured", "blocks", "rank"
 WIDTH_MULTIPLE = 32  # the block of the 32-wide quantization types
 SPARSITY_TOLERANCE = 0.005  # by which what is removed may miss the fraction that was asked for

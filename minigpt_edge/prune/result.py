@@ -10,7 +10,6 @@ from typing import Any
 from minigpt_edge.models.sizes import block_sizes
 from minigpt_edge.prune.context import (
     CHECKPOINT,
-    DENSE_STATES,
     IMPORTANCE,
     PLAN,
     PruneContext,
@@ -35,7 +34,7 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from minigpt_edge.models.checkpoint import count_parameters, save_factors, save_model
-    from minigpt_edge.models.dense_states import save_states
+    from minigpt_edge.models.dense_states import DENSE_STATES, save_states
 
     out, config = context.directory, context.config
     plan = Plan(

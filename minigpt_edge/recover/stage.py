@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
-from minigpt_edge.prune.context import CHECKPOINT, DENSE_STATES, PLAN
+from minigpt_edge.models.dense_states import DENSE_STATES
+from minigpt_edge.prune.context import CHECKPOINT, PLAN
 from minigpt_edge.prune.settings import WINDOW
 from minigpt_edge.recover.memory import Recovery
 from minigpt_edge.stages.context import BuildContext

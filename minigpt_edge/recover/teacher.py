@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_edge.models.dense_states import DenseStates, compute_states, save_states
+from minigpt_edge.models.dense_states import DENSE_STATES, DenseStates, compute_states, save_states
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
     import numpy as np
-
-STATES = "dense-states.safetensors"  # in the work folder, where pruning has left none
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Teacher:
         """
         import torch
 
-        path, ids = self.states or work / STATES, torch.from_numpy(windows[: self.windows, :-1])
+        path, ids = self.states or work / DENSE_STATES, torch.from_numpy(windows[: self.windows, :-1])
         if self.states is None and not path.is_file():
             model = self._load()
             save_states(ids, compute_states(model, ids), model, path)
