@@ -5,8 +5,9 @@
 
 Each kind alone gives up to a third of what the default build removes, at most half of what it has. Every
 model, and the dense one, is then fine-tuned on the same tokens without a teacher; the share is the rise of
-validation loss over the dense model so trained ÷ the rise that was estimated before recovery. Steps are
-finished stages. Writes benchmarks/results/recovered_shares-MODEL-DOMAIN.json.
+the loss over the dense model so trained, on every third validation window, ÷ the rise that was estimated
+before recovery. Steps are finished stages. Writes benchmarks/results/recovered_shares-MODEL-DOMAIN.json, a run for
+each number of tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 from benchmarks.lib.bench import Bench, opened, write
 from benchmarks.lib.results import RESULTS
 
-TOKENS = 60_000
+TOKENS = 20_480
+EVERY = 3  # validation window is scored: all models are, on the same
 NEVER = 1e9  # the share of kinds that are kept: they come last
 KINDS = ("tokens", "neurons", "groups")
 PART, MOST = 1 / 3, 0.5
@@ -80,10 +82,25 @@ def nats(quality: dict[str, Any]) -> float:
     return math.log(quality["perplexity_per_base_token"])
 
 
+def few_windows(bench: Bench) -> Path:
+    """Every third of the validation windows, as a stage."""
+    from minigpt_edge.data.windows import read_texts, write_texts
+
+    name = "validation.texts.json"
+
+    def make(out: Path) -> dict[str, Any]:
+        start, windows = read_texts(bench.text.path / name)
+        write_texts(out / name, start, "validation", windows[::EVERY])
+        return {}
+
+    stage = bench.stage("few-windows", make, settings={"every": EVERY}, inputs={"corpus": bench.text.digest})
+    return Path(stage.path / name)
+
+
 def trained(bench: Bench, checkpoint: Path, digest: str, tokens: int) -> tuple[float, float]:
     """Nats per base token before and after fine-tuning on so many tokens."""
-    metrics = bench.train(checkpoint, digest, tokens).metrics
-    return nats(metrics["before"]), nats(metrics["after"])
+    stage = bench.train(checkpoint, digest, tokens, validation=few_windows(bench), evaluations=1)
+    return nats(stage.metrics["before"]), nats(stage.metrics["after"])
 
 
 def measure(bench: Bench, tokens: int) -> list[dict[str, Any]]:
@@ -121,21 +138,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What recovery leaves of the estimated costs.")
     parser.add_argument("--model", help=f"a model, {stories.NAME} included [default: the default model]")
     parser.add_argument("--domain", default="law")
-    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[TOKENS])
     parser.add_argument("--calibration-tokens", type=int)
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     is_stories = given.model == stories.NAME
     model = str(stories.base_model(cache_dir())) if is_stories else given.model
-    bench = opened(given.threads, domain=given.domain, model=model)
+    bench = opened(given.threads, domain=given.domain, model=model, dense=False)
     if given.calibration_tokens:
         bench.recipe = dataclasses.replace(bench.recipe, calibration_tokens=given.calibration_tokens)
+    path = RESULTS / f"recovered_shares-{bench.base.name}-{given.domain}.json"
+    runs: list[dict[str, Any]] = []
     with bench.log:
-        rows = measure(bench, given.tokens)
-    found = {"tokens": given.tokens, "rows": rows}
-    write(RESULTS / f"recovered_shares-{bench.base.name}-{given.domain}.json", bench, found)
-    for row in rows[1:]:
-        print(f"{row['kind']:8} {row['share']:.3f} of {sum(row['estimated_before'].values()):.3f} nats")
+        for tokens in given.tokens:
+            rows = measure(bench, tokens)
+            runs.append({"tokens": tokens, "rows": rows})
+            for row in rows[1:]:
+                estimated = sum(row["estimated_before"].values())
+                text = f"{row['kind']} {row['share']:.3f} of {estimated:.3f} nats after {tokens:,} tokens"
+                bench.log.line("share", text)
+            write(path, bench, {"calibration_tokens": bench.recipe.calibration_tokens, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -79,25 +79,27 @@ class Bench:
         tokens: int,
         *,
         documents: Path | None = None,
+        validation: Path | None = None,
         evaluations: int = 3,
     ) -> Any:
         """Any checkpoint fine-tuned without a teacher, to the end; its stage.
 
         Args:
             digest: of the checkpoint.
-            documents: a train.jsonl other than the corpus's.
+            documents, validation: a train.jsonl and validation texts other than the corpus's.
         """
         from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
         from minigpt_edge.recover.recover import recover
 
         train = documents or self.text.path / "train.jsonl"
+        validation = validation or self.text.path / "validation.texts.json"
         threads = self.recipe.threads
         return self.stage(
             "train",
             lambda out: recover(
                 checkpoint,
                 out,
-                TrainingTexts(train, self.text.path / "validation.texts.json"),
+                TrainingTexts(train, validation),
                 RecoverConfig(
                     tokens,
                     sequence_length=min(WINDOW, self.base.context),
@@ -108,7 +110,12 @@ class Bench:
                 on_progress=self.log.recovery,
             ),
             settings={"tokens": tokens, "evaluations": evaluations, "threads": threads},
-            inputs={"checkpoint": digest, "corpus": self.text.digest, "train": sha256_file(train)},
+            inputs={
+                "checkpoint": digest,
+                "corpus": self.text.digest,
+                "train": sha256_file(train),
+                "validation": sha256_file(validation),
+            },
             code=RECOVER_CODE,
             resumable=True,
         )
@@ -139,6 +146,8 @@ def opened(
     log: Any = None,
     domain: str = "law",
     model: str | None = None,
+    *,
+    dense: bool = True,
 ) -> Bench:
     """A domain's corpus, or another, and a model, by default the default one, dense quality included."""
     from minigpt_edge.models import base_model
@@ -150,7 +159,7 @@ def opened(
     base = base_model.resolve_model(model)
     context = BuildContext(work, recipe, base, log)
     text = corpus_stage(context)
-    return Bench(work, base, text, recipe, log, dense_stage(context, text))
+    return Bench(work, base, text, recipe, log, dense_stage(context, text) if dense else None)
 
 
 def write(path: Path, bench: Bench, found: Mapping[str, Any]) -> None:

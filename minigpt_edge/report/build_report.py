@@ -86,10 +86,15 @@ class ValidationQuality(Part):
 
 
 class WaterfallStep(Part):
-    """The model after one more step towards the file, in bits per byte."""
+    """The model after one more step towards the file, in bits per byte.
+
+    Attributes:
+        estimated: by how much the budget of pruning expected this step to raise them.
+    """
 
     name: str
     bits_per_byte: Number
+    estimated: Number | None = None
 
 
 class Waterfall(Part):

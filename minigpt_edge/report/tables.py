@@ -279,13 +279,19 @@ def _waterfall(report: BuildReport) -> Table:
         [step.name, number(step.bits_per_byte, 3), change, number(step.bits_per_byte / bits[0], 3)]
         for step, change in zip(found.steps, changes, strict=False)
     ]
+    columns = ["", "bits per byte", "change", "bits ÷ dense"]
     same = f", on the same {found.windows:,} validation windows" if found.windows else ""
     note = f"After each step{same}; lower is better. The last is the first shipped file in its own runtime."
     if found.together:
         note += f" {', '.join(found.together)}: one step, since the model was on disk or its refit ties them."
     elif any(step.name == "KV groups" for step in found.steps):
         note += " Neurons: the pruned model with all of the dense attention, which its refit did not expect."
-    columns = ["", "bits per byte", "change", "bits ÷ dense"]
+    expected = [step.estimated for step in found.steps]
+    if any(value is not None for value in expected):
+        columns.insert(3, "expected change")
+        for row, value in zip(rows, expected, strict=True):
+            row.insert(3, MISSING if value is None else f"{value:+.3f}")
+        note += " Expected: what pruning chose by, estimated from the training text before anything was cut."
     emphasis = frozenset({len(rows) - 1})
     return Table("waterfall", "What each step costs", columns, rows, note, emphasis)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minigpt_edge.prune.attribution import NEURONS, VOCABULARY
@@ -10,6 +11,7 @@ from minigpt_edge.ship.finished import Finished
 from minigpt_edge_export.targets import UNQUANTIZED
 
 GROUPS = "KV groups"
+BUDGETED = {VOCABULARY: "tokens", NEURONS: "neurons", GROUPS: "groups"}  # their names in the budget
 
 
 def waterfall(finished: Finished) -> Waterfall:
@@ -22,16 +24,22 @@ def waterfall(finished: Finished) -> Waterfall:
     if NEURONS in between and scored[NEURONS]["bits_per_byte"] > level:
         between.remove(NEURONS)  # The refit counts on the cut attention: without it the score says nothing.
     together = [name for name in removed if name not in between]
+    joined = _joined(together)
     found = {"dense": models.dense.metrics}
     found |= {name: scored[name] for name in between}
-    found[_joined(together)] = pruned["quality"]
+    found[joined] = pruned["quality"]
     if recovered:
         found["recovery"] = recovered.metrics["after"]
     plain = file.made.metrics["type"] in UNQUANTIZED
     found["export" if plain else "quantization"] = file.measured.metrics["validation"]
+    parts = {**{name: [name] for name in between}, joined: together}
     return Waterfall(
         steps=tuple(
-            WaterfallStep(name=name, bits_per_byte=quality["bits_per_byte"])
+            WaterfallStep(
+                name=name,
+                bits_per_byte=quality["bits_per_byte"],
+                estimated=_estimated(pruned, parts.get(name, [])),
+            )
             for name, quality in found.items()
         ),
         windows=models.dense.metrics["windows"],
@@ -47,6 +55,15 @@ def removed_parts(pruned: dict[str, Any]) -> list[str]:
         for name, (dense, kept) in ((NEURONS, pruned["widths"]), (GROUPS, pruned["kv_groups"])):
             removed[name] = list(kept) != (dense if isinstance(dense, list) else [dense] * len(kept))
     return [name for name, some in removed.items() if some]
+
+
+def _estimated(pruned: dict[str, Any], parts: list[str]) -> float | None:
+    """The rise that the budget expected of these parts before recovery, in bits per byte."""
+    budget = pruned.get("estimated")
+    if not budget or not parts or not set(parts) <= BUDGETED.keys():
+        return None
+    nats = sum(budget["before_recovery"][BUDGETED[name]] for name in parts)
+    return float(nats * budget["base_tokens_per_byte"] / math.log(2))
 
 
 def _joined(names: list[str]) -> str:

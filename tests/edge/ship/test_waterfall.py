@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,3 +78,28 @@ def test_steps_are_what_was_removed(
 def test_a_build_without_recovery_or_quantization_has_no_such_step() -> None:
     found = waterfall(finished({}, recovered=False, kind="f16"))
     assert [step.name for step in found.steps][-2:] == ["KV groups", "export"]
+
+
+def test_what_pruning_expected_stands_beside_what_it_cost() -> None:
+    estimated = {
+        "before_recovery": {"tokens": 0.2, "neurons": 0.4, "groups": 0.1},
+        "base_tokens_per_byte": 0.25,
+    }
+    found = waterfall(finished({"estimated": estimated}))
+    bits = 0.25 / math.log(2)
+    expected = {step.name: step.estimated for step in found.steps}
+    assert expected == {
+        "dense": None,
+        "vocabulary": pytest.approx(0.2 * bits),
+        "neurons": pytest.approx(0.4 * bits),
+        "KV groups": pytest.approx(0.1 * bits),
+        "recovery": None,
+        "quantization": None,
+    }
+    tied = waterfall(finished({"estimated": estimated, "quality": {"bits_per_byte": 1.2}}))
+    (both,) = [step.estimated for step in tied.steps if step.name == "neurons and KV groups"]
+    assert both == pytest.approx(0.5 * bits)
+    report = report_of(full_report()).model_copy(update={"waterfall": found})
+    (table,) = [table for table in tables(report) if table.key == "waterfall"]
+    assert table.columns[3] == "expected change"
+    assert [row[3] for row in table.rows] == ["–", "+0.072", "+0.144", "+0.036", "–", "–"]
