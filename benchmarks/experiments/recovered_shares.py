@@ -6,8 +6,8 @@
 Each kind alone gives up to a third of what the default build removes, at most half of what it has. Every
 model, and the dense one, is then fine-tuned on the same tokens without a teacher; the share is the rise of
 the loss over the dense model so trained, on every third validation window, ÷ the rise that was estimated
-before recovery. Steps are finished stages. Writes benchmarks/results/recovered_shares-MODEL-DOMAIN.json, a run for
-each number of tokens.
+before recovery. Steps are finished stages. Writes benchmarks/results/recovered_shares-MODEL-DOMAIN.json, with
+a run for each number of tokens.
 """
 
 from __future__ import annotations

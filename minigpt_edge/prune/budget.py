@@ -22,12 +22,12 @@ from minigpt_edge.prune.context import SPARSITY_TOLERANCE, WIDTH_MULTIPLE, Prune
 from minigpt_edge.prune.decide import NAME_BYTES, Decision
 from minigpt_edge.prune.sizing import Blocks, SizeModel
 from minigpt_edge.prune.vocabulary import choose, expected
-from minigpt_edge.prune.vocabulary.trim import config_token_ids, trim_checkpoint
+from minigpt_edge.prune.vocabulary.trim import stated_token_ids, trim_checkpoint
 from minigpt_edge.stages import parallel
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime.engines.text import open_tokenizer
 from minigpt_edge_runtime.files import read_json
-from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,8 +138,7 @@ def _tokens(context: PruneContext, texts: Texts) -> Tokens:
     words, tokenizer = choose.read_vocabulary(data), open_tokenizer(data)
     found = expected.find_occurrences(texts.ids, words.rows)
     rates = expected.expected_occurrences(found, sorted(words.ids.values()))
-    generation = inputs.base / GENERATION_CONFIG
-    always = config_token_ids(config, read_json(generation) if generation.exists() else {})
+    always = stated_token_ids(inputs.base, config)
     required = choose.required_tokens(words, tokenizer, inputs.terms, always)
     order = choose.removal_order(words, rates, required)
     windows = context.windows[: max(1, SPELLING_TOKENS // context.windows.shape[1])]

@@ -21,11 +21,11 @@ from minigpt_edge.prune.context import (
 from minigpt_edge.prune.plan import BlockPlan
 from minigpt_edge.prune.sizing import SizeModel
 from minigpt_edge.prune.vocabulary import choose as vocabulary
-from minigpt_edge.prune.vocabulary.trim import config_token_ids
+from minigpt_edge.prune.vocabulary.trim import stated_token_ids
 from minigpt_edge_export.targets import parse_target
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import read_json
-from minigpt_edge_runtime.formats.tokenizer_files import GENERATION_CONFIG, TOKENIZER
+from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +54,7 @@ def choose_vocabulary(
     least = settings.least_count
     if (settings.exact and remove <= 0) or (least == 0 and not by_share):
         return tuple(sorted(set(data["model"]["vocab"].values()) | {t["id"] for t in data["added_tokens"]}))
-    generation = base / GENERATION_CONFIG
-    always = config_token_ids(config, read_json(generation) if generation.exists() else {})
+    always = stated_token_ids(inputs.base, config)
     choose = partial(vocabulary.choose_tokens, data, counts, keep=inputs.terms, always=always)
     if settings.embedding_threshold is not None:
         least = int(settings.embedding_threshold * int(counts.sum())) + 1

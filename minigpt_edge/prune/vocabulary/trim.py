@@ -190,6 +190,12 @@ def config_token_ids(*configs: dict[str, Any]) -> set[int]:
     return found
 
 
+def stated_token_ids(checkpoint: Path, config: dict[str, Any]) -> set[int]:
+    """`config_token_ids` of a checkpoint's config and of its generation_config.json, where it has one."""
+    generation = checkpoint / GENERATION_CONFIG
+    return config_token_ids(config, read_json(generation) if generation.exists() else {})
+
+
 def remap_config(
     config: dict[str, Any], generation_config: dict[str, Any], old_to_new: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, Any]]:
