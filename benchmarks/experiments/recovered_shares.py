@@ -1,7 +1,7 @@
 """What recovery leaves of the estimated cost of tokens, FFN neurons and KV groups, each removed alone.
 
-    python benchmarks/experiments/recovered_shares.py [--model NAME] [--domain NAME] [--tokens N]
-        [--calibration-tokens N] [--threads N]
+    python benchmarks/experiments/recovered_shares.py [--model NAME] [--domain NAME] [--tokens N ...]
+        [--kinds KIND ...] [--calibration-tokens N] [--threads N]
 
 Each kind alone gives up to a third of what the default build removes, at most half of what it has. Every
 model, and the dense one, is then fine-tuned on the same tokens without a teacher; the share is the rise of
@@ -103,13 +103,13 @@ def trained(bench: Bench, checkpoint: Path, digest: str, tokens: int) -> tuple[f
     return nats(stage.metrics["before"]), nats(stage.metrics["after"])
 
 
-def measure(bench: Bench, tokens: int) -> list[dict[str, Any]]:
+def measure(bench: Bench, tokens: int, kinds: list[str]) -> list[dict[str, Any]]:
     """A row for each kind."""
     from minigpt_edge.prune.context import CHECKPOINT
 
     dense, dense_after = trained(bench, bench.base.path, bench.base.fingerprint, tokens)
     rows = [{"kind": "dense", "before": dense, "after": dense_after}]
-    for kind in KINDS:
+    for kind in kinds:
         stage = pruned(bench, kind)
         before, after = trained(bench, stage.path / CHECKPOINT, stage.digest, tokens)
         estimated = stage.metrics["estimated"]["before_recovery"]
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--model", help=f"a model, {stories.NAME} included [default: the default model]")
     parser.add_argument("--domain", default="law")
     parser.add_argument("--tokens", type=int, nargs="+", default=[TOKENS])
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--calibration-tokens", type=int)
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
@@ -151,7 +152,7 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with bench.log:
         for tokens in given.tokens:
-            rows = measure(bench, tokens)
+            rows = measure(bench, tokens, given.kinds)
             runs.append({"tokens": tokens, "rows": rows})
             for row in rows[1:]:
                 estimated = sum(row["estimated_before"].values())

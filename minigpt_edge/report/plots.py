@@ -11,6 +11,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt_edge.report.build_report import BuildReport
+from minigpt_edge.report.tables import signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +155,7 @@ def waterfall_svg(report: BuildReport) -> str | None:
             axes.bar(at, change, bottom=before, width=0.62, color=_WORSE if change > 0 else ACCENT)
             axes.plot([at - 0.69, at + 0.31], [before, before], color=QUIET, linewidth=0.8)
             axes.plot([at + 0.31, at + 0.69], [after, after], color=QUIET, linewidth=0.8)
-            _note(axes, f"{change:+.3f}", (at, max(before, after)), (0, 4, "center"), color=INK)
+            _note(axes, signed(change), (at, max(before, after)), (0, 4, "center"), color=INK)
         for at, level, colour in ((0, levels[0], DENSE), (len(levels), levels[-1], ACCENT)):
             axes.plot([at - 0.31, at + 0.31], [level, level], color=colour, linewidth=4)  # no bar: no zero
             _note(axes, f"{level:.3f}", (at, level), (0, 4, "center"), color=colour)
@@ -183,8 +184,10 @@ def recovery_svg(report: BuildReport) -> str | None:
         axes = figure.add_subplot()
         points = [(tokens / 1000, bits) for tokens, bits in curve]
         axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=4, linewidth=1.8)
-        first = f"after pruning {points[0][1]:.3f}"
-        _note(axes, first, points[0], (9, 0, "left"), color=ACCENT, va="center")
+        first, start = f"after pruning {points[0][1]:.3f}", points[0][1]
+        span = max(bits for _, bits in curve) - min(bits for _, bits in curve)
+        on_line = dense is not None and abs(start - dense) < 0.06 * span
+        _note(axes, first, points[0], (9, 12 if on_line else 0, "left"), color=ACCENT, va="center")
         _note(axes, f"{points[-1][1]:.3f}", points[-1], (0, 8, "right"), color=ACCENT)
         if dense is not None:
             axes.axhline(dense, color=DENSE, linewidth=1.4, linestyle=(0, (5, 3)))

@@ -53,6 +53,11 @@ def number(value: Any, digits: int = 0, unit: str = "") -> str:
     return f"{text} {unit}" if unit else text
 
 
+def signed(change: float) -> str:
+    """A change in bits per byte; one too small to show is +0.000."""
+    return f"{round(change, 3) + 0.0:+.3f}"
+
+
 def percent(value: Any, digits: int = 1) -> str:
     """A fraction as a percentage; a dash for None."""
     return MISSING if value is None else f"{100 * value:.{digits}f} %"
@@ -157,7 +162,7 @@ def _differences(report: BuildReport) -> str:
         for model in report.by_role("shipped")
     }
     return " ".join(
-        f"{label} − {dense.label}, window by window: {pair[0]:+.3f} ± {pair[1]:.3f} bits per byte."
+        f"{label} − {dense.label}, window by window: {signed(pair[0])} ± {pair[1]:.3f} bits per byte."
         for label, pair in found.items()
         if pair
     )
@@ -274,7 +279,7 @@ def _way(report: BuildReport) -> Table:
 def _waterfall(report: BuildReport) -> Table:
     found = report.waterfall
     bits = [step.bits_per_byte for step in found.steps]
-    changes = [MISSING, *(f"{change:+.3f}" for _, change in found.changes())]
+    changes = [MISSING, *(signed(change) for _, change in found.changes())]
     rows = [
         [step.name, number(step.bits_per_byte, 3), change, number(step.bits_per_byte / bits[0], 3)]
         for step, change in zip(found.steps, changes, strict=False)
@@ -290,7 +295,7 @@ def _waterfall(report: BuildReport) -> Table:
     if any(value is not None for value in expected):
         columns.insert(3, "expected change")
         for row, value in zip(rows, expected, strict=True):
-            row.insert(3, MISSING if value is None else f"{value:+.3f}")
+            row.insert(3, MISSING if value is None else signed(value))
         note += " Expected: what pruning chose by, estimated from the training text before anything was cut."
     emphasis = frozenset({len(rows) - 1})
     return Table("waterfall", "What each step costs", columns, rows, note, emphasis)
@@ -303,7 +308,7 @@ def waterfall_line(report: BuildReport) -> str | None:
         return None
     first, last = found.steps[0], found.steps[-1]
     parts = [f"{first.name} {first.bits_per_byte:.3f}"]
-    parts += [f"{name} {change:+.3f}" for name, change in found.changes()]
+    parts += [f"{name} {signed(change)}" for name, change in found.changes()]
     windows = f" on {found.windows:,} validation windows" if found.windows else ""
     return f"Bits per byte{windows}: {', '.join(parts)}, shipped {last.bits_per_byte:.3f}."
 
