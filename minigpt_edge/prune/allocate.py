@@ -20,7 +20,6 @@ from minigpt_edge.models.precision import compute_dtype
 from minigpt_edge.models.resident import offload
 from minigpt_edge.prune.backward import backward
 from minigpt_edge.prune.context import WIDTH_MULTIPLE, Done, unwatched
-from minigpt_edge.prune.held_out import Halves, Tried, raised
 from minigpt_edge.prune.moments import add_gram, mirror
 from minigpt_edge.prune.plan import BlockPlan
 from minigpt_edge.prune.refit import Refitted
@@ -56,14 +55,11 @@ class Costs:
 
 
 class _Probe:
-    """Hooks on one matrix: sums the Gram matrix of its input for either half of the windows, and the Fisher
-    information of its output."""
+    """Hooks on one matrix: sums the Gram matrix of its input, and the Fisher information of its output."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.linear, self.windows = linear, 0
-        read = linear.in_features
-        self.grams = [torch.zeros(read, read) for _ in range(2)]
-        self.fisher = torch.zeros(linear.out_features, linear.out_features)
+        self.linear = linear
+        self.gram, self.fisher = (torch.zeros(n, n) for n in (linear.in_features, linear.out_features))
         self._handle = linear.register_forward_hook(self._forward)
 
     def remove(self) -> None:
@@ -71,10 +67,7 @@ class _Probe:
         self._handle.remove()
 
     def _forward(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        for half in range(2):
-            if len(rows := inputs[0][(half - self.windows) % 2 :: 2]):
-                self._add(self.grams[half], rows)
-        self.windows += len(inputs[0])
+        self._add(self.gram, inputs[0])
         output.register_hook(self._backward)
 
     def _backward(self, gradient: Tensor) -> None:
@@ -84,10 +77,11 @@ class _Probe:
         with torch.autocast("cpu", enabled=False):
             add_gram(sums, x.detach().flatten(0, -2).to(compute_dtype()))
 
-    def means(self, tokens: int) -> tuple[Halves, Tensor]:
-        """The matrices per token."""
+    def means(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The two matrices per token."""
+        mirror(self.gram)
         mirror(self.fisher)
-        return Halves.of(self.grams, tokens), self.fisher.div_(tokens)
+        return self.gram.div_(tokens), self.fisher.div_(tokens)
 
 
 def measure_costs(
@@ -121,37 +115,32 @@ def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: int) -> Costs:
     attention, ffn = probes
-    halves, fisher = attention.means(tokens)
-    weight = attention.linear.weight.t()
-    groups, tried = _group_path(halves.whole, weight, fisher, group)
-    groups = raised(groups, tried, halves, weight, fisher)
-    halves, ffn_fisher = ffn.means(tokens)
-    weight = ffn.linear.weight.t()
-    widths, path, tried = _removal_path(halves.whole, weight, ffn_fisher)
-    path = raised(path, tried, halves, weight, ffn_fisher)
+    gram, fisher = attention.means(tokens)
+    groups = _group_path(gram, attention.linear.weight.t(), fisher, group)
+    gram, ffn_fisher = ffn.means(tokens)
+    widths, path = _removal_path(gram, ffn.linear.weight.t(), ffn_fisher)
     return Costs(widths, path, groups, offload(block, [fisher, ffn_fisher]))
 
 
-def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> tuple[list[float], Tried]:
+def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> list[float]:
     """Cost of removing 0, 1, ... KV groups, each time the cheapest of those left; one is always kept."""
     left = Refitted.of(gram, gram @ weight, fisher)
-    costs, tried = [0.0], Tried()
+    costs = [0.0]
     for _ in range(len(gram) // group - 1):
         rise = left.costs(group) / 2
         cheapest = int(rise.argmin())
         costs.append(costs[-1] + float(rise[cheapest]))
         left = left.without(cheapest * group + torch.arange(group))
-        tried.append((len(costs) - 1, left.units))
-    return costs, tried
+    return costs
 
 
-def _removal_path(gram: Tensor, weight: Tensor, fisher: Tensor) -> tuple[list[int], list[float], Tried]:
+def _removal_path(gram: Tensor, weight: Tensor, fisher: Tensor) -> tuple[list[int], list[float]]:
     """Widths from all neurons down to WIDTH_MULTIPLE, and the cost of each when removed in OBS order."""
     total, cross = len(gram), gram @ weight
     full = float(((weight @ fisher) * cross).sum())
     left = Refitted.of(gram, cross, fisher)
     widths = list(range(total // WIDTH_MULTIPLE * WIDTH_MULTIPLE, 0, -WIDTH_MULTIPLE))
-    costs, tried = [0.0], Tried()
+    costs = [0.0]
     at, stride = 0, max(WIDTHS_PER_STEP, len(widths) // REFITS)
     while at < len(widths) - 1:
         steps = min(stride, len(widths) - 1 - at)
@@ -165,8 +154,7 @@ def _removal_path(gram: Tensor, weight: Tensor, fisher: Tensor) -> tuple[list[in
         left = left.without(order[: count - widths[at + steps]])
         costs[-1] = max((full - left.explained(cross)) / 2, before)
         at += steps
-        tried.append((at, left.units))
-    return widths, costs, tried
+    return widths, costs
 
 
 @dataclass(frozen=True)

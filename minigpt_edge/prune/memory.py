@@ -8,7 +8,7 @@ from typing import Any
 
 from minigpt_edge.stages.memory import PROCESS, check
 
-GRAMS = 7  # matrices of an FFN's width that a refit holds, both halves of the windows counted
+GRAMS = 5  # matrices of a half's width that a refit holds
 
 
 def of_pruning(config: dict[str, Any], parameters: int, tokens: int, *, lazy: bool) -> int:

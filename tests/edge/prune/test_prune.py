@@ -313,7 +313,7 @@ def test_a_group_costs_more_once_its_stand_in_is_gone() -> None:
     x = torch.randn(500, 12, generator=torch.Generator().manual_seed(5))
     x[:, 4:8] = x[:, :4] + 0.01 * x[:, 4:8]  # the second of three groups repeats the first
     weight = torch.randn(12, 6, generator=torch.Generator().manual_seed(6))
-    (none, one, two), _ = _group_path(x.t() @ x / 500, weight, torch.eye(6), 4)
+    none, one, two = _group_path(x.t() @ x / 500, weight, torch.eye(6), 4)
     assert none == 0 and one < 0.1 * (two - one)
 
 
