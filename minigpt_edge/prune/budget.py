@@ -3,8 +3,8 @@
 The cost is the expected rise of the held-out loss after recovery, for each unit of the budget: a parameter,
 a byte of the file, or a byte that a decoded token reads. It is measured on the dense model, its vocabulary
 whole. A token costs how often it is expected in unseen text times what an occurrence loses when it is spelled
-in pieces; neurons and groups cost what `allocate.measure_costs` says; each times the share of it that
-recovery does not win back.
+in pieces; neurons and groups cost what `allocate.measure_costs` says; each times the share of such estimates
+that is measured in the end (`unrecovered.py`).
 """
 
 from __future__ import annotations
