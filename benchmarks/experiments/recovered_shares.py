@@ -7,13 +7,14 @@ Each kind alone gives up to a third of what the default build removes, at most h
 model, and the dense one, is then fine-tuned on the same tokens without a teacher; the share is the rise of
 the loss over the dense model so trained, on every third validation window, ÷ the rise that was estimated
 before recovery. Steps are finished stages. Writes benchmarks/results/recovered_shares-MODEL-DOMAIN.json, with
-a run for each number of tokens.
+a run for each number of tokens; those of other numbers are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -149,16 +150,17 @@ def main() -> None:
     if given.calibration_tokens:
         bench.recipe = dataclasses.replace(bench.recipe, calibration_tokens=given.calibration_tokens)
     path = RESULTS / f"recovered_shares-{bench.base.name}-{given.domain}.json"
-    runs: list[dict[str, Any]] = []
+    known = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = {run["tokens"]: run["rows"] for run in known}
     with bench.log:
         for tokens in given.tokens:
-            rows = measure(bench, tokens, given.kinds)
-            runs.append({"tokens": tokens, "rows": rows})
+            runs[tokens] = rows = measure(bench, tokens, given.kinds)
             for row in rows[1:]:
                 estimated = sum(row["estimated_before"].values())
                 text = f"{row['kind']} {row['share']:.3f} of {estimated:.3f} nats after {tokens:,} tokens"
                 bench.log.line("share", text)
-            write(path, bench, {"calibration_tokens": bench.recipe.calibration_tokens, "runs": runs})
+            found = [{"tokens": number, "rows": made} for number, made in sorted(runs.items())]
+            write(path, bench, {"calibration_tokens": bench.recipe.calibration_tokens, "runs": found})
 
 
 if __name__ == "__main__":

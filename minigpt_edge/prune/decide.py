@@ -54,7 +54,7 @@ def choose_vocabulary(
     least = settings.least_count
     if (settings.exact and remove <= 0) or (least == 0 and not by_share):
         return tuple(sorted(set(data["model"]["vocab"].values()) | {t["id"] for t in data["added_tokens"]}))
-    always = stated_token_ids(inputs.base, config)
+    always = stated_token_ids(base, config)
     choose = partial(vocabulary.choose_tokens, data, counts, keep=inputs.terms, always=always)
     if settings.embedding_threshold is not None:
         least = int(settings.embedding_threshold * int(counts.sum())) + 1

@@ -296,7 +296,9 @@ def _waterfall(report: BuildReport) -> Table:
         columns.insert(3, "expected change")
         for row, value in zip(rows, expected, strict=True):
             row.insert(3, MISSING if value is None else signed(value))
-        note += " Expected: what pruning chose by, estimated from the training text before anything was cut."
+        note += (
+            " Expected: estimated on the training text before anything was cut; pruning weighs it by kind."
+        )
     emphasis = frozenset({len(rows) - 1})
     return Table("waterfall", "What each step costs", columns, rows, note, emphasis)
 
