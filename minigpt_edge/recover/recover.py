@@ -14,6 +14,7 @@ from minigpt_edge.recover.config import Progress, RecoverConfig, TrainingTexts
 from minigpt_edge.recover.session import Session, Validation
 from minigpt_edge.recover.training_checkpoint import last_checkpoint, work_folder
 from minigpt_edge.stages import parallel
+from minigpt_edge.stages.memory import keep_freed
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, sha256_file
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
@@ -90,8 +91,9 @@ def recover(
     resumed = parallel.broadcast(None if parallel.rank() else last_checkpoint(session.work))
     if resumed:
         session.resume(resumed)
-    if resumed or not session.begin(before):
-        train(session, data, resumed)
+    with keep_freed():
+        if resumed or not session.begin(before):
+            train(session, data, resumed)
     result = session.result()
     if parallel.rank() == 0:
         session.publish(out, result)

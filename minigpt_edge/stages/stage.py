@@ -6,7 +6,6 @@ what it made and `manifest.json`. While it is made it is `WORK/NAME-KEY.partial/
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib.util
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_edge.stages import parallel
+from minigpt_edge.stages.memory import give_back
 from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.bench.memory import peak_rss_bytes
 from minigpt_edge_runtime.errors import EdgeError
@@ -273,7 +273,6 @@ def _versions() -> dict[str, str]:
 def _reset_peak_memory() -> None:
     """Let the peak be the stage's own: what earlier stages freed goes back to the system first."""
     gc.collect()
-    with suppress(OSError, AttributeError, TypeError):  # glibc alone
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     with suppress(OSError):  # elsewhere than on Linux the figure is the peak since the process began
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,104 @@
+"""What the default build makes of each of the five domains, beside the dense model fine-tuned alike.
+
+    python benchmarks/experiments/every_domain.py [--only DOMAIN ...] [--tokens N] [--no-tuned] [--threads N]
+
+Bits per byte and perplexity of the GGUF files in llama.cpp, on each domain's test split: the dense model as
+published, fine-tuned on as many tokens as recovery takes, pruned by 42 % (before recovery, after it, and in
+four bits). Steps are finished stages, shared with `minigpt-edge build`. Writes
+benchmarks/results/every_domain.json, a row for each domain and number of tokens; rows not asked for are kept.
+The table in docs/results.md puts them beside those of benchmarks/results/domains.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiments.domains import DOMAINS, FOUR_BITS
+from benchmarks.lib.bench import Bench, opened
+from benchmarks.lib.files import F16, gguf_files, quality
+from benchmarks.lib.results import RESULTS, provenance
+
+RESULT = RESULTS / "every_domain.json"
+
+
+def files(bench: Bench, name: str, checkpoint: Path, importance: Path, *types: str) -> dict[str, Any]:
+    """Bytes and test quality of a checkpoint's F16 file and of those of other types."""
+    found = {}
+    for kind, made, _ in gguf_files(bench, name, checkpoint, importance, types):
+        path = made.path / (F16 if kind == "f16" else "model.gguf")
+        found[kind] = quality(bench, path, made.digest)
+    return found
+
+
+def row_of(bench: Bench, *, tuned: bool) -> dict[str, Any]:
+    """One domain's models: how they were made and what their files score."""
+    from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE
+    from minigpt_edge.recipe import PAPER_SPARSITY
+
+    pruned = bench.prune(sparsity=PAPER_SPARSITY)
+    importance = pruned.path / IMPORTANCE
+    recovered = bench.recover(pruned, sparsity=PAPER_SPARSITY)
+    models = {
+        "dense": files(bench, "dense", bench.base.path, importance),
+        "pruned": files(bench, "pruned", pruned.path / CHECKPOINT, importance),
+        "recovered": files(bench, "recovered", recovered.path, importance, FOUR_BITS),
+    }
+    found: dict[str, Any] = {
+        "calibration_tokens": bench.recipe.calibration_tokens,
+        "tokens": recovered.metrics["tokens"],
+        "vocabulary": pruned.metrics["vocabulary"],
+        "estimated": pruned.metrics["estimated"],
+        "seconds": {"pruning": _seconds(pruned), "recovery": _seconds(recovered)},
+        "history": _history(recovered),
+    }
+    if tuned:
+        dense = bench.train(bench.base.path, bench.base.fingerprint, bench.recipe.recover_tokens)
+        models["dense, fine-tuned"] = files(bench, "dense, fine-tuned", dense.path, importance)
+        found["seconds"]["fine-tuning the dense model"] = _seconds(dense)
+        found["dense_history"] = _history(dense)
+    return {**found, "files": models, "threads": bench.recipe.threads, **provenance()}
+
+
+def _seconds(stage: Any) -> float:
+    return float(stage.manifest["seconds"])
+
+
+def _history(stage: Any) -> list[dict[str, float]]:
+    """Tokens and bits per byte of the evaluations on validation windows."""
+    keys = ("tokens", "bits_per_byte")
+    return [{key: entry[key] for key in keys} for entry in stage.metrics["history"] if keys[1] in entry]
+
+
+def main() -> None:
+    """Run the domains that are asked for, keeping the other rows."""
+    from minigpt_edge.recipe import Recipe
+    from minigpt_edge.stages.parallel import all_cores
+    from minigpt_edge_runtime.files import write_json
+
+    parser = argparse.ArgumentParser(description="The default build in every domain.")
+    parser.add_argument("--only", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--tokens", type=int, default=Recipe.recover_tokens, help="of recovery")
+    parser.add_argument("--no-tuned", action="store_true", help="leave out the dense model fine-tuned alike")
+    parser.add_argument("--threads", type=int, default=all_cores())
+    given = parser.parse_args()
+    for domain in given.only:
+        bench = opened(given.threads, domain=domain)
+        bench.recipe = dataclasses.replace(bench.recipe, recover_tokens=given.tokens)
+        with bench.log:
+            row = {"domain": domain, "asked_tokens": given.tokens, **row_of(bench, tuned=not given.no_tuned)}
+            rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+            rows = [one for one in rows if _key(one) != _key(row)] + [row]
+            write_json(RESULT, {"model": bench.base.name, "rows": sorted(rows, key=_key)})
+            bench.log.line("written", f"{RESULT.name}: {domain}, {given.tokens:,} tokens")
+
+
+def _key(row: dict[str, Any]) -> tuple[int, int]:
+    return DOMAINS.index(row["domain"]), row["asked_tokens"]
+
+
+if __name__ == "__main__":
+    main()
