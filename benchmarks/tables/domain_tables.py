@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.tables import every_domain
 from minigpt_edge.report.tables import MISSING, Table, duration, markdown, megabytes, number, percent
 
 Rows = list[dict[str, Any]]
@@ -24,7 +25,8 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
         return {}
     result = json.loads(source.read_text(encoding="utf-8"))
     domains = _with_sizes(result["domains"], result["sizes"])
-    parts = [_head(domains), _corpora(domains, result["second"]), _perplexity(domains)]
+    parts = [_head(domains), every_domain.section(results)]
+    parts += [_corpora(domains, result["second"]), _perplexity(domains)]
     parts += [_second(result["second"])] if result["second"] else []
     parts += [*_questions(domains), _forgetting(domains)]
     parts += [_overfitting(domains), *_training(domains)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,29 @@ def test_a_limit_leaves_the_result_or_is_refused(tmp_path: Path) -> None:
     refused = build(tmp_path, "--out", "refused", "--max-memory", "10MB", "--seed", "1")
     assert refused.returncode == 1 and "pruning needs about" in refused.stderr
     assert "--max-memory allows" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_kept_while_asked_and_given_back_afterwards() -> None:
+    """Page faults of taking the same 64 MiB again and again, in a process of its own."""
+    code = """
+import ctypes, resource
+from minigpt_edge.stages.memory import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        block = bytearray(64 << 20)
+        block[::4096] = b"1" * len(block[::4096])
+        del block
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+usual = faults()
+with keep_freed():
+    faults()
+    kept = faults()
+print(usual, kept, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    usual, kept, after = map(int, done.stdout.split())
+    assert kept < usual / 10 and after > usual / 2

@@ -1,0 +1,88 @@
+"""The default build of five domains beside an earlier recipe's, for docs/results.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt_edge.report.tables import MISSING, Table, markdown, number
+
+EARLIER_NAMES = {"pruned 42%, not fine-tuned": "pruned", "pruned 42%": "recovered"}  # as in domains.json
+COLUMNS = (
+    "domain",
+    "recovery tokens",
+    "dense F16",
+    "dense, fine-tuned, F16",
+    "pruned F16",
+    "recovered F16",
+    "recovered IQ4_NL",
+    "IQ4_NL ÷ dense F16",
+    "F16 ÷ fine-tuned",
+    "perplexity pruned ÷ dense",
+)
+TITLE = "Every domain: this recipe and the one before"
+
+
+def section(results: Path) -> str:
+    """The section, "" before there is a result."""
+    source = results / "every_domain.json"
+    if not source.exists():
+        return ""
+    rows = json.loads(source.read_text(encoding="utf-8"))["rows"]
+    earlier = json.loads((results / "domains.json").read_text(encoding="utf-8"))["domains"]
+    cells = []
+    for domain in dict.fromkeys(row["domain"] for row in rows):
+        if domain in earlier:
+            cells.append(
+                _cells(f"{domain}, before", _tokens(earlier[domain]), _earlier_files(earlier, domain))
+            )
+        own = [row for row in rows if row["domain"] == domain]
+        cells += [_cells(domain, row["tokens"], row["files"]) for row in own]
+    origins = dict.fromkeys(
+        f"{row['date']}, {str(row['commit'])[:9]}, {row['device']['cpu']}, {row['threads']} threads"
+        for row in rows
+    )
+    note = (
+        "SmolLM2-135M-Instruct, 42 % removed; bits per byte of the GGUF file in llama.cpp on the domain's "
+        "test windows, one run each (`benchmarks/experiments/every_domain.py`). 'Before' are rows of the "
+        "tables below, of an earlier recipe: the vocabulary trimmed by a count of five, 2,048 tokens a step "
+        "and a teacher in all of them. The dense model was fine-tuned on as many tokens as recovery took, "
+        f"by the recipe of its row. Measured {'; '.join(origins)}."
+    )
+    return f"## {TITLE}\n\n{markdown(Table('', TITLE, COLUMNS, cells, note))}"
+
+
+def _tokens(found: Mapping[str, Any]) -> int:
+    return next(int(row["tokens"]) for row in found["rows"] if row["model"] == "pruned 42%")
+
+
+def _earlier_files(domains: Mapping[str, Any], domain: str) -> dict[str, dict[str, Any]]:
+    """Model -> type -> quality, of a domain's rows in domains.json."""
+    files: dict[str, dict[str, Any]] = {}
+    for row in domains[domain]["rows"]:
+        name = EARLIER_NAMES.get(row["model"], row["model"])
+        files.setdefault(name, {})[row["type"]] = row["tasks"][f"text:{domain}"]
+    return files
+
+
+def _cells(title: str, tokens: int, files: Mapping[str, Any]) -> Sequence[str]:
+    def bits(model: str, kind: str = "f16", measure: str = "bits_per_byte") -> float | None:
+        found = files.get(model, {}).get(kind)
+        return float(found[measure]) if found else None
+
+    perplexities = (bits(model, "f16", "perplexity_per_base_token") for model in ("pruned", "dense"))
+    return [
+        title,
+        number(tokens),
+        *(number(bits(model), 4) for model in ("dense", "dense, fine-tuned", "pruned", "recovered")),
+        number(bits("recovered", "iq4_nl"), 4),
+        _ratio(bits("recovered", "iq4_nl"), bits("dense")),
+        _ratio(bits("recovered"), bits("dense, fine-tuned")),
+        _ratio(*perplexities, digits=2),
+    ]
+
+
+def _ratio(one: float | None, other: float | None, digits: int = 3) -> str:
+    return MISSING if one is None or other is None else number(one / other, digits)
