@@ -60,6 +60,7 @@ bench-families: $(READY) ## every architecture, trained small, through the whole
 
 bench-domains: $(READY) ## docs/results.md: five domains, text and questions (hours; resumes)
 	$(BIN)/python benchmarks/experiments/domains.py
+	$(BIN)/python benchmarks/experiments/every_domain.py
 	$(BIN)/python benchmarks/tables/tables.py
 
 bench-sizes: $(READY) ## time and memory of 0.1 to 7 billion parameters (hours, 60 GB of disk)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from report_helpers import full_report
 
-from benchmarks.tables import reliability_tables, tables
+from benchmarks.tables import every_domain, reliability_tables, tables
 
 
 @pytest.fixture
@@ -122,6 +122,27 @@ def test_domains_have_their_page(script: ModuleType, root: Path) -> None:
     assert "| law, pruned 42%, F16 | 0.9000 ± 0.0400 | 140 | 1.0000 ± 0.0200 | 150 |" in page
     assert page.count("## Questions: law") == 2
     assert script.main(["--check"], root) == 0
+
+
+def _scored(bits: float) -> dict[str, float]:
+    return {"bits_per_byte": bits, "perplexity_per_base_token": 20 * bits}
+
+
+def test_domains_are_beside_the_recipe_before(tmp_path: Path) -> None:
+    earlier = {"dense": 1.0, "dense, fine-tuned": 0.8, "pruned 42%, not fine-tuned": 1.5, "pruned 42%": 1.2}
+    old = [
+        {"model": name, "type": "f16", "tokens": 1000, "tasks": {"text:law": _scored(bits)}}
+        for name, bits in earlier.items()
+    ]
+    (tmp_path / "domains.json").write_text(json.dumps({"domains": {"law": {"rows": old}}}))
+    files = {"dense": {"f16": _scored(1.0)}, "pruned": {"f16": _scored(1.25)}}
+    files["recovered"] = {"f16": _scored(0.9), "iq4_nl": _scored(0.95)}
+    origin = {"date": "2026-01-01", "commit": None, "device": {"cpu": "c"}, "threads": 1}
+    rows = [{"domain": "law", "tokens": 2000, "files": files, **origin}]
+    (tmp_path / "every_domain.json").write_text(json.dumps({"rows": rows}))
+    page = every_domain.section(tmp_path)
+    assert "| law, before | 1,000 | 1.0000 | 0.8000 | 1.5000 | 1.2000 | – | – | 1.500 | 1.50 |" in page
+    assert "| law | 2,000 | 1.0000 | – | 1.2500 | 0.9000 | 0.9500 | 0.950 | – | 1.25 |" in page
 
 
 def test_evidence_draws_every_method(script: ModuleType, root: Path) -> None:
