@@ -22,6 +22,7 @@ COLUMNS = (
     "F16 ÷ fine-tuned",
     "perplexity pruned ÷ dense",
 )
+PERPLEXITY = "perplexity_per_base_token"
 TITLE = "Every domain: this recipe and the one before"
 
 
@@ -72,7 +73,6 @@ def _cells(title: str, tokens: int, files: Mapping[str, Any]) -> Sequence[str]:
         found = files.get(model, {}).get(kind)
         return float(found[measure]) if found else None
 
-    perplexities = (bits(model, "f16", "perplexity_per_base_token") for model in ("pruned", "dense"))
     return [
         title,
         number(tokens),
@@ -80,7 +80,7 @@ def _cells(title: str, tokens: int, files: Mapping[str, Any]) -> Sequence[str]:
         number(bits("recovered", "iq4_nl"), 4),
         _ratio(bits("recovered", "iq4_nl"), bits("dense")),
         _ratio(bits("recovered"), bits("dense, fine-tuned")),
-        _ratio(*perplexities, digits=2),
+        _ratio(bits("pruned", measure=PERPLEXITY), bits("dense", measure=PERPLEXITY), digits=2),
     ]
 
 
