@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MICRO_TOKENS = 4096  # tokens of one forward and backward pass
 STEP_TOKENS, LORA_STEP_TOKENS = 512, 2048  # small steps learn more from a token: docs/decisions.md 53
-LR, LORA_LR = 1.5e-4, 2e-3
+LR, LORA_LR = 3e-4, 2e-3
 BETA2, LORA_BETA2 = 0.98, 0.95  # AdamW's memory of squared gradients, about equally many tokens
 
 Progress = Callable[[dict[str, Any]], None]
