@@ -34,7 +34,7 @@ from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
 from minigpt_edge.recover.recover import recover
 from minigpt_edge.recover.teacher import Teacher
 
-given = json.loads(sys.argv[1])
+given = json.load(sys.stdin)
 known = {"windows": given["windows"], "states": Path(given["states"])}
 known = {one.name: known[one.name] for one in dataclasses.fields(Teacher) if one.name in known}
 teacher = Teacher(Path(given["base"]), tuple(given["tokens"]), given["share"], **known)
@@ -70,7 +70,8 @@ def rate(tree: Path, given: dict[str, Any]) -> float:
     paths = os.pathsep.join(str(tree / part) for part in (".", "export", "runtime"))
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, json.dumps({**given, "out": folder})],
+            [sys.executable, "-c", CHILD],
+            input=json.dumps({**given, "out": folder}),
             env={**os.environ, "PYTHONPATH": paths},
             cwd=folder,
             capture_output=True,

@@ -1,7 +1,7 @@
 """How much of what a cut is estimated to cost is measured on held-out text, with recovery and without it.
 
-Tokens and groups: geometric means of two domains, benchmarks/results/recovered_shares-*.json (docs/decisions.md
-54). Neurons: between what is best in those domains at the default's calibration (56).
+Tokens and groups: geometric means of two domains, benchmarks/results/recovered_shares-*.json
+(docs/decisions.md 54). Neurons: between what is best in those domains at the default's calibration (56).
 """
 
 from __future__ import annotations
