@@ -1,12 +1,13 @@
 """What the default build makes of each of the five domains, beside the dense model fine-tuned alike.
 
-    python benchmarks/experiments/every_domain.py [--only DOMAIN ...] [--tokens N] [--no-tuned] [--threads N]
+    python benchmarks/experiments/every_domain.py [--only DOMAIN ...] [--models pruned|fine-tuned|both]
+        [--tokens N] [--threads N]
 
 Bits per byte and perplexity of the GGUF files in llama.cpp, on each domain's test split: the dense model as
 published, fine-tuned on as many tokens as recovery takes, pruned by 42 % (before recovery, after it, and in
 four bits). Steps are finished stages, shared with `minigpt-edge build`. Writes
-benchmarks/results/every_domain.json, a row for each domain and number of tokens; rows not asked for are kept.
-The table in docs/results.md puts them beside those of benchmarks/results/domains.json.
+benchmarks/results/every_domain.json, a row for each domain, number of tokens and half of the models; rows not
+asked for are kept. The table in docs/results.md puts them beside those of benchmarks/results/domains.json.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from benchmarks.lib.results import RESULTS, provenance
 
 RESULT = RESULTS / "every_domain.json"
 SPARSITY = 0.42  # as in domains.json
+TUNED = "dense, fine-tuned"
 
 
-def files(bench: Bench, name: str, checkpoint: Path, importance: Path, *types: str) -> dict[str, Any]:
+def files(
+    bench: Bench, name: str, checkpoint: Path, importance: Path | None = None, *types: str
+) -> dict[str, Any]:
     """Bytes and test quality of a checkpoint's F16 file and of those of other types."""
     found = {}
     for kind, made, _ in gguf_files(bench, name, checkpoint, importance, types):
@@ -35,32 +39,40 @@ def files(bench: Bench, name: str, checkpoint: Path, importance: Path, *types: s
     return found
 
 
-def row_of(bench: Bench, *, tuned: bool) -> dict[str, Any]:
-    """One domain's models: how they were made and what their files score."""
+def pruned_row(bench: Bench) -> dict[str, Any]:
+    """The dense, the pruned and the recovered model: how they were made and what their files score."""
     from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE
 
     pruned = bench.prune(sparsity=SPARSITY)
     importance = pruned.path / IMPORTANCE
     recovered = bench.recover(pruned, sparsity=SPARSITY)
-    models = {
-        "dense": files(bench, "dense", bench.base.path, importance),
-        "pruned": files(bench, "pruned", pruned.path / CHECKPOINT, importance),
-        "recovered": files(bench, "recovered", recovered.path, importance, FOUR_BITS),
-    }
-    found: dict[str, Any] = {
+    return {
         "calibration_tokens": bench.recipe.calibration_tokens,
         "tokens": recovered.metrics["tokens"],
         "vocabulary": pruned.metrics["vocabulary"],
         "estimated": pruned.metrics["estimated"],
         "seconds": {"pruning": _seconds(pruned), "recovery": _seconds(recovered)},
         "history": _history(recovered),
+        "files": {
+            "dense": files(bench, "dense", bench.base.path, importance),
+            "pruned": files(bench, "pruned", pruned.path / CHECKPOINT, importance),
+            "recovered": files(bench, "recovered", recovered.path, importance, FOUR_BITS),
+        },
     }
-    if tuned:
-        dense = bench.train(bench.base.path, bench.base.fingerprint, bench.recipe.recover_tokens)
-        models["dense, fine-tuned"] = files(bench, "dense, fine-tuned", dense.path, importance)
-        found["seconds"]["fine-tuning the dense model"] = _seconds(dense)
-        found["dense_history"] = _history(dense)
-    return {**found, "files": models, "threads": bench.recipe.threads, **provenance()}
+
+
+def tuned_row(bench: Bench) -> dict[str, Any]:
+    """The dense model fine-tuned on as many tokens."""
+    dense = bench.train(bench.base.path, bench.base.fingerprint, bench.recipe.recover_tokens)
+    return {
+        "tokens": dense.metrics["tokens"],
+        "seconds": {"fine-tuning": _seconds(dense)},
+        "history": _history(dense),
+        "files": {TUNED: files(bench, TUNED, dense.path)},
+    }
+
+
+PARTS = {"pruned": pruned_row, "fine-tuned": tuned_row}
 
 
 def _seconds(stage: Any) -> float:
@@ -81,23 +93,26 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="The default build in every domain.")
     parser.add_argument("--only", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--models", choices=[*PARTS, "both"], default="both")
     parser.add_argument("--tokens", type=int, default=Recipe.recover_tokens, help="of recovery")
-    parser.add_argument("--no-tuned", action="store_true", help="leave out the dense model fine-tuned alike")
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
+    parts = PARTS if given.models == "both" else {given.models: PARTS[given.models]}
     for domain in given.only:
         bench = opened(given.threads, domain=domain)
         bench.recipe = dataclasses.replace(bench.recipe, recover_tokens=given.tokens)
         with bench.log:
-            row = {"domain": domain, "asked_tokens": given.tokens, **row_of(bench, tuned=not given.no_tuned)}
-            rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-            rows = [one for one in rows if _key(one) != _key(row)] + [row]
-            write_json(RESULT, {"model": bench.base.name, "rows": sorted(rows, key=_key)})
-            bench.log.line("written", f"{RESULT.name}: {domain}, {given.tokens:,} tokens")
+            for part, row_of in parts.items():
+                row = {"domain": domain, "asked_tokens": given.tokens, "models": part, **row_of(bench)}
+                row |= {"threads": bench.recipe.threads, **provenance()}
+                rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+                rows = [one for one in rows if _key(one) != _key(row)] + [row]
+                write_json(RESULT, {"model": bench.base.name, "rows": sorted(rows, key=_key)})
+                bench.log.line("written", f"{RESULT.name}: {domain}, {part}, {given.tokens:,} tokens")
 
 
-def _key(row: dict[str, Any]) -> tuple[int, int]:
-    return DOMAINS.index(row["domain"]), row["asked_tokens"]
+def _key(row: dict[str, Any]) -> tuple[int, int, int]:
+    return DOMAINS.index(row["domain"]), row["asked_tokens"], list(PARTS).index(row["models"])
 
 
 if __name__ == "__main__":

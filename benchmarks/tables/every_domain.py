@@ -39,8 +39,10 @@ def section(results: Path) -> str:
             cells.append(
                 _cells(f"{domain}, before", _tokens(earlier[domain]), _earlier_files(earlier, domain))
             )
-        own = [row for row in rows if row["domain"] == domain]
-        cells += [_cells(domain, row["tokens"], row["files"]) for row in own]
+        own: dict[int, dict[str, Any]] = {}  # the halves of the models, by tokens
+        for row in (row for row in rows if row["domain"] == domain):
+            own.setdefault(row["tokens"], {}).update(row["files"])
+        cells += [_cells(domain, tokens, files) for tokens, files in own.items()]
     origins = dict.fromkeys(
         f"{row['date']}, {str(row['commit'])[:9]}, {row['device']['cpu']}, {row['threads']} threads"
         for row in rows
