@@ -20,6 +20,7 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD, gguf_name
 
 HEADS = (EMBEDDING, HEAD)  # GGUF names; the same matrix where they are tied
+MADE_UP = 0.5  # share of what earlier blocks lost that a refit is to make up for: docs/decisions.md 57
 KEPT_BYTES = 2**30  # of a half's units; more of them are computed again when they are needed again
 
 
@@ -135,6 +136,9 @@ class Stream:
     def gather(self, half: Half) -> tuple[Units, list[Moments], Tensor]:
         """Advance the dense stream by a half, and measure the pruned stream.
 
+        The moments' target is what the half's own matrix gives on the pruned stream, and MADE_UP of the
+        distance that is then left to the dense stream.
+
         Returns:
             the units; their moments, [fitted, held out], none without a dense stream; the summed squared
             inputs, float32 [hidden].
@@ -154,7 +158,7 @@ class Stream:
         parallel.all_reduce(read)
         for sums in moments:
             sums.all_reduce()
-        return units, moments, read
+        return units, [sums.drawn(half.reader.weight.t(), MADE_UP) for sums in moments], read
 
     def entering(self, half: Half, stream: Tensor, which: int) -> Tensor:
         """What a half reads of the pruned (0) or dense (1) stream."""

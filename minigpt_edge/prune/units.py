@@ -1,8 +1,9 @@
 """Structured pruning: KV groups and FFN neurons are removed, and what is kept is refitted, block by block.
 
 Two streams of hidden states walk through the blocks: the dense model's, and that of the model as it is
-pruned so far. Each block is measured on the pruned stream, and what is kept is refitted to the dense
-stream, so that it also corrects what earlier blocks lost. Memory holds one block and its activations.
+pruned so far. Each block is measured on the pruned stream, and what is kept is refitted to what the whole
+block gives there and part of the way to the dense stream, so that it also corrects some of what earlier
+blocks lost. Memory holds one block and its activations.
 Methods without a refit need the pruned stream alone.
 """
 

@@ -176,6 +176,16 @@ def test_moments_are_the_sums() -> None:
     assert torch.allclose(means.mean_abs.double(), wide.abs().mean(0), atol=1e-5)
 
 
+def test_moments_drawn_are_those_of_a_mixed_target() -> None:
+    x, weight = samples()
+    y = x @ weight + torch.randn(len(x), 5, generator=torch.Generator().manual_seed(1))
+    moments, expected = Moments.zeros(12, 5), Moments.zeros(12, 5)
+    moments.add(x, y)
+    expected.add(x, 0.3 * y + 0.7 * x @ weight)
+    for found, wanted in zip(moments.drawn(weight, 0.3).mean(), expected.mean(), strict=True):
+        assert torch.allclose(torch.as_tensor(found), torch.as_tensor(wanted), rtol=1e-4, atol=1e-4)
+
+
 def test_allocation_takes_the_cheapest_and_meets_the_budget() -> None:
     widths = [128, 96, 64, 32]
     metric = torch.eye(2)
