@@ -3,7 +3,7 @@
     python benchmarks/experiments/equal_time.py [--threads N]
 
 A short training tells how many tokens the dense model reads in that time. On a machine that does nothing
-else: times decide the result. Steps are stages, shared with `minigpt-edge build`. Writes
+else: times decide the result. Steps are stages, shared with every_domain.py. Writes
 benchmarks/results/equal_time.json.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import json
 from typing import Any
 
+from benchmarks.experiments.every_domain import SPARSITY
 from benchmarks.lib.bench import Bench, opened, write
 from benchmarks.lib.results import RESULTS
 
@@ -21,10 +22,8 @@ TRIAL = 61_440  # tokens; the training step is compiled from 60,000 on
 
 def run(bench: Bench) -> dict[str, Any]:
     """Seconds and quality of both."""
-    from minigpt_edge.recipe import PAPER_SPARSITY
-
-    pruned = bench.prune(sparsity=PAPER_SPARSITY)
-    ours = bench.recover(pruned)
+    pruned = bench.prune(sparsity=SPARSITY)
+    ours = bench.recover(pruned, sparsity=SPARSITY)
     spent = pruned.manifest["seconds"] + ours.manifest["seconds"]
     dense = bench.base.path, bench.base.fingerprint
     trial = bench.train(*dense, TRIAL)

@@ -23,6 +23,7 @@ COLUMNS = (
     "perplexity pruned ÷ dense",
 )
 PERPLEXITY = "perplexity_per_base_token"
+RIVALS = {"recovered": "ours", "dense, fine-tuned": "dense, fine-tuned"}  # as lines of a picture
 TITLE = "Every domain: this recipe and the one before"
 
 
@@ -55,6 +56,23 @@ def section(results: Path) -> str:
         f"by the recipe of its row. Measured {'; '.join(origins)}."
     )
     return f"## {TITLE}\n\n{markdown(Table('', TITLE, COLUMNS, cells, note))}"
+
+
+def learning(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Domain -> model -> (minutes, bits per byte of its F16 file), where recovery has several lengths.
+
+    Minutes are of all that was done to the dense model, evaluations counted.
+    """
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        for model in RIVALS.keys() & row["files"].keys():
+            point = sum(row["seconds"].values()) / 60, float(row["files"][model]["f16"]["bits_per_byte"])
+            found.setdefault(row["domain"], {}).setdefault(RIVALS[model], []).append(point)
+    return {
+        domain: {name: sorted(models[name]) for name in RIVALS.values() if name in models}
+        for domain, models in found.items()
+        if len(models.get(RIVALS["recovered"], ())) > 1
+    }
 
 
 def _tokens(found: Mapping[str, Any]) -> int:

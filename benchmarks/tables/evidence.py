@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables.evidence_plots import OURS, front_picture, one_shot_picture
+from benchmarks.tables import every_domain
+from benchmarks.tables.evidence_plots import OURS, front_picture, one_shot_picture, time_picture
 from minigpt_edge.report.tables import MISSING, Table, duration, markdown, megabytes, number, percent
 
 Rows = list[dict[str, Any]]
@@ -28,6 +29,8 @@ def outputs(results: Path, docs: Path) -> dict[Path, str]:
     made = {docs / "evidence.md": head + "\n" + "\n\n".join(parts) + "\n"}
     if "methods-one-shot" in found:
         made[docs / "one-shot.svg"] = one_shot_picture(found["methods-one-shot"])
+    if lines := every_domain.learning(found.get("every_domain", {}).get("rows", ())):
+        made[docs / "time.svg"] = time_picture(lines)
     if "front" in found:
         made[docs / "front.svg"] = front_picture(found["front"]["rows"])
     return made
@@ -179,6 +182,30 @@ def _equal_time(result: dict[str, Any]) -> list[str]:
     columns = ["", "removed", "tokens", "time, pruning counted", "bits per byte"]
     note = f"Ours ÷ dense {number(result['bits_ratio'], 3)}, one run each on an idle machine. "
     return [_table("Fine-tuned for the same time", columns, cells, note + _origin(result))]
+
+
+def _learning(result: dict[str, Any]) -> list[str]:
+    lines = every_domain.learning(result["rows"])
+    cells = [
+        [domain, model, number(minutes), number(bits, 4)]
+        for domain, models in lines.items()
+        for model, points in models.items()
+        for minutes, bits in points
+    ]
+    if not cells:
+        return []
+    last = max(result["rows"], key=lambda row: row["date"])
+    note = (
+        "Each line is a model of its own, 42 % removed, pruned and recovered with more tokens, or the dense "
+        "model fine-tuned on more; evaluations on validation windows are counted, files are not. "
+    )
+    table = _table(
+        "Bits per byte over time",
+        ["domain", "", "minutes", "bits per byte, F16"],
+        cells,
+        note + _origin(last),
+    )
+    return [f"{table}\n\n![Bits per byte over minutes](time.svg)"]
 
 
 def _peers(result: dict[str, Any]) -> list[str]:
@@ -357,6 +384,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods-medicine": _medicine,
     "methods-recovery": _recovery,
     "equal_time": _equal_time,
+    "every_domain": _learning,
     "pruning_peers": _peers,
     "questions-thresholds": _thresholds,
     "questions-calibration": _calibration,

@@ -1,7 +1,8 @@
-"""The two pictures of docs/evidence.md and the README."""
+"""The pictures of docs/evidence.md and the README."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.report.plots import ACCENT, DENSE, INK, QUIET, draw_svg, standalone
@@ -76,3 +77,26 @@ def front_picture(rows: list[dict[str, Any]]) -> str:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
     return standalone(draw_svg(draw, (8.6, 3.9), "front"))
+
+
+def time_picture(lines: Mapping[str, Mapping[str, list[tuple[float, float]]]]) -> str:
+    """Bits per byte over minutes of work, a panel per domain: domain -> model -> (minutes, bits per byte)."""
+
+    def draw(figure: Figure) -> None:
+        for number, (domain, models) in enumerate(lines.items(), 1):
+            axes = figure.add_subplot(1, len(lines), number)
+            for (model, points), (mark, colour) in zip(
+                models.items(), (("o", ACCENT), ("s", DENSE)), strict=False
+            ):
+                axes.plot(*zip(*points, strict=True), marker=mark, markersize=5, color=colour, label=model)
+            ticks = sorted({round(minutes) for points in models.values() for minutes, _ in points})
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.minorticks_off()
+            axes.set_xlabel("minutes, pruning counted")
+            axes.set_title(domain, color=QUIET)
+            axes.legend()
+            if number == 1:
+                axes.set_ylabel("bits per byte, held-out text")
+
+    return standalone(draw_svg(draw, (8.6, 3.6), "time"))

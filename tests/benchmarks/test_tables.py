@@ -146,6 +146,28 @@ def test_domains_are_beside_the_recipe_before(tmp_path: Path) -> None:
     assert "| law | 2,000 | 1.0000 | 0.7500 | 1.2500 | 0.9000 | 0.9500 | 0.950 | 1.200 | 1.25 |" in page
 
 
+def test_learning_is_drawn_where_there_are_several_lengths(script: ModuleType, root: Path) -> None:
+    origin = {"date": "2026-01-01", "commit": None, "device": {"cpu": "c"}, "threads": 1, "domain": "law"}
+    rows = [
+        {
+            **origin,
+            "seconds": {"pruning": 60.0, "recovery": 60.0 * n},
+            "files": {model: {"f16": _scored(1 / n)}},
+        }
+        for n in (2, 4)
+        for model in ("recovered", "dense, fine-tuned")
+    ]
+    path = root / "benchmarks" / "results" / "every_domain.json"
+    path.write_text(json.dumps({"rows": rows[2:]}))
+    assert script.main([], root) == 0
+    assert not (root / "docs" / "time.svg").exists()
+    path.write_text(json.dumps({"rows": rows}))
+    assert script.main([], root) == 0
+    page, picture = (root / "docs" / name for name in ("evidence.md", "time.svg"))
+    assert "| law | ours | 3 | 0.5000 |" in page.read_text() and "time.svg" in page.read_text()
+    assert "dense, fine-tuned" in picture.read_text() and "law" in picture.read_text()
+
+
 def test_evidence_draws_every_method(script: ModuleType, root: Path) -> None:
     quality = {"bits_per_byte": 1.0, "perplexity_per_base_token": 20.0}
     row = {"sparsity": 0.42, "asked": 0.42, "test": quality, "seconds": 9.0, "peak_rss_mb": 500.0}
