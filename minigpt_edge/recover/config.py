@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MICRO_TOKENS = 4096  # tokens of one forward and backward pass
 STEP_TOKENS, LORA_STEP_TOKENS = 512, 2048  # small steps learn more from a token: docs/decisions.md 53
 LR, LORA_LR = 3e-4, 2e-3
+EMBEDDING_RATE = 0.3  # of the learning rate: most rows get little but noise at a step (58)
 BETA2, LORA_BETA2 = 0.98, 0.95  # AdamW's memory of squared gradients, about equally many tokens
 
 Progress = Callable[[dict[str, Any]], None]
@@ -43,6 +44,7 @@ class RecoverConfig:
         sequence_length, step_tokens: tokens of a sequence and of an optimizer step, at least a sequence of
             each process; None takes STEP_TOKENS or LORA_STEP_TOKENS.
         lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0. None takes LR or LORA_LR.
+        embedding_rate: the rate of embedding and head, as a share of `lr`.
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.
         until_perplexity: stop at an evaluation with this perplexity per base token or less.
@@ -62,6 +64,7 @@ class RecoverConfig:
     sequence_length: int = 512
     step_tokens: int | None = None
     lr: float | None = None
+    embedding_rate: float = EMBEDDING_RATE
     seed: int = 0
     threads: int = 2
     evaluations: int = 3
@@ -83,6 +86,8 @@ class RecoverConfig:
             raise EdgeError(f"recovery: the rank of LoRA must be at least 1, not {self.lora_rank}")
         if not self.learning_rate > 0:
             raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
+        if not self.embedding_rate > 0:
+            raise EdgeError(f"recovery: the embedding's rate must be positive, not {self.embedding_rate}")
         if not 0 <= self.teacher_share <= 1:
             raise EdgeError(f"recovery: the teacher's share must be 0 to 1, not {self.teacher_share}")
         if self.sequences_per_step % self.processes:

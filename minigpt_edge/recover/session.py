@@ -72,6 +72,12 @@ class Session:
         return self.adapter.trained if self.adapter else self.model
 
     @property
+    def tables(self) -> list[Any]:
+        """The weights of embedding and head, which may be one."""
+        model: Any = self.model
+        return [part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())]
+
+    @property
     def taught(self) -> int:
         """How many of the first windows have a teacher: whole steps of them."""
         if self.lessons is None or self.config.teacher is None:

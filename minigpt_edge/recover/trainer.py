@@ -68,6 +68,20 @@ class RecoveryTrainer(Trainer):
         share = self.session.config.teacher_share * (1 - self.state.global_step / self.state.max_steps)
         return SoftLabels(lessons.hidden(int(numbers[0]), last), lessons.head, share)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, embedding and head with a rate of their own."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            trained = [p for p in self.session.model.parameters() if p.requires_grad]
+            tables = {id(table) for table in self.session.tables}
+            rate = self.args.learning_rate * self.session.config.embedding_rate
+            groups: list[dict[str, Any]] = [
+                {"params": [p for p in trained if id(p) not in tables]},
+                {"params": [p for p in trained if id(p) in tables], "lr": rate},
+            ]
+            self.optimizer = kind([group for group in groups if group["params"]], **options)
+        return self.optimizer
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)

@@ -187,6 +187,21 @@ def test_a_teacher_changes_what_is_learned_and_resumes_to_the_same_bits(inputs: 
 
 
 @pytest.mark.whole
+def test_the_embedding_has_a_rate_of_its_own(inputs: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    before = load_file(inputs[0] / "model.safetensors")
+    moved = {}
+    for rate in (1e-6, 1.0):
+        run(inputs, tmp_path / str(rate), tokens=512, evaluations=1, embedding_rate=rate)
+        after = load_file(tmp_path / str(rate) / "model.safetensors")
+        moved[rate] = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    table = "model.embed_tokens.weight"
+    assert moved[1e-6][table] < 1e-6 and moved[1.0][table] > 1e-3
+    assert all(change > 1e-4 for name, change in moved[1e-6].items() if "proj" in name)
+
+
+@pytest.mark.whole
 def test_known_scores_are_not_measured_again(inputs: Any, tmp_path: Path) -> None:
     known = {"bits_per_byte": 0.0, "perplexity_per_base_token": 1.0}
     result = run(inputs, tmp_path, before=known)
