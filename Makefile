@@ -42,6 +42,7 @@ check: lint type test ## everything a change has to pass
 bench: $(READY) ## take the speed figures again (a quiet machine, about half an hour)
 	$(BIN)/python benchmarks/speed/calibration_speed.py
 	$(BIN)/python benchmarks/speed/finetune_speed.py
+	$(BIN)/python benchmarks/speed/busy_build.py
 	$(BIN)/python benchmarks/tables/tables.py
 
 bench-methods: $(READY) ## the tables of docs/evidence.md: methods, sizes, peers, questions (hours; resumes)
