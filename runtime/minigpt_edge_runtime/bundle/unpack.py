@@ -16,8 +16,8 @@ from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space, os_error, publish_directory, sha256_file
 
 _AGAIN = "copy or download the file again"
-# zipfile raises these for a damaged file; NotImplementedError means a version of zip that it does not read.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
+_ZIP_ANEW = "zip the bundle's directory with deflate, as zip programs do by themselves"
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError)  # what zipfile raises for such a file
 
 
 def unpack(path: Path) -> Path:
@@ -26,8 +26,8 @@ def unpack(path: Path) -> Path:
     Names are checked before anything is written: none may leave the directory, be a link, or come twice.
 
     Raises:
-        EdgeError: it is no zip file of a bundle, is damaged or encrypted, a name is not allowed, or no space
-            is left.
+        EdgeError: it is no zip file of a bundle, is damaged, encrypted or of a kind that is not read, a name
+            is not allowed, or no space is left.
     """
     try:
         folder = cache_dir() / "unpacked" / sha256_file(path)[:16]
@@ -36,6 +36,9 @@ def unpack(path: Path) -> Path:
             if not folder.is_dir():
                 need_space(folder, sum(entry.file_size for entry in archive.infolist()), f"unpacking {path}")
                 _extract(archive, folder)
+    except RuntimeError as error:  # zipfile's word for a version or flag of the format that it does not know
+        what = f"{path} is a kind of zip file that is not read here ({error})"
+        raise EdgeError(what, f"{_AGAIN}; if it is whole, {_ZIP_ANEW}") from error
     except (*_DAMAGED, OSError) as error:
         # EINVAL comes from an offset before the file's beginning, which a damaged file may hold.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -69,8 +72,7 @@ def _check(path: Path, archive: zipfile.ZipFile) -> str:
         if entry.flag_bits & 1:
             raise EdgeError(f"{path} is encrypted", "unpack it yourself, and give the directory")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            hint = "zip the bundle's directory with deflate, as zip programs do by themselves"
-            raise EdgeError(f"{path} is compressed in a way that is not known", hint)
+            raise EdgeError(f"{path} is compressed in a way that is not known", _ZIP_ANEW)
     if len({name.lower() for name in names}) != len(names):
         raise EdgeError(f"{path} holds a name twice", "do not use this file; ask where it came from")
     roots = [name.removesuffix(MANIFEST).rstrip("/") for name in names if Path(name).name == MANIFEST]

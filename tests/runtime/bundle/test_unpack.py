@@ -145,6 +145,12 @@ def test_an_encrypted_zip_is_refused(bundle: Path, tmp_path: Path, cache: Path) 
     assert_refused(path, "is encrypted", cache)
 
 
+def test_a_version_of_zip_that_is_not_read_is_said(bundle: Path, tmp_path: Path, cache: Path) -> None:
+    path = zipped(bundle, tmp_path / "law.zip")
+    patch_headers(path, 6, b"\x63")
+    assert_refused(path, "a kind of zip file that is not read here (zip file version 9.9)", cache)
+
+
 def test_an_unknown_compression_is_refused(bundle: Path, tmp_path: Path, cache: Path) -> None:
     for how in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
         assert_refused(
