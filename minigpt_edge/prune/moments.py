@@ -74,14 +74,13 @@ class Moments:
         gram, cross = self.gram[units[:, None], units], self.cross[units]
         return gram.div_(self.tokens), cross.div_(self.tokens), self.energy / self.tokens
 
-    def drawn(self, weight: Tensor, share: float) -> Moments:
-        """The sums as if what x should give were share * y + (1 - share) * x @ weight [units, outputs]."""
+    def draw(self, weight: Tensor, share: float) -> None:
+        """Make y, what x should give, share * y + (1 - share) * x @ weight [units, outputs], in place."""
         mirror(self.gram)
-        own = self.gram @ weight
-        among = float((weight * self.cross).sum())
-        energy = share**2 * self.energy + 2 * share * (1 - share) * among
-        energy += (1 - share) ** 2 * float((weight * own).sum())
-        return Moments(self.gram, own.mul_(1 - share).add_(self.cross, alpha=share), energy, self.tokens)
+        before = float((weight * self.cross).sum())
+        self.cross.addmm_(self.gram, weight, beta=share, alpha=1 - share)
+        now = float((weight * self.cross).sum())
+        self.energy = share**2 * self.energy + (1 - share) * (share * before + now)
 
     def merge(self, other: Moments) -> Moments:
         """The sums over both sets of tokens."""

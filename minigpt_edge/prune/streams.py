@@ -158,7 +158,8 @@ class Stream:
         parallel.all_reduce(read)
         for sums in moments:
             sums.all_reduce()
-        return units, [sums.drawn(half.reader.weight.t(), MADE_UP) for sums in moments], read
+            sums.draw(half.reader.weight.t(), MADE_UP)
+        return units, moments, read
 
     def entering(self, half: Half, stream: Tensor, which: int) -> Tensor:
         """What a half reads of the pruned (0) or dense (1) stream."""
