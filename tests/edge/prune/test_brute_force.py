@@ -71,7 +71,15 @@ class Place:
 
     def train(self, checkpoint: Path, name: str, tokens: int, lr: float | None = None) -> float:
         """Fine-tune a checkpoint; the result's validation loss."""
-        config = RecoverConfig(tokens, lr=lr, threads=1, evaluations=1, sequence_length=256, step_tokens=512)
+        config = RecoverConfig(
+            tokens,
+            lr=lr,
+            embedding_rate=1.0,  # most of so small a model is its embedding
+            threads=1,
+            evaluations=1,
+            sequence_length=256,
+            step_tokens=512,
+        )
         recover(checkpoint, self.folder / name, TrainingTexts.of(self.text), config)
         return self.loss(self.folder / name)
 
@@ -101,16 +109,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_costs_are_those_that_are_measured(place: Place) -> None:
     """To a third for tokens; neurons, of which this model needs few, cost next to nothing by both."""
     dense = place.loss(place.folder / "model")
-    tuned = place.train(place.folder / "model", "tuned", RECOVERED, lr=1e-3)
+    tuned = place.train(place.folder / "model", "tuned", RECOVERED)
     estimated, before, after = dict[str, float](), dict[str, float](), dict[str, float]()
     for kind in SPARSITY:
         checkpoint, costs = place.prune(kind)
         before[kind] = place.loss(checkpoint) - dense
-        after[kind] = place.train(checkpoint, f"recovered-{kind}", RECOVERED, lr=1e-3) - tuned
+        after[kind] = place.train(checkpoint, f"recovered-{kind}", RECOVERED) - tuned
         estimated[kind] = costs["before_recovery"][kind]
         assert sum(costs["before_recovery"].values()) == pytest.approx(estimated[kind], abs=1e-3)
     assert estimated["tokens"] == pytest.approx(before["tokens"], rel=0.34)
     assert estimated["neurons"] == pytest.approx(before["neurons"], abs=0.02)
-    assert after["tokens"] < before["tokens"], "recovery wins some of it back"
+    assert after["tokens"] < 0.95 * before["tokens"], "recovery wins some of it back"
     for measured in (before, after):
         assert measured["neurons"] < measured["tokens"]
