@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.experiments.domains import DOMAINS, FOUR_BITS
 from benchmarks.lib.bench import Bench, opened
-from benchmarks.lib.files import F16, gguf_files, quality
+from benchmarks.lib.files import F16, f16_file, gguf_files, quality
 from benchmarks.lib.results import RESULTS, provenance
 
 RESULT = RESULTS / "every_domain.json"
@@ -28,9 +28,7 @@ SPARSITY = 0.42  # as in domains.json
 TUNED = "dense, fine-tuned"
 
 
-def files(
-    bench: Bench, name: str, checkpoint: Path, importance: Path | None = None, *types: str
-) -> dict[str, Any]:
+def files(bench: Bench, name: str, checkpoint: Path, importance: Path, *types: str) -> dict[str, Any]:
     """Bytes and test quality of a checkpoint's F16 file and of those of other types."""
     found = {}
     for kind, made, _ in gguf_files(bench, name, checkpoint, importance, types):
@@ -64,11 +62,12 @@ def pruned_row(bench: Bench) -> dict[str, Any]:
 def tuned_row(bench: Bench) -> dict[str, Any]:
     """The dense model fine-tuned on as many tokens."""
     dense = bench.train(bench.base.path, bench.base.fingerprint, bench.recipe.recover_tokens)
+    file = f16_file(bench, TUNED, dense.path)
     return {
         "tokens": dense.metrics["tokens"],
         "seconds": {"fine-tuning": _seconds(dense)},
         "history": _history(dense),
-        "files": {TUNED: files(bench, TUNED, dense.path)},
+        "files": {TUNED: {"f16": quality(bench, file.path / F16, file.digest)}},
     }
 
 

@@ -14,7 +14,7 @@ from minigpt_edge_runtime.files import sha256_file
 F16 = "model-f16.gguf"
 
 
-def f16_file(bench: Bench, name: str, checkpoint: Path, importance: Path | None) -> Any:
+def f16_file(bench: Bench, name: str, checkpoint: Path, importance: Path | None = None) -> Any:
     """The stage of a model's F16 file."""
     threads = bench.recipe.threads
     job = Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.log)
@@ -22,13 +22,9 @@ def f16_file(bench: Bench, name: str, checkpoint: Path, importance: Path | None)
 
 
 def gguf_files(
-    bench: Bench, name: str, checkpoint: Path, importance: Path | None, types: Sequence[str]
+    bench: Bench, name: str, checkpoint: Path, importance: Path, types: Sequence[str]
 ) -> Iterator[tuple[str, Any, dict[str, int]]]:
-    """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it.
-
-    Args:
-        importance: imatrix.safetensors for the quantized ones; None does without.
-    """
+    """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
     from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
@@ -38,7 +34,7 @@ def gguf_files(
     for kind in types:
 
         def make(out: Path, kind: str = kind) -> dict[str, Any]:
-            imatrix = imatrix_from_file(importance) if importance else None
+            imatrix = imatrix_from_file(importance)
             quantize(source.path / F16, out / "model.gguf", kind, imatrix=imatrix, threads=threads)
             return {"tensor_types": read_header(out / "model.gguf").types()}
 
@@ -46,7 +42,7 @@ def gguf_files(
             "front-file",
             make,
             settings={"type": kind},
-            inputs={"f16": source.digest, "imatrix": sha256_file(importance) if importance else ""},
+            inputs={"f16": source.digest, "imatrix": sha256_file(importance)},
             code=CODE,
         )
         yield kind, made, {k: part["parameters"] for k, part in made.metrics["tensor_types"].items()}
