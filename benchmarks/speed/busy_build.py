@@ -1,9 +1,11 @@
 """Time of a whole build beside busy processes ÷ that of one on a machine that does nothing else.
 
-    python benchmarks/speed/busy_build.py [--domain NAME] [--tokens N] [--rounds N]
+    python benchmarks/speed/busy_build.py [--domain NAME] [--model NAME] [--tokens N]
+        [--rounds N]
 
 A short build from the command line, every stage made anew, alone and beside one busy process on each core,
-in turns. Writes benchmarks/results/busy_build.json with the seconds of each stage.
+in turns. Writes benchmarks/results/busy_build.json with the seconds of each stage. On Linux, which lets a
+process be tied to a core.
 """
 
 from __future__ import annotations
@@ -49,13 +51,14 @@ def busy(cores: list[int]) -> Iterator[None]:
             other.join()
 
 
-def build(domain: str, tokens: int) -> dict[str, Any]:
+def build(domain: str, model: str, tokens: int) -> dict[str, Any]:
     """Seconds of a build, whole and by stage."""
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "export", "runtime"))
     with tempfile.TemporaryDirectory() as folder:
         amounts = ["--calibration-tokens", str(tokens), "--recover-tokens", str(tokens)]
         places = ["--work", f"{folder}/work", "--out", f"{folder}/out"]
-        command = [sys.executable, "-m", "minigpt_edge", "build", "--domain", domain, *amounts, *places]
+        asked = ["build", "--domain", domain, "--model", model, *amounts, *places]
+        command = [sys.executable, "-m", "minigpt_edge", *asked]
         begun = time.monotonic()
         done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": paths}, cwd=folder, capture_output=True, text=True
@@ -74,20 +77,26 @@ def main() -> None:
     """Measure in turns, write the result."""
     parser = argparse.ArgumentParser(description="A build beside busy processes.")
     parser.add_argument("--domain", default="law")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--tokens", type=int, default=16_384, help="of calibration, and of recovery")
     parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     rounds = []
     for _ in range(given.rounds):
-        alone = build(given.domain, given.tokens)
+        alone = build(given.domain, given.model, given.tokens)
         with busy(cores):
-            beside = build(given.domain, given.tokens)
+            beside = build(given.domain, given.model, given.tokens)
         rounds.append({"alone": alone, "busy": beside, "ratio": beside["seconds"] / alone["seconds"]})
         print(json.dumps(rounds[-1], indent=2), flush=True)
     ratios = [one["ratio"] for one in rounds]
     ratio = {"median": median(ratios), "least": min(ratios), "most": max(ratios)}
-    about = {"domain": given.domain, "tokens": given.tokens, "busy_processes": len(cores)}
+    about = {
+        "domain": given.domain,
+        "model": Path(given.model).name,
+        "tokens": given.tokens,
+        "busy_processes": len(cores),
+    }
     write_result(RESULTS / "busy_build.json", {**about, "rounds": rounds, "ratio": ratio})
 
 
