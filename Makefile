@@ -39,7 +39,7 @@ fmt: $(READY) ## put style and formatting right where that can be done automatic
 
 check: lint type test ## everything a change has to pass
 
-bench: $(READY) ## take the speed figures again (a quiet machine, about half an hour)
+bench: $(READY) ## take the speed figures again (a quiet machine, about an hour)
 	$(BIN)/python benchmarks/speed/calibration_speed.py
 	$(BIN)/python benchmarks/speed/finetune_speed.py
 	$(BIN)/python benchmarks/speed/busy_build.py
