@@ -43,7 +43,7 @@ class RecoverConfig:
         tokens: how many to train on, rounded up to whole steps; the text repeats where it is shorter.
         sequence_length, step_tokens: tokens of a sequence and of an optimizer step, at least a sequence of
             each process; None takes STEP_TOKENS or LORA_STEP_TOKENS.
-        lr: peak of AdamW's learning rate: 5 % linear warm-up, then a cosine to 0. None takes LR or LORA_LR.
+        lr: peak of AdamW's learning rate: 5 % linear warm-up, then linearly to 0. None takes LR or LORA_LR.
         embedding_rate: the rate of embedding and head, as a share of `lr`.
         evaluations: on the validation windows, evenly spread, besides one before training.
         patience: stop after that many evaluations in a row without improvement.

@@ -223,7 +223,7 @@ def _arguments(session: Session) -> TrainingArguments:
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=config.sequences_per_step // config.processes // config.micro_batch,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="linear",
         warmup_steps=max(1, round(WARM_UP * config.steps)),
         weight_decay=0.0,
         adam_beta2=config.beta2,
