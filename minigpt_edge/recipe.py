@@ -132,8 +132,8 @@ class Recipe:
     plan: Path | None = None
     min_count: Annotated[int, Field(ge=0)] | None = None
     keep_tokens: Path | None = None
-    calibration_tokens: Count = 131_072
-    recover_tokens: Count = 280_000
+    calibration_tokens: Count = 65_536
+    recover_tokens: Count = 375_000
     time: Annotated[int, BeforeValidator(parse_time)] | None = None
     recover: Literal["tokens", "dense", "no"] = "tokens"
     distill: _Share = 0.5

@@ -73,7 +73,7 @@ def test_what_contradicts_a_time(options: dict[str, Any], what: str) -> None:
 def test_without_a_time_the_numbers_are_fixed() -> None:
     recipe = recipe_of(domain="law")
     assert recipe.time is None
-    assert (recipe.calibration_tokens, recipe.recover_tokens) == (131_072, 280_000)
+    assert (recipe.calibration_tokens, recipe.recover_tokens) == (65_536, 375_000)
 
 
 def test_calibration_grows_with_time_and_speed_within_bounds() -> None:
