@@ -27,7 +27,7 @@ SMOLLM2 = {
 
 
 def test_estimates_are_near_what_was_measured() -> None:
-    """Peaks of stages of SmolLM2-135M (economics, calibrated on 131,072 tokens) in GiB: never less, never twice as much."""
+    """Peaks of stages of SmolLM2-135M in GiB (economics, 131,072 tokens): never less, never twice as much."""
     pruning = of_pruning(SMOLLM2, 134_515_008, 131_072, lazy=False) / 2**30
     kept = {**SMOLLM2, "intermediate_size": 1504, "vocab_size": 21_984}
     recovery = of_recovery(kept, 78_000_000, 512, lora=False) / 2**30
