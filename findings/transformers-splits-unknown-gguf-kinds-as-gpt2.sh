@@ -2,10 +2,10 @@
 # Expected: a GGUF file says in tokenizer.ggml.pre how its text is split before merges. transformers reads that key since its GGUF reader
 #   was rewritten (integrations/gguf/gguf_tokenizer_mapping.py), so ids are llama.cpp's, or a kind that it does not know is an error, as it is
 #   in llama.cpp ("unknown pre-tokenizer type").
-# What happens: it knows 23 kinds. "smollm", "starcoder", "refact", "command-r", "deepseek-llm", "granite-docling" and others that llama.cpp splits by
-#   single digits first are not among them, and get GPT-2's split, without a word. Digits themselves come out alike, since no merge of such a
+# What happens: it knows 23 kinds. "smollm", "starcoder", "refact", "command-r", "codeshell" and "exaone", whose digits llama.cpp
+#   takes out one by one first, are not among them, and get GPT-2's split, without a word. Digits themselves come out alike, since no merge of such a
 #   vocabulary joins them; what changes is white space *before* a digit: GPT-2's split takes the last of two spaces for the digit, so an
-#   indented or aligned number has other ids than the model was trained on. Tables and code score worse than they should.
+#   indented or aligned number has other ids than the model was trained on.
 #   (transformers 5.24.0, torch 2.13.0, tokenizers 0.23.3; xllamacpp 2026.10.11549, which carries llama.cpp; gguf 0.19.0; Linux x86-64)
 set -euo pipefail
 place=$(mktemp -d) && trap 'rm -rf "$place"' EXIT
