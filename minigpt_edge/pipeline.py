@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.settings import check_recipe, prune_settings
 from minigpt_edge.prune.stage import plan_only, prune_stage
 from minigpt_edge.recipe import Recipe, time_text
-from minigpt_edge.recover.stage import recover_stage
+from minigpt_edge.recover.stage import recover_targets
 from minigpt_edge.report.build_report import BuildReport
 from minigpt_edge.ship.finished import ModelStages
 from minigpt_edge.ship.ship import Shipment, ship
@@ -70,11 +70,11 @@ def build(
         log.events.to_run_directory(context.work)
         shipment = Shipment(out=place, name=place.name, force=recipe.force)
         shipment.check_output()
-        context, models = _stages(context)
+        context, models = _stages(context, targets)
         parallel.leave()
         report, unchanged = ship(context, shipment, targets, models, command)
         _say_if_late(context, models, report)
-        return Built(out, models.checkpoint, report, unchanged)
+        return Built(out, models.checkpoint(), report, unchanged)
 
 
 def follow(recipe: Recipe, log: Log) -> None:
@@ -84,7 +84,7 @@ def follow(recipe: Recipe, log: Log) -> None:
         EdgeError: as `build`; or the first process failed.
     """
     parallel.barrier()  # the model is there
-    _stages(_context(recipe, log))
+    _stages(_context(recipe, log), _checked(recipe))
 
 
 def dry_run(recipe: Recipe, log: Log) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def _context(recipe: Recipe, log: Log) -> BuildContext:
     return BuildContext(recipe.work or cache_dir() / "work", recipe, base, log)
 
 
-def _stages(context: BuildContext) -> tuple[BuildContext, ModelStages]:
-    """Corpus, dense model, pruned model and, unless the recipe does without, the recovered one.
+def _stages(context: BuildContext, targets: Sequence[Target]) -> tuple[BuildContext, ModelStages]:
+    """Corpus, dense model, pruned model and, unless the recipe does without, the recovered ones.
 
     The context is the one given, with tokens of calibration and recovery chosen where it has a time.
     """
@@ -123,7 +123,8 @@ def _stages(context: BuildContext) -> tuple[BuildContext, ModelStages]:
     pruned = prune_stage(context, text)
     if pace is not None:
         context, pace = choose_recovery(context, pace, pruned)
-    return context, ModelStages(text, dense, pruned, recover_stage(context, text, dense, pruned), pace)
+    recoveries = recover_targets(context, targets, text, dense, pruned)
+    return context, ModelStages(text, dense, pruned, recoveries, pace)
 
 
 def _say_if_late(context: BuildContext, models: ModelStages, report: BuildReport) -> None:

@@ -100,6 +100,7 @@ class Recipe:
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
         lora_rank: rank of LoRA adapters that are trained instead of all weights, and merged; None trains all.
+        qat: train the last steps of recovery on what quantized GGUF files will hold, where that can be done.
         distill: share of the dense model's predictions in the fine-tuning target at the first step. It would
             be 0 at the last, but ends with the windows that were calibrated on. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
@@ -136,6 +137,7 @@ class Recipe:
     recover_tokens: Count = 375_000
     time: Annotated[int, BeforeValidator(parse_time)] | None = None
     recover: Literal["tokens", "dense", "no"] = "tokens"
+    qat: bool = True
     distill: _Share = 0.5
     lora_rank: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -186,6 +188,7 @@ def recipe_of(
     recover_until: str | None = None,
     no_recover: bool = False,
     no_baseline: bool = False,
+    no_qat: bool = False,
     threads: int | None = None,
     **options: Any,
 ) -> Recipe:
@@ -203,10 +206,14 @@ def recipe_of(
         if options.get("time") is not None and options.get(name) is not None:
             given_as = f"--{name.replace('_', '-')}"
             raise UsageError(f"--time chooses {given_as}, so they contradict each other", "give one of them")
-    if unknown := sorted(options.keys() - (Recipe.__dataclass_fields__.keys() - {"recover", "baseline"})):
+    if no_qat and no_recover:
+        raise UsageError("--no-qat does nothing with --no-recover", "leave it out")
+    decided = {"recover", "baseline", "qat"}
+    if unknown := sorted(options.keys() - (Recipe.__dataclass_fields__.keys() - decided)):
         raise TypeError(f"build has no option {unknown[0]!r}")
     given = {name: value for name, value in options.items() if value not in ((), None)}
     given |= {"recover": "no" if no_recover else recover_until or "tokens", "baseline": not no_baseline}
+    given |= {"qat": not no_qat}
     try:
         return Recipe(**given, threads=threads or parallel.all_cores())
     except ValidationError as error:

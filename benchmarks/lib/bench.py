@@ -53,10 +53,10 @@ class Bench:
         """The prune stage of the recipe with these options; EdgeError if the method can't do it."""
         return prune_stage(self.context(**{"recover": "tokens", **options}), self.text)
 
-    def recover(self, pruned: Any, **options: Any) -> Any:
-        """The recover stage of a pruned model."""
+    def recover(self, pruned: Any, kind: str | None = None, **options: Any) -> Any:
+        """The recover stage of a pruned model; in the last steps on a type's grid where one is given."""
         context = self.context(**{"recover": "tokens", **options})
-        return recover_stage(context, self.text, self.dense, pruned)
+        return recover_stage(context, self.text, self.dense, pruned, kind)
 
     def stage(
         self,

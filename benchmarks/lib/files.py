@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.lib.bench import MEASURE_CODE, Bench
 from minigpt_edge.ship.export_stages import CODE, f16_stage
 from minigpt_edge.ship.job import Export
+from minigpt_edge.ship.reference import checkpoint_hashes
 from minigpt_edge_runtime.files import sha256_file
 
 F16 = "model-f16.gguf"
@@ -25,6 +26,7 @@ def gguf_files(
     bench: Bench, name: str, checkpoint: Path, importance: Path, types: Sequence[str]
 ) -> Iterator[tuple[str, Any, dict[str, int]]]:
     """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
+    from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
@@ -34,15 +36,20 @@ def gguf_files(
     for kind in types:
 
         def make(out: Path, kind: str = kind) -> dict[str, Any]:
-            imatrix = imatrix_from_file(importance)
-            quantize(source.path / F16, out / "model.gguf", kind, imatrix=imatrix, threads=threads)
-            return {"tensor_types": read_header(out / "model.gguf").types()}
+            imatrix, model = imatrix_from_file(importance), out / "model.gguf"
+            exact = read_checkpoint(checkpoint)
+            quantize(source.path / F16, model, kind, imatrix=imatrix, threads=threads, exact=exact)
+            return {"tensor_types": read_header(model).types()}
 
         made = bench.stage(
             "front-file",
             make,
             settings={"type": kind},
-            inputs={"f16": source.digest, "imatrix": sha256_file(importance)},
+            inputs={
+                "f16": source.digest,
+                "imatrix": sha256_file(importance),
+                **checkpoint_hashes(checkpoint),
+            },
             code=CODE,
         )
         yield kind, made, {k: part["parameters"] for k, part in made.metrics["tensor_types"].items()}

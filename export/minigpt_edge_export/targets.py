@@ -46,6 +46,8 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "q2": ("q2_k_s", "q2_k", "iq2_xs", "iq2_s", "iq2_m"),
 }
 
+_TRAINED = {"q4": "IQ4_NL", "q5": "Q5_0", "q4_0": "Q4_0", "iq4_nl": "IQ4_NL", "q5_0": "Q5_0"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -65,6 +67,13 @@ class Target:
     def exact(self) -> bool:
         """Whether there is nothing to choose."""
         return len(self.types) == 1
+
+    @property
+    def grid(self) -> str | None:
+        """The type of `gguf.grids` that recovery trains on for it; None for types that lose too little, or
+        whose grid has scales of scales."""
+        name = self.name.removeprefix("gguf-")
+        return _TRAINED.get(name) if self.format == "gguf" else None
 
     @property
     def quantized(self) -> bool:

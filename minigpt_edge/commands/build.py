@@ -142,6 +142,11 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
     click.IntRange(1),
     "Fine-tune LoRA adapters of this rank, merged at the end, instead of all weights.",
 )
+@click.option(
+    "--no-qat",
+    is_flag=True,
+    help="Quantize after fine-tuning, in place of fine-tuning what the quantized file will hold.",
+)
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the predicted size, and stop.")

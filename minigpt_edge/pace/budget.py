@@ -8,10 +8,11 @@ come from whole builds (docs/decisions.md 50) and lean to the high side.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from minigpt_edge.recipe import time_text
+from minigpt_edge.recover.config import PLAIN_SHARE
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -31,6 +32,7 @@ PROCESS = 5.0  # seconds for the processes that measure a file to start
 F16, FAMILY, TYPE, ONNX = 0.4, 1.8, 0.4, 1.3
 MEASURED = {"gguf": 1.2, "onnx": 0.9}  # of measuring a file that ships,
 BASELINE = {"gguf": 2.0, "onnx": 1.3}  # and of making and measuring one of the dense model.
+ON_GRID = 1.15  # a training step on a file's grid, of a plain one
 LATE = 1.25  # a build that took so many times its time says so
 
 
@@ -44,6 +46,7 @@ class Asked:
         baseline: whether the dense model is measured in their formats too.
         train_tokens: of the training text.
         processes: that work on the build.
+        kinds: types whose grids recoveries end on, each another; None among them for one that has none.
     """
 
     time: int
@@ -51,6 +54,13 @@ class Asked:
     baseline: bool
     train_tokens: int
     processes: int = 1
+    kinds: Collection[str | None] = (None,)
+
+    @property
+    def recoveries(self) -> float:
+        """What all recoveries take, of one in float32: they share their first steps."""
+        ends = sum(ON_GRID if kind else 1.0 for kind in self.kinds)
+        return PLAIN_SHARE + (1 - PLAIN_SHARE) * ends
 
     @property
     def most_recovery(self) -> int:
@@ -105,6 +115,7 @@ def calibration_tokens(asked: Asked, spent: float, token_seconds: float, most: i
     unit, each = UNIT_TOKENS * token_seconds, CALIBRATION * token_seconds / asked.processes
     least = min(LEAST_CALIBRATION, most)
     training = min(LEAST_RECOVERY, asked.most_recovery) * TRAINING * token_seconds / asked.processes
+    training *= asked.recoveries
     fixed = spent + (PRUNING + BESIDE) * unit + training + tail_seconds(asked, token_seconds)
     if fixed + least * each > asked.time:
         raise _too_short(asked, fixed + least * each)
@@ -127,15 +138,15 @@ def recovery_tokens(
         EdgeError: too little is left; it says how much time would do.
     """
     beside = evaluations * pace.evaluation_seconds + pace.other_seconds
-    left = asked.time - spent - tail - beside
+    left, step_seconds = asked.time - spent - tail - beside, asked.recoveries * pace.step_seconds
     most = max(1, asked.most_recovery // pace.step_tokens)
     least = min(math.ceil(LEAST_RECOVERY / pace.step_tokens), most)
-    if left < least * pace.step_seconds:
+    if left < least * step_seconds:
         # More time is shared with calibration.
-        lacking = least * pace.step_seconds - left
+        lacking = least * step_seconds - left
         raise _too_short(asked, asked.time + lacking / (1 - PRUNING_SHARE))
-    steps = min(int(left / pace.step_seconds), most)
-    return steps * pace.step_tokens, steps * pace.step_seconds + beside
+    steps = min(int(left / step_seconds), most)
+    return steps * pace.step_tokens, steps * step_seconds + beside
 
 
 def _too_short(asked: Asked, seconds: float) -> EdgeError:

@@ -17,7 +17,7 @@ from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.settings import WINDOW, prune_settings
 from minigpt_edge.recipe import time_text
 from minigpt_edge.recover.stage import CODE as RECOVER_CODE
-from minigpt_edge.recover.stage import RecoveryJob
+from minigpt_edge.recover.stage import RecoveryJob, wanted_grid
 from minigpt_edge.report.build_report import TimeBudget
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.context import BuildContext
@@ -70,12 +70,14 @@ def choose_calibration(context: BuildContext, text: Stage, dense: Stage) -> tupl
         EdgeError: the time is too short.
     """
     recipe = context.recipe
+    targets = [parse_target(name) for name in dict.fromkeys(recipe.targets)]
     asked = Asked(
         time=recipe.time or 0,
-        targets=[parse_target(name) for name in dict.fromkeys(recipe.targets)],
+        targets=targets,
         baseline=recipe.baseline,
         train_tokens=text.metrics["splits"]["train"]["base_tokens"],
         processes=parallel.processes(),
+        kinds={wanted_grid(recipe, target) for target in targets},
     )
     pace = Pace(asked, text, dense, _reading_stage(context, text))
     each = pace.reading.metrics["token_seconds"]

@@ -17,6 +17,7 @@ MICRO_TOKENS = 4096  # tokens of one forward and backward pass
 STEP_TOKENS, LORA_STEP_TOKENS = 512, 2048  # small steps learn more from a token: docs/decisions.md 53
 LR, LORA_LR = 3e-4, 2e-3
 EMBEDDING_RATE = 0.3  # of the learning rate: most rows get little but noise at a step (58)
+PLAIN_SHARE = 0.75  # of the steps before those on a file's grid, where there is one
 BETA2, LORA_BETA2 = 0.98, 0.95  # AdamW's memory of squared gradients, about equally many tokens
 
 Progress = Callable[[dict[str, Any]], None]
@@ -36,6 +37,19 @@ class TrainingTexts:
 
 
 @dataclass(frozen=True)
+class FileGrid:
+    """The type of a file that the last steps are trained on, and what its scales are weighted by.
+
+    Attributes:
+        kind: the blocks' matrices', of `minigpt_edge_export.gguf.grids.GRIDS`.
+        importance: imatrix.safetensors.
+    """
+
+    kind: str
+    importance: Path
+
+
+@dataclass(frozen=True)
 class RecoverConfig:
     """What decides the result of recovery besides its inputs.
 
@@ -49,6 +63,7 @@ class RecoverConfig:
         patience: stop after that many evaluations in a row without improvement.
         until_perplexity: stop at an evaluation with this perplexity per base token or less.
         teacher: the dense model, whose predictions are part of the target; None does without.
+        grid: the last steps train what a file of a type will hold (`on_grid`); None trains float32 all along.
         lora_rank: train adapters of that rank beside the blocks' matrices and merge them at the end, instead
             of training all weights; never compiled.
         micro_tokens: of one forward and backward pass at most; fewer take less memory and more time.
@@ -71,6 +86,7 @@ class RecoverConfig:
     patience: int = 2
     until_perplexity: float | None = None
     teacher: Teacher | None = None
+    grid: FileGrid | None = None
     lora_rank: int | None = None
     micro_tokens: int = MICRO_TOKENS
     processes: int = field(default_factory=parallel.processes)
@@ -86,6 +102,8 @@ class RecoverConfig:
             raise EdgeError(f"recovery: the rank of LoRA must be at least 1, not {self.lora_rank}")
         if not self.learning_rate > 0:
             raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
+        if self.grid and self.lora_rank:
+            raise EdgeError("recovery: adapters are not trained on a file's grid")
         if not self.embedding_rate > 0:
             raise EdgeError(f"recovery: the embedding's rate must be positive, not {self.embedding_rate}")
         if not 0 <= self.teacher_share <= 1:
@@ -127,9 +145,15 @@ class RecoverConfig:
     def steps(self) -> int:
         return -(-self.tokens // (self.sequences_per_step * self.sequence_length))
 
+    @property
+    def plain_steps(self) -> int:
+        """How many come before those on a grid; up to there a run is the same with any grid or none."""
+        return min(round(PLAIN_SHARE * self.steps), self.steps - 1)
+
     def key(self) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it, as JSON."""
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
         taught = self.teacher.windows if self.teacher else 0
-        values |= {"lr": self.learning_rate, "teacher": [self.teacher_share, taught]}
+        grid = self.grid.kind if self.grid else None
+        values |= {"lr": self.learning_rate, "teacher": [self.teacher_share, taught], "grid": grid}
         return values

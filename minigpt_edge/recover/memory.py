@@ -13,7 +13,9 @@ COMPILED = 400 << 20  # bytes that the compiler of the training step takes
 EAGER = 1.5  # a step with adapters is not compiled and keeps so many times the activations
 
 
-def of_recovery(config: dict[str, Any], parameters: int, micro: int, *, lora: bool) -> int:
+def of_recovery(
+    config: dict[str, Any], parameters: int, micro: int, *, lora: bool, rounded: bool = False
+) -> int:
     """Bytes that fine-tuning takes.
 
     Args:
@@ -21,6 +23,7 @@ def of_recovery(config: dict[str, Any], parameters: int, micro: int, *, lora: bo
         parameters: of the pruned model.
         micro: tokens of one forward and backward pass.
         lora: adapters are trained in place of all weights.
+        rounded: the last steps are on a file's grid, with the float32 weights beside the rounded ones.
     """
     from minigpt_edge.models.precision import compute_dtype
 
@@ -28,6 +31,7 @@ def of_recovery(config: dict[str, Any], parameters: int, micro: int, *, lora: bo
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers")
     hidden, width, blocks = (config[name] for name in sizes)
     trained = 4 * parameters * (1 if lora else 4)  # weights; gradients and AdamW's two moments
+    trained += 4 * parameters * rounded
     step = micro * blocks * (10 * hidden + 4 * width) * size * (EAGER if lora else 1)
     head = size * config["vocab_size"] * hidden  # the teacher's
     return math.ceil(PROCESS + COMPILED + trained + head + 4 * parameters + step)
@@ -40,13 +44,14 @@ class Recovery:
     checkpoint: Path
     lora: bool
     limit: int | None
+    rounded: bool = False
 
     def needed(self, micro: int) -> int:
         """Bytes with so many tokens in one forward and backward pass."""
         from minigpt_edge.models.checkpoint import read_config, stored_parameters
 
         config, parameters = read_config(self.checkpoint), stored_parameters(self.checkpoint)
-        return of_recovery(config, parameters, micro, lora=self.lora)
+        return of_recovery(config, parameters, micro, lora=self.lora, rounded=self.rounded)
 
     def check(self, micro: int) -> None:
         """EdgeError if so many tokens in one pass take more than there is."""

@@ -11,7 +11,7 @@ from minigpt_edge.data.training_windows import TrainingWindows
 from minigpt_edge.data.windows import read_texts
 from minigpt_edge.models.forward import check_context, encode, read_tokenizer
 from minigpt_edge.recover.config import Progress, RecoverConfig, TrainingTexts
-from minigpt_edge.recover.session import Session, Validation
+from minigpt_edge.recover.session import Session, Validation, compiles
 from minigpt_edge.recover.training_checkpoint import last_checkpoint, work_folder
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.memory import keep_freed
@@ -33,6 +33,7 @@ def recover(
     config: RecoverConfig,
     *,
     before: dict[str, float] | None = None,
+    fork: Path | None = None,
     on_progress: Progress = lambda entry: None,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `texts.train`, and write the best model into `out`.
@@ -44,15 +45,17 @@ def recover(
         out: directory of the result; everything is written inside it, training checkpoints too.
         before: scores of `checkpoint` on `texts.validation` (`perplexity.evaluate`), where known; else they
             are measured.
+        fork: where the training checkpoint before the steps on a grid lies, or is put: recoveries that differ
+            in the grid alone go on from it.
         on_progress: called with the newest history entry plus "steps" and "eta_seconds" at every step, and
             with {"message"} where something is worth logging.
 
     Returns:
         {"history", "tokens", "seconds", "training_seconds", "tokens_per_second", "matmul_flops",
-        "matmul_fraction", "compiled", "teacher_share", "taught_tokens", "lora_rank", "stopped", "best_step",
-        "before", "after"}; a history entry has step, tokens, loss (nats per token), lr, tokens_per_second,
-        and bits_per_byte and perplexity_per_base_token where the model was evaluated. The same is written to
-        `out`/recovery.json.
+        "matmul_fraction", "compiled", "grid", "teacher_share", "taught_tokens", "lora_rank", "stopped",
+        "best_step", "before", "after"}; a history entry has step, tokens, loss (nats per token), lr,
+        tokens_per_second, and bits_per_byte and perplexity_per_base_token where the model was evaluated. The
+        same is written to `out`/recovery.json.
 
     Raises:
         EdgeError: damaged input, too little text, divergence, or a training checkpoint of other settings.
@@ -62,6 +65,7 @@ def recover(
     from minigpt_edge.models.forward import load_fast
     from minigpt_edge.recover.flops import matmul_flops
     from minigpt_edge.recover.lora import Adapter
+    from minigpt_edge.recover.on_grid import OnGrid
     from minigpt_edge.recover.trainer import train
 
     if config.lora_rank and parallel.wants_shards():
@@ -73,6 +77,7 @@ def recover(
     model = load_fast(checkpoint)
     check_context(model, validation.sequences)
     adapter = Adapter(model, config.lora_rank, config.seed) if config.lora_rank else None
+    grid = OnGrid(model, checkpoint, config.grid, compiled=compiles(config)) if config.grid else None
     _need_space(out, model)
     inputs = [sha256_file(path) for path in _inputs(checkpoint, texts, config)]
     work = work_folder(out, {"settings": config.key(), "inputs": inputs}, config.resume)
@@ -83,12 +88,14 @@ def recover(
         model=model,
         lessons=_lessons(config, data, work),
         adapter=adapter,
+        grid=grid,
+        fork=fork,
         validation=validation,
         report=on_progress,
         begun=begun,
         matmul=matmul_flops(),
     )
-    resumed = parallel.broadcast(None if parallel.rank() else last_checkpoint(session.work))
+    resumed = parallel.broadcast(None if parallel.rank() else last_checkpoint(session.work, fork))
     if resumed:
         session.resume(resumed)
     with keep_freed():
@@ -121,6 +128,7 @@ def _need_space(out: Path, model: nn.Module) -> None:
 def _inputs(checkpoint: Path, texts: TrainingTexts, config: RecoverConfig) -> list[Path]:
     weights = sorted(checkpoint.glob("*.safetensors"))
     teachers = config.teacher.files() if config.teacher else []
+    teachers += [config.grid.importance] if config.grid else []
     own = [checkpoint / "config.json", checkpoint / TOKENIZER, *weights]
     return [*own, texts.train, texts.validation, *teachers]
 

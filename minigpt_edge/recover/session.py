@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.evaluation.perplexity import sum_nll, summary
 from minigpt_edge.recover.config import Progress, RecoverConfig
-from minigpt_edge.recover.training_checkpoint import PROGRESS, State, load_weights, save_weights
+from minigpt_edge.recover.training_checkpoint import (
+    BEST,
+    PROGRESS,
+    State,
+    keep_fork,
+    load_weights,
+    save_weights,
+)
 from minigpt_edge.stages import parallel
 from minigpt_edge_runtime.files import read_json, write_json
 
@@ -20,11 +29,16 @@ if TYPE_CHECKING:
     from minigpt_edge.models.dense_states import DenseStates
     from minigpt_edge.recover.fast_llama import Parts
     from minigpt_edge.recover.lora import Adapter
+    from minigpt_edge.recover.on_grid import OnGrid
     from minigpt_edge_runtime.scoring.held_out import Window
 
-BEST = "best.safetensors"
 COMPILE_FROM = 60_000  # tokens from which compiling (about 40 s) pays
 SCORES = ("bits_per_byte", "perplexity_per_base_token")
+
+
+def compiles(config: RecoverConfig) -> bool:
+    """Whether a recovery is long enough to compile for."""
+    return config.tokens >= COMPILE_FROM
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ class Session:
         checkpoint: directory of the model that is trained.
         work: folder of the training checkpoints and the best weights.
         lessons: what the teacher says of the first windows.
+        grid: rounds the model to what its file will hold.
+        fork: see `recover`.
         report: see `recover`'s `on_progress`.
         begun: by the monotonic clock.
         matmul: operations per second that this machine reaches, see `flops.matmul_flops`.
@@ -57,6 +73,8 @@ class Session:
     model: nn.Module
     lessons: DenseStates | None
     adapter: Adapter | None
+    grid: OnGrid | None
+    fork: Path | None
     validation: Validation
     report: Progress
     begun: float
@@ -94,13 +112,15 @@ class Session:
         """Take up the state of a training checkpoint."""
         self.state = State(**read_json(folder / PROGRESS))
         self.earlier_seconds = self.state.seconds
+        if self.grid:
+            self.grid.load(folder)
         self.report({"message": f"going on after step {self.state.history[-1]['step']}"})
 
     def compile_blocks(self) -> Parts | None:
         """The compiled blocks of `fast_llama`; None, transformers' own, where that fails or does not pay."""
         from minigpt_edge.recover import fast_llama
 
-        if self.config.tokens < COMPILE_FROM:
+        if not compiles(self.config):
             return None
         reason = "LoRA runs in peft's layers" if self.adapter else fast_llama.check_supported(self.model)
         if parallel.wants_shards():
@@ -117,11 +137,28 @@ class Session:
         self.report({"message": f"training step not compiled, so it takes longer: {reason}"})
         return None
 
+    @contextmanager
+    def at_step(self, step: int) -> Iterator[None]:
+        """The model as it is trained in a step (from 0): on the grid, from the first of its steps on."""
+        if self.grid is None or step < self.config.plain_steps:
+            yield
+            return
+        if step == self.config.plain_steps:  # what was best before is on no grid
+            self.state.best, self.state.worse = float("inf"), 0
+        self.grid.follow(step - self.config.plain_steps)
+        with self.grid.rounded():
+            yield
+
     def evaluate(self, scores: dict[str, float] | None = None) -> bool:
         """Score the validation windows into the newest history entry; True if training should stop.
 
         The weights are saved where they are the best so far. Scores that are known are not measured again.
         """
+        last = self.state.history[-1]["step"] - 1
+        with self.at_step(last):
+            return self._evaluate(scores)
+
+    def _evaluate(self, scores: dict[str, float] | None) -> bool:
         scores, state = scores or self._scores(), self.state
         entry = state.history[-1]
         entry |= {key: scores[key] for key in SCORES}
@@ -180,6 +217,8 @@ class Session:
         for other in self.work.glob("checkpoint-*"):
             if other != folder:
                 shutil.rmtree(other)
+        if self.fork and not self.fork.exists() and self.state.history[-1]["step"] == self.config.plain_steps:
+            keep_fork(folder, self.work, self.fork)
 
     def result(self) -> dict[str, Any]:
         """What `recover` returns."""
@@ -187,6 +226,7 @@ class Session:
 
         state, length = self.state, self.config.sequence_length
         tokens = state.history[-1]["tokens"]
+        on_grid = state.best_step > self.config.plain_steps
         rate = tokens / state.training_seconds if state.training_seconds else 0.0
         scored = [entry for entry in state.history if "bits_per_byte" in entry]
         best = next(entry for entry in scored if entry["step"] == state.best_step)
@@ -201,6 +241,7 @@ class Session:
             "matmul_flops": self.matmul,
             "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,
+            "grid": self.config.grid.kind if self.config.grid and on_grid else None,
             "teacher_share": self.config.teacher_share,
             "taught_tokens": min(self.taught * length, tokens),
             "lora_rank": self.config.lora_rank,

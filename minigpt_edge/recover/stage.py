@@ -1,26 +1,35 @@
-"""The stage that recovers: the pruned checkpoint, fine-tuned."""
+"""The stages that recover: the pruned checkpoint, fine-tuned for what each target stores."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
 from minigpt_edge.models.dense_states import DENSE_STATES
-from minigpt_edge.prune.context import CHECKPOINT, PLAN
+from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE, PLAN
 from minigpt_edge.prune.settings import WINDOW
 from minigpt_edge.recover.memory import Recovery
+from minigpt_edge.stages import parallel
 from minigpt_edge.stages.context import BuildContext
-from minigpt_edge.stages.parallel import process_setting
-from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
+from minigpt_edge.stages.stage import Stage, StageSpec, code_hash, run_stage
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.grids import GRIDS
+from minigpt_edge_export.targets import Target
+from minigpt_edge_runtime.files import sha256_json
 
 if TYPE_CHECKING:
     from minigpt_edge.recipe import Recipe
     from minigpt_edge.recover.config import Progress, RecoverConfig
 
-CODE = ("minigpt_edge.recover", "minigpt_edge.prune", *EVALUATE_CODE)
+CODE = (
+    *("minigpt_edge.recover", "minigpt_edge.prune", "minigpt_edge_export.gguf.grids"),
+    *EVALUATE_CODE,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class RecoveryJob:
         until: perplexity per base token to stop at.
         room: what decides its memory.
         micro: tokens of one forward and backward pass.
+        kind: the type whose grid the last steps are trained on, None for float32.
+        shared: whether other recoveries have the same steps before those.
     """
 
     context: BuildContext
@@ -39,15 +50,26 @@ class RecoveryJob:
     until: float | None
     room: Recovery
     micro: int
+    kind: str | None = None
+    shared: bool = False
 
     @classmethod
-    def of(cls, context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> RecoveryJob:
+    def of(
+        cls,
+        context: BuildContext,
+        text: Stage,
+        dense: Stage,
+        pruned: Stage,
+        kind: str | None = None,
+        shared: bool = False,
+    ) -> RecoveryJob:
         """That of a recipe which does not do without."""
         recipe, base = context.recipe, context.base
         until = dense.metrics["perplexity_per_base_token"] if recipe.recover == "dense" else None
-        room = Recovery(pruned.path / CHECKPOINT, recipe.lora_rank is not None, recipe.max_memory)
+        rounded = kind is not None
+        room = Recovery(pruned.path / CHECKPOINT, recipe.lora_rank is not None, recipe.max_memory, rounded)
         micro = room.micro_tokens(_most(recipe), min(WINDOW, base.context))
-        return cls(context, text, pruned, until, room, micro)
+        return cls(context, text, pruned, until, room, micro, kind, shared)
 
     @property
     def taught(self) -> int:
@@ -68,7 +90,8 @@ class RecoveryJob:
                 "seed": recipe.seed,
                 "threads": recipe.threads,
                 **({"micro_tokens": self.micro} if self.micro < _most(recipe) else {}),
-                **process_setting(),
+                **({"grid": self.kind} if self.kind else {}),
+                **parallel.process_setting(),
             },
             inputs={
                 "pruned": self.pruned.digest,
@@ -83,7 +106,7 @@ class RecoveryJob:
     def config(self) -> RecoverConfig:
         """How the model is fine-tuned."""
         from minigpt_edge.prune.plan import read_plan
-        from minigpt_edge.recover.config import RecoverConfig
+        from minigpt_edge.recover.config import FileGrid, RecoverConfig
         from minigpt_edge.recover.teacher import Teacher
 
         recipe, base, teacher = self.context.recipe, self.context.base, None
@@ -95,6 +118,7 @@ class RecoveryJob:
             tokens=recipe.recover_tokens,
             sequence_length=min(WINDOW, base.context),
             teacher=teacher,
+            grid=FileGrid(self.kind, self.pruned.path / IMPORTANCE) if self.kind else None,
             lora_rank=recipe.lora_rank,
             micro_tokens=self.micro,
             seed=recipe.seed,
@@ -114,8 +138,16 @@ class RecoveryJob:
             TrainingTexts.of(self.text.path),
             config,
             before=self.pruned.metrics["quality"],
+            fork=self.fork if self.shared else None,
             on_progress=on_progress,
         )
+
+    @property
+    def fork(self) -> Path:
+        """Where the training checkpoint lies that recoveries with other grids go on from."""
+        spec = replace(self, kind=None).spec()
+        key = sha256_json([spec.settings, spec.inputs, code_hash(spec.code)])
+        return self.context.work / f"fork-{key[:16]}"
 
 
 def _most(recipe: Recipe) -> int:
@@ -125,14 +157,61 @@ def _most(recipe: Recipe) -> int:
     return LORA_STEP_TOKENS if recipe.lora_rank else STEP_TOKENS
 
 
-def recover_stage(context: BuildContext, text: Stage, dense: Stage, pruned: Stage) -> Stage | None:
-    """The fine-tuned checkpoint; None if the recipe does without."""
+def recover_stage(
+    context: BuildContext, text: Stage, dense: Stage, pruned: Stage, kind: str | None = None
+) -> Stage:
+    """The checkpoint fine-tuned in float32 all along, or with its last steps on a type's grid."""
+    return _run(RecoveryJob.of(context, text, dense, pruned, kind))
+
+
+def recover_targets(
+    context: BuildContext, targets: Sequence[Target], text: Stage, dense: Stage, pruned: Stage
+) -> dict[str, Stage]:
+    """The fine-tuned checkpoint of each target, by name; empty if the recipe does without recovery.
+
+    Targets whose files have one grid share it, and all share the steps before those on the grid.
+    """
     if context.recipe.recover == "no":
+        return {}
+    kinds = {target.name: _grid_of(context, target, pruned.path / CHECKPOINT) for target in targets}
+    different = dict.fromkeys(kinds.values())
+    jobs = {
+        kind: RecoveryJob.of(context, text, dense, pruned, kind, len(different) > 1) for kind in different
+    }
+    made = {kind: _run(job) for kind, job in jobs.items()}
+    for job in jobs.values():
+        shutil.rmtree(job.fork, ignore_errors=True)
+    return {name: made[kind] for name, kind in kinds.items()}
+
+
+def wanted_grid(recipe: Recipe, target: Target) -> str | None:
+    """The type whose grid the last steps are to train for a target; None where it is quantized afterwards."""
+    return target.grid if recipe.qat and recipe.recover == "tokens" else None
+
+
+def _grid_of(context: BuildContext, target: Target, checkpoint: Path) -> str | None:
+    """The same, None too where training can't do it, which is said."""
+    kind, reason = wanted_grid(context.recipe, target), None
+    if kind is None:
         return None
-    job, log = RecoveryJob.of(context, text, dense, pruned), context.log
+    if context.recipe.lora_rank or parallel.wants_shards():
+        reason = "adapters and shards are trained in float32"
+    elif not any(
+        len(shape) == 2 and shape[1] % GRIDS[kind].block == 0 and name.startswith("blocks.")
+        for name, shape in read_checkpoint(checkpoint).shapes().items()
+    ):
+        reason = f"no row of this model divides by {kind}'s blocks"
+    if reason:
+        context.log.line("recover", f"{target.name} is quantized after training, not trained for: {reason}")
+    return None if reason else kind
+
+
+def _run(job: RecoveryJob) -> Stage:
+    log = job.context.log
     log.step("recover")
-    stage = run_stage(context.work, job.spec(), lambda out: job.run(out, job.config(), log.recovery))
+    stage = run_stage(job.context.work, job.spec(), lambda out: job.run(out, job.config(), log.recovery))
     metrics = stage.metrics
-    speed = f"{metrics['tokens']:,} tokens at {metrics['tokens_per_second']:,.0f} tokens/s; "
-    log.finished("recover", speed + quality_text(metrics["after"]), stage)
+    line = f"{metrics['tokens']:,} tokens at {metrics['tokens_per_second']:,.0f} tokens/s; "
+    line += f"on {job.kind}'s grid " * bool(job.kind) + quality_text(metrics["after"])
+    log.finished("recover", line, stage)
     return stage

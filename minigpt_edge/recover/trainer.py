@@ -60,6 +60,12 @@ class RecoveryTrainer(Trainer):
             )
         return loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward pass, on the file's grid in the last steps."""
+        with self.session.at_step(self.state.global_step):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
+
     def _soft(self, numbers: Tensor) -> SoftLabels | None:
         """What the teacher says of these consecutive windows; None beyond those that it teaches."""
         lessons, last = self.session.lessons, int(numbers[-1]) + 1
@@ -139,6 +145,7 @@ class Follow(TrainerCallback):
         steps, evaluations = session.config.steps, session.config.evaluations
         self.every = max(1, steps // HISTORY)
         self.evaluate_at = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
+        self.fork_at = session.config.plain_steps if session.fork else None
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.step_begun = time.monotonic()
@@ -149,7 +156,7 @@ class Follow(TrainerCallback):
         self.session.state.training_seconds += seconds
         self.unlogged += 1
         self.unlogged_seconds += seconds
-        if step % self.every and step not in self.evaluate_at:
+        if step % self.every and step not in self.evaluate_at and step != self.fork_at:
             return
         speed = self.unlogged * per_step / self.unlogged_seconds
         self.session.state.history.append(
@@ -172,11 +179,14 @@ class Follow(TrainerCallback):
             control.should_training_stop = True
             return
         due = time.monotonic() - self.saved >= session.config.checkpoint_seconds
-        if remaining and parallel.broadcast(due):
+        if remaining and (step == self.fork_at or parallel.broadcast(due)):
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.session.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.session.grid and not parallel.rank():
+            self.session.grid.save(folder)
+        self.session.save(folder)
         self.saved = time.monotonic()
 
 
@@ -224,7 +234,7 @@ def _arguments(session: Session) -> TrainingArguments:
         gradient_accumulation_steps=config.sequences_per_step // config.processes // config.micro_batch,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=max(1, round(WARM_UP * config.steps)),
+        warmup_steps=min(max(1, round(WARM_UP * config.steps)), config.steps - 1),
         weight_decay=0.0,
         adam_beta2=config.beta2,
         max_grad_norm=1.0,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WORK = ".recovery"  # inside `out` while it is being made: training checkpoints and the best weights
+BEST = "best.safetensors"
 PROGRESS = "recovery.json"  # written last into a training checkpoint: without it the checkpoint is not whole
 
 
@@ -56,15 +57,27 @@ def work_folder(out: Path, key: dict[str, Any], resume: bool) -> Path:
     return parallel.broadcast(work)
 
 
-def last_checkpoint(work: Path) -> Path | None:
-    """The newest whole training checkpoint; unfinished ones are deleted."""
+def last_checkpoint(work: Path, fork: Path | None = None) -> Path | None:
+    """The newest whole training checkpoint, else the fork's; unfinished ones are deleted."""
     whole = []
     for folder in work.glob("checkpoint-*"):
         if (folder / PROGRESS).exists():
             whole.append(folder)
         else:
             shutil.rmtree(folder)
+    if not whole and fork is not None and (fork / PROGRESS).exists():
+        shutil.copyfile(fork / BEST, work / BEST)
+        return fork
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def keep_fork(checkpoint: Path, work: Path, fork: Path) -> None:
+    """Keep a training checkpoint, with the best weights so far, for recoveries that go on from it."""
+    partial = fork.with_name(f"{fork.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoint, partial)
+    shutil.copyfile(work / BEST, partial / BEST)
+    partial.replace(fork)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

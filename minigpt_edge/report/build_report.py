@@ -242,7 +242,10 @@ class HistoryStep(Part):
 
 
 class Recovery(Part):
-    """The fine-tuning after pruning; `matmul_fraction` of the machine's measured `matmul_flops`."""
+    """The fine-tuning after pruning; `matmul_fraction` of the machine's measured `matmul_flops`.
+
+    `grid`: the type that the last quarter of it was trained on, and so the scores "after" are of.
+    """
 
     tokens: int | None = None
     seconds: Number | None = None
@@ -251,6 +254,7 @@ class Recovery(Part):
     matmul_flops: Number | None = None
     matmul_fraction: Number | None = None
     compiled: bool | None = None
+    grid: str | None = None
     teacher_share: Number | None = None
     taught_tokens: int | None = None
     lora_rank: int | None = None

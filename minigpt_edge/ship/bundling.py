@@ -37,7 +37,7 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
     from minigpt_edge.ship.reference import reference_sample
 
     job, base, recipe = finished.job, finished.context.base, finished.context.recipe
-    text, types = job.text, {file.name(finished.name): file.made.metrics["type"] for file in finished.files}
+    text, files = job.text, {file.name(finished.name): file for file in finished.files}
     _copy(directory, finished)
     start, windows = read_texts(text.path / "validation.texts.json")
     sample = windows[0].text
@@ -45,8 +45,10 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
     write_card(report, directory, prompt=" ".join(sample.split()[:4]))
     write_text(directory / NOTICE, _notice(report))
     write_json(directory / HELD_OUT, held_out_sample(text.path))
-    write_json(directory / REFERENCE, reference_sample(job.reference()))
-    if gguf := [file for file in types if file.endswith(".gguf")]:
+    references = _reference_names(finished)
+    for one in finished.files:
+        write_json(directory / references[one.job.checkpoint], reference_sample(one.job.reference()))
+    if gguf := [name for name in files if name.endswith(".gguf")]:
         settings = read_tokenizer_config(directory)
         template = chat_templates(directory, settings).get(DEFAULT)
         adds_bos = bool(read_header(directory / gguf[0]).metadata.get("tokenizer.ggml.add_bos_token"))
@@ -57,7 +59,7 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
         directory,
         Contents(
             name=finished.name,
-            model_files=list(types),
+            model_files=list(files),
             base_model=report.base_model.model_dump(exclude={"parameters"}),
             licences=[licence for licence in (base.licence, *text_licences(text.metrics)) if licence],
             domain=recipe.domain,
@@ -65,8 +67,11 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
             targets=[file.target.name for file in finished.files],
             document_start=start,
             checks={
-                file: _check(directory / file, kind, sample, start, job.threads)
-                for file, kind in types.items()
+                name: {
+                    **_check(directory / name, file.made.metrics["type"], sample, start, job.threads),
+                    "reference": references[file.job.checkpoint],
+                }
+                for name, file in files.items()
             },
             extra={"key": finished.key, "sparsity": report.sparsity.achieved, "source": recipe.source},
         ),
@@ -91,6 +96,15 @@ def _copy(directory: Path, finished: Finished) -> None:
         shutil.copyfile(finished.models.pruned.path / PLAN, directory / PLAN)
     except OSError as error:
         raise os_error(error, directory) from error
+
+
+def _reference_names(finished: Finished) -> dict[Path, str]:
+    """The checkpoint of each file -> the name of the reference that the file is compared with."""
+    checkpoints = dict.fromkeys(file.job.checkpoint for file in finished.files)
+    return {
+        path: REFERENCE if not number else f"reference-{number + 1}.json"
+        for number, path in enumerate(checkpoints)
+    }
 
 
 def _check(model: Path, kind: str, text: str, start: str, threads: int) -> dict[str, Any]:

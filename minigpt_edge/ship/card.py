@@ -180,7 +180,8 @@ def _steps(report: BuildReport) -> str:
     shipped, _, _ = report.compared()
     steps = ["the parts of the model that the domain's text needs least were removed"]
     if report.recovery:
-        steps.append("what was kept was fine-tuned on that text")
+        aware = f" (at the end on what {report.recovery.grid} can hold)" if report.recovery.grid else ""
+        steps.append(f"what was kept was fine-tuned on that text{aware}")
     if (kind := shipped.quantization) and kind.upper() not in ("F16", "BF16", "F32"):
         how = f"a mix of types, most of them {kind}" if shipped.mix else kind
         steps.append(f"the file was quantized to {how}")

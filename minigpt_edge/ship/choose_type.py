@@ -81,7 +81,7 @@ def choose(
         folder = Path(name)
         files = {name: folder / f"{name}.gguf" for name in candidates(target, decoder, imatrix=bool(imatrix))}
         for name, path in files.items():
-            quantize(source, path, name, imatrix=imatrix, threads=job.threads)
+            quantize(source, path, name, imatrix=imatrix, threads=job.threads, exact=decoder)
         check_size(job, target, min(choices.smallest, *(path.stat().st_size for path in files.values())))
         for index, (name, path) in enumerate(files.items()):
             job.log.step(f"{target.name}: {name}", index, len(files))
@@ -89,10 +89,18 @@ def choose(
         kind, mix = min(tried, key=lambda name: tried[name]["score"]), dict[str, str]()
         limit = job.max_bytes or int(tried[kind]["bytes"])
         if choices.groups and choices.smallest <= limit:
-            mix = _mix(job, target, Trials(source, folder, imatrix, job.threads), choices, limit)
+            mix = _mix(job, target, Trials(source, folder, imatrix, job.threads, decoder), choices, limit)
             job.log.step(f"{target.name}: {MIXED}")
             files[MIXED] = folder / f"{MIXED}.gguf"
-            quantize(source, files[MIXED], kind, imatrix=imatrix, threads=job.threads, tensor_types=mix)
+            quantize(
+                source,
+                files[MIXED],
+                kind,
+                imatrix=imatrix,
+                threads=job.threads,
+                tensor_types=mix,
+                exact=decoder,
+            )
             tried[MIXED] = _trial(job, files[MIXED])
         by = "bits_per_byte" if job.max_bytes else "score"
         fitting = [name for name in tried if tried[name]["bytes"] <= (job.max_bytes or math.inf)]

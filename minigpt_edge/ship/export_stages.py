@@ -91,6 +91,7 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
         EdgeError: no file of the target is as small as `job.max_bytes`.
     """
     from minigpt_edge.ship.choose_type import Choice, check_size, choose
+    from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
@@ -103,14 +104,16 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
         else:
             imatrix = imatrix_from_file(job.importance) if job.importance else None
             if target.exact:
-                quantize(source, model, choice.type, imatrix=imatrix, threads=job.threads)
+                exact = read_checkpoint(job.checkpoint)
+                quantize(source, model, choice.type, imatrix=imatrix, threads=job.threads, exact=exact)
             else:
                 choice = choose(job, target, source, model, imatrix)
         check_size(job, target, model.stat().st_size)
         parity = job.check(model, choice.type, out, tokens=False)
         return {**choice._asdict(), "tensor_types": read_header(model).types(), "parity": parity}
 
-    return _target_stage(job, target, {"f16": f16.manifest["outputs"][F16]}, make)
+    inputs = {"f16": f16.manifest["outputs"][F16], **checkpoint_hashes(job.checkpoint)}
+    return _target_stage(job, target, inputs, make)
 
 
 def onnx_stage(job: Export, target: Target) -> Stage:

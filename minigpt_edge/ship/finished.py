@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,27 +18,37 @@ from minigpt_edge_runtime.files import sha256_json
 
 
 class ModelStages(NamedTuple):
-    """The stages up to the model that ships; `recovered` is None without recovery, `pace` without a time."""
+    """The stages up to the models that ship.
+
+    `recoveries`: name of a target -> the stage that fine-tuned its model; empty without recovery. `pace` is
+    None without a time.
+    """
 
     text: Stage
     dense: Stage
     pruned: Stage
-    recovered: Stage | None
+    recoveries: Mapping[str, Stage]
     pace: Pace | None = None
 
     @property
-    def checkpoint(self) -> Path:
-        """The Hugging Face directory of the small model."""
-        return self.recovered.path if self.recovered else self.pruned.path / CHECKPOINT
+    def recovered(self) -> Stage | None:
+        """The recovery of the first target's model."""
+        return next(iter(self.recoveries.values()), None)
+
+    def checkpoint(self, target: str | None = None) -> Path:
+        """The Hugging Face directory of a target's model; of the first target's where none is named."""
+        stage = self.recoveries.get(target) if target else self.recovered
+        return stage.path if stage else self.pruned.path / CHECKPOINT
 
 
 @dataclass(frozen=True)
 class TargetFile:
-    """A target's model file: the stage that made it, and the one that measured it."""
+    """A target's model file: the stage that made it, the one that measured it, and what it came from."""
 
     target: Target
     made: Stage
     measured: Stage
+    job: Export
 
     def name(self, bundle: str) -> str:
         """Where it lies in the bundle of that name; an ONNX model has a whole directory."""
@@ -52,7 +63,8 @@ class Finished:
 
     Attributes:
         name: of the bundle.
-        f16: the F16 file that the GGUF targets are made from; None without such a target.
+        job: of the first target.
+        f16: the F16 files that the GGUF targets are made from.
         baselines: format and type -> the dense model measured so; empty with --no-baseline.
     """
 
@@ -60,7 +72,7 @@ class Finished:
     context: BuildContext
     models: ModelStages
     job: Export
-    f16: Stage | None
+    f16: tuple[Stage, ...]
     files: tuple[TargetFile, ...]
     baselines: dict[tuple[str, str], Stage]
 
@@ -68,10 +80,11 @@ class Finished:
     def stages(self) -> list[Stage]:
         """Every stage of the build, in its order."""
         files = [stage for file in self.files for stage in (file.made, file.measured)]
-        text, dense, pruned, recovered, pace = self.models
+        text, dense, pruned, recoveries, pace = self.models
         reading, training = (pace.reading, pace.training) if pace else (None, None)
-        models = [text, dense, reading, pruned, training, recovered]
-        stages = [*models, self.f16, *files, *self.baselines.values()]
+        recovered = {stage.path: stage for stage in recoveries.values()}.values()
+        models = [text, dense, reading, pruned, training, *recovered]
+        stages = [*models, *self.f16, *files, *self.baselines.values()]
         return [stage for stage in stages if stage is not None]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minigpt_edge.prune.context import IMPORTANCE
@@ -104,7 +104,7 @@ def _finish(context: BuildContext, name: str, targets: Sequence[Target], models:
     licence = {"license": base.licence} if base.licence else {}
     job = Export(
         work=context.work,
-        checkpoint=models.checkpoint,
+        checkpoint=models.checkpoint(),
         importance=models.pruned.path / IMPORTANCE,
         text=models.text,
         metadata={"name": name, "base_model": base.name, **licence},
@@ -112,13 +112,18 @@ def _finish(context: BuildContext, name: str, targets: Sequence[Target], models:
         log=context.log,
         max_bytes=recipe.max_size,
     )
-    f16 = f16_stage(job) if any(target.format == "gguf" for target in targets) else None
+    sources: dict[Path, Stage] = {}
     files = []
     for target in targets:
-        made = gguf_stage(job, target, f16) if f16 and target.format == "gguf" else onnx_stage(job, target)
-        files.append(TargetFile(target, made, measure_stage(job, target, made)))
+        own = replace(job, checkpoint=models.checkpoint(target.name))
+        if target.format == "gguf":
+            source = sources[own.checkpoint] = sources.get(own.checkpoint) or f16_stage(own)
+            made = gguf_stage(own, target, source)
+        else:
+            made = onnx_stage(own, target)
+        files.append(TargetFile(target, made, measure_stage(own, target, made), own))
     baselines: dict[tuple[str, str], Stage] = {}
     if recipe.baseline:
         kinds = [("gguf", "f16"), *((file.target.format, file.made.metrics["type"]) for file in files)]
         baselines = {kind: baseline_stage(job, base, *kind) for kind in dict.fromkeys(kinds)}
-    return Finished(name, context, models, job, f16, tuple(files), baselines)
+    return Finished(name, context, models, job, tuple(sources.values()), tuple(files), baselines)

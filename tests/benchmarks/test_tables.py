@@ -139,11 +139,14 @@ def test_domains_are_beside_the_recipe_before(tmp_path: Path) -> None:
     files["recovered"] = {"f16": _scored(0.9), "iq4_nl": _scored(0.95)}
     origin = {"date": "2026-01-01", "commit": None, "device": {"cpu": "c"}, "threads": 1}
     tuned = {"dense, fine-tuned": {"f16": _scored(0.75)}}
-    rows = [{"domain": "law", "tokens": 2000, "files": half, **origin} for half in (files, tuned)]
+    grid = {"recovered on the grid": {"iq4_nl": _scored(0.92)}}
+    rows = [{"domain": "law", "tokens": 2000, "files": part, **origin} for part in (files, tuned, grid)]
+    rows.append({"domain": "games", "tokens": 2000, "files": files, **origin})
     (tmp_path / "every_domain.json").write_text(json.dumps({"rows": rows}))
     page = every_domain.section(tmp_path)
-    assert "| law, before | 1,000 | 1.0000 | 0.8000 | 1.5000 | 1.2000 | – | – | 1.500 | 1.50 |" in page
-    assert "| law | 2,000 | 1.0000 | 0.7500 | 1.2500 | 0.9000 | 0.9500 | 0.950 | 1.200 | 1.25 |" in page
+    assert "| law, before | 1,000 | 1.0000 | 0.8000 | 1.5000 | 1.2000 | – | – | – | 1.500 | 1.50 |" in page
+    assert "| law | 2,000 | 1.0000 | 0.7500 | 1.2500 | 0.9000 | 0.9500 | 0.9200 | 0.920 | 1.200 | 1.25 |" in page
+    assert "| games | 2,000 | 1.0000 | – | 1.2500 | 0.9000 | 0.9500 | – | 0.950 | – | 1.25 |" in page
 
 
 def test_learning_is_drawn_where_there_are_several_lengths(script: ModuleType, root: Path) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigpt_edge_export.decoder import Decoder
 from minigpt_edge_export.gguf.quantize import TYPES, padded, quantize, tensor_bytes
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, TensorInfo, read_header
@@ -115,13 +116,14 @@ class Trials:
     Attributes:
         source: the F16 file.
         folder: for files of each type.
-        imatrix, threads: as `quantize` takes them.
+        imatrix, threads, exact: as `quantize` takes them.
     """
 
     source: Path
     folder: Path
     imatrix: Mapping[str, np.ndarray] | None = None
     threads: int = 0
+    exact: Decoder | None = None
 
 
 def measure_costs(
@@ -234,6 +236,7 @@ class _Assembly:
                 imatrix=trials.imatrix,
                 threads=trials.threads,
                 tensor_types=wanted,
+                exact=trials.exact,
             )
             self._headers[kind] = read_header(path)
         self._rest = next(iter(offered))  # where norms, and all that has no choice, are taken from

@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gguf import GGUFReader
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.gguf.layout import fitted_imatrix, tensor_shapes
+from minigpt_edge_export.gguf.grids import GRIDS, find_codes
+from minigpt_edge_export.gguf.layout import (
+    fitted_imatrix,
+    layout_of,
+    load_tensor,
+    tensor_shapes,
+    tensors_of,
+)
 from minigpt_edge_export.gguf.write import write_outline
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
 from minigpt_edge_export.weights import Weights, listed
@@ -48,6 +56,7 @@ def quantize(
     imatrix: Mapping[str, np.ndarray] | None = None,
     threads: int = 0,
     tensor_types: Mapping[str, str] | None = None,
+    exact: Decoder | None = None,
 ) -> dict[str, dict[str, int]]:
     """Quantize an F32, F16 or BF16 GGUF file.
 
@@ -59,6 +68,8 @@ def quantize(
             must be there; the head's entry, "output.weight" or "token_embd.weight", may be missing.
         threads: CPU threads, 0 for all. The bytes do not depend on it.
         tensor_types: regular expression on tensor names -> tensor type ("q6_K", …).
+        exact: what the source was written from; its matrices that lie on the grid of the type they get
+            (`grids`), as training on it leaves them, are written as they are.
 
     Returns:
         What the file really holds: tensor type -> {"tensors", "parameters", "bytes"}.
@@ -85,7 +96,22 @@ def quantize(
     need_space(destination.parent, source.stat().st_size, f"quantizing to {quantization}")
     with replacing(destination) as temporary:
         request.run(source, temporary)
+        if exact is not None:
+            _keep_grid(temporary, exact)
         return read_header(temporary).types()
+
+
+def _keep_grid(path: Path, decoder: Decoder) -> None:
+    """Put the very numbers of matrices that lie on their type's grid into a file: float16 lost some."""
+    layout = layout_of(decoder)
+    contents = tensors_of(decoder, layout)
+    for tensor in GGUFReader(path, "r+").tensors:
+        grid = GRIDS.get(tensor.tensor_type.name)
+        if grid is not None and tensor.name in contents:
+            values = load_tensor(decoder, layout, tensor.name, contents[tensor.name])
+            found = find_codes(values, grid)
+            if found is not None:
+                tensor.data[...] = grid.encode(*found).reshape(tensor.data.shape)
 
 
 def imatrix_from_file(path: Path) -> dict[str, np.ndarray]:

@@ -147,10 +147,14 @@ def _computes(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | No
 
 
 def _parity(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | None, str]:
-    limit = bundle.manifest.get("checks", {}).get(name, {}).get("threshold")
-    if limit is None or not (bundle.directory / REFERENCE).is_file():
+    check = bundle.manifest.get("checks", {}).get(name, {})
+    limit, reference = (
+        check.get("threshold"),
+        bundle.directory / Path(str(check.get("reference", REFERENCE))).name,
+    )
+    if limit is None or not reference.is_file():
         return None, "there are no predictions of the checkpoint to compare with"
-    found = compare_with_reference(bundle.directory / name, bundle.directory / REFERENCE, threads)
+    found = compare_with_reference(bundle.directory / name, reference, threads)
     try:
         good = found["kl_mean"] <= limit["kl_mean"] and found["argmax_agreement"] >= limit["argmax_agreement"]
         good = good and found["bits_ratio"] <= limit["bits_ratio"]

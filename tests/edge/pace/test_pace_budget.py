@@ -12,6 +12,7 @@ from minigpt_edge.pace.budget import (
     LEAST_RECOVERY,
     MOST_CALIBRATION,
     MOST_PASSES,
+    ON_GRID,
     Asked,
     TrainingPace,
     calibration_tokens,
@@ -102,6 +103,21 @@ def test_recovery_gets_what_is_left() -> None:
     assert tokens(HOUR, 300 + 280) == hour - 100 * 2048
     seconds = recovery_tokens(asked(), 300, 170, TRAIN, 3)[1]
     assert HOUR - 2.8 <= 300 + 170 + seconds <= HOUR
+
+
+def test_recoveries_for_several_files_share_the_time() -> None:
+    def tokens(*kinds: str | None) -> int:
+        return recovery_tokens(asked(kinds=kinds), 300, 170, TRAIN, 3)[0]
+
+    one = tokens(None)
+    assert tokens("IQ4_NL") == pytest.approx(one / (0.75 + 0.25 * ON_GRID), abs=2048)
+    assert tokens(None, "IQ4_NL") == pytest.approx(one / (1 + 0.25 * ON_GRID), abs=2048)
+    with pytest.raises(EdgeError) as caught:
+        recovery_tokens(asked(10 * 60, kinds=("Q4_0", "IQ4_NL", None)), 400, 170, TRAIN, 3)
+    least = int(parse_time(str(caught.value.hint).split()[2]))  # type: ignore[call-overload]
+    assert (
+        recovery_tokens(asked(least, kinds=("Q4_0", "IQ4_NL", None)), 400, 170, TRAIN, 3)[0] >= LEAST_RECOVERY
+    )
 
 
 def test_a_small_text_is_not_read_for_ever() -> None:

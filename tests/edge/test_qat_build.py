@@ -1,0 +1,96 @@
+"""Targets that store different numbers: each has a model trained for it, from the same first steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader, dequantize
+from source import ROOT
+from tiny_build import SMALL, write_corpus, write_model
+
+from minigpt_edge_export.decoder import read_checkpoint
+from minigpt_edge_export.gguf.layout import layout_of, load_tensor, tensors_of
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    write_corpus(folder / "corpus")
+    write_model(folder / "model", folder / "corpus")
+    return folder
+
+
+def run(place: Path, module: str, *options: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(str(ROOT / part) for part in (".", "export", "runtime"))
+    environment = {"MINIGPT_EDGE_CACHE": str(place / "cache"), "PYTHONPATH": path, "COLUMNS": "200"}
+    line = [sys.executable, "-m", module, *options]
+    return subprocess.run(
+        line, cwd=place, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
+    )
+
+
+def build(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    done = run(place, "minigpt_edge", "build", "--model", "model", "--corpus", "corpus", *SMALL, *options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def unequal(file: Path, checkpoint: Path) -> tuple[int, int]:
+    """How many of a file's block matrices hold other numbers than a checkpoint, and how many there are."""
+    decoder = read_checkpoint(checkpoint)
+    layout = layout_of(decoder)
+    contents, found = tensors_of(decoder, layout), []
+    for tensor in GGUFReader(file).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+            values = load_tensor(decoder, layout, tensor.name, contents[tensor.name])
+            found.append(np.array_equal(dequantize(tensor.data, tensor.tensor_type), values))
+    return found.count(False), len(found)
+
+
+def test_a_file_holds_what_training_saw_and_others_have_models_of_their_own(place: Path) -> None:
+    targets = ("--target", "gguf-iq4_nl", "--target", "gguf-f16")
+    done = build(place, *targets[:2], "--out", "one", "--no-baseline")
+    report = json.loads((place / "one" / "report.json").read_text())
+    # SMALL asks for gguf-q8 first, whose model is trained in float32
+    assert [model["file"] for model in report["models"]] == ["one-q8_0.gguf", "one-iq4_nl.gguf"]
+    assert [stage["name"] for stage in report["stages"]].count("recover") == 2
+    assert "on IQ4_NL's grid" in done.stderr and "going on after step" in done.stderr
+    assert report["recovery"]["grid"] is None
+    assert len(list((place / "one").glob("reference*.json"))) == 2
+    checkpoints = sorted((place / "cache" / "work").glob("recover-*/config.json"))
+    found = [unequal(place / "one" / "one-iq4_nl.gguf", path.parent) for path in checkpoints]
+    assert (0, found[0][1]) in found and found[0][1] > 20
+    assert max(found) == (found[0][1],) * 2, "the float32 model's numbers are others"
+    assert report["parity"]["gguf-iq4_nl"]["kl_mean"] < 1e-4
+    assert not list((place / "cache" / "work").glob("fork-*"))
+    checked = run(place, "minigpt_edge_runtime.cli", "verify", "one", "--json")
+    assert checked.returncode == 0, checked.stdout
+    parity = {c["name"]: c["ok"] for c in json.loads(checked.stdout)["checks"] if "parity" in c["name"]}
+    assert parity == {"one-q8_0.gguf: parity": True, "one-iq4_nl.gguf: parity": True}
+
+
+def test_without_it_all_files_are_made_of_one_model(place: Path) -> None:
+    done = build(place, "--target", "gguf-iq4_nl", "--no-qat", "--out", "plain", "--no-baseline")
+    report = json.loads((place / "plain" / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]].count("recover") == 1
+    assert "grid" not in done.stderr and not (place / "plain" / "reference-2.json").exists()
+    checkpoint = re.search(r"as a Hugging Face directory: (.*)", done.stderr)
+    assert checkpoint
+    wrong, matrices = unequal(place / "plain" / "plain-iq4_nl.gguf", Path(checkpoint[1]))
+    assert wrong == matrices > 20
+
+
+def test_what_adapters_can_not_do_is_said(place: Path) -> None:
+    done = build(place, "--target", "gguf-iq4_nl", "--lora-rank", "2", "--out", "lora", "--no-baseline")
+    assert "gguf-iq4_nl is quantized after training, not trained for: adapters" in done.stderr
+    wrong = run(place, "minigpt_edge", "build", "--corpus", "corpus", "--no-qat", "--no-recover")
+    assert wrong.returncode == 2 and "--no-qat does nothing with --no-recover" in wrong.stderr
