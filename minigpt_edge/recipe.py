@@ -100,7 +100,7 @@ class Recipe:
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
         lora_rank: rank of LoRA adapters that are trained instead of all weights, and merged; None trains all.
-        qat: train the last steps of recovery on what quantized GGUF files will hold, where that can be done.
+        qat: recovery trains what quantized GGUF files will hold, where that can be done.
         distill: share of the dense model's predictions in the fine-tuning target at the first step. It would
             be 0 at the last, but ends with the windows that were calibrated on. 0 does without.
         seed, threads: with both equal, results are equal to the byte.

@@ -61,7 +61,7 @@ def pruned_row(bench: Bench) -> dict[str, Any]:
 
 
 def grid_row(bench: Bench) -> dict[str, Any]:
-    """The recovered model whose last steps trained the numbers of its four-bit file, as `build` makes it."""
+    """The model whose recovery trained the numbers of its four-bit file, as `build` makes it."""
     from minigpt_edge.prune.context import IMPORTANCE
 
     pruned = bench.prune(sparsity=SPARSITY)

@@ -55,7 +55,7 @@ def section(results: Path) -> str:
         "test windows, one run each (`benchmarks/experiments/every_domain.py`). 'Before' are rows of the "
         "tables below, of an earlier recipe: the vocabulary trimmed by a count of five, 2,048 tokens a step "
         "and a teacher in all of them. 'Recovered IQ4_NL' was quantized afterwards, 'trained IQ4_NL' is what "
-        "a build makes: the last quarter of its recovery trained the numbers that the file holds. The dense "
+        "a build makes: its recovery trained the numbers that the file holds. The dense "
         "model was fine-tuned on as many tokens as recovery took, "
         f"by the recipe of its row. Measured {'; '.join(origins)}."
     )

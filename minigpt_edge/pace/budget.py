@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from minigpt_edge.recipe import time_text
-from minigpt_edge.recover.config import PLAIN_SHARE
+from minigpt_edge.recover.stage import SHARED
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.errors import EdgeError
 
@@ -46,7 +46,7 @@ class Asked:
         baseline: whether the dense model is measured in their formats too.
         train_tokens: of the training text.
         processes: that work on the build.
-        kinds: types whose grids recoveries end on, each another; None among them for one that has none.
+        kinds: types whose grids recoveries are trained on, each another; None among them for float32.
     """
 
     time: int
@@ -58,9 +58,9 @@ class Asked:
 
     @property
     def recoveries(self) -> float:
-        """What all recoveries take, of one in float32: they share their first steps."""
-        ends = sum(ON_GRID if kind else 1.0 for kind in self.kinds)
-        return PLAIN_SHARE + (1 - PLAIN_SHARE) * ends
+        """What all recoveries take, of one in float32: several share their first steps."""
+        own = sum(ON_GRID if kind else 1.0 for kind in self.kinds)
+        return own if len(self.kinds) == 1 else SHARED + (1 - SHARED) * own
 
     @property
     def most_recovery(self) -> int:

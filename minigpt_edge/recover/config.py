@@ -17,7 +17,6 @@ MICRO_TOKENS = 4096  # tokens of one forward and backward pass
 STEP_TOKENS, LORA_STEP_TOKENS = 512, 2048  # small steps learn more from a token: docs/decisions.md 53
 LR, LORA_LR = 3e-4, 2e-3
 EMBEDDING_RATE = 0.3  # of the learning rate: most rows get little but noise at a step (58)
-PLAIN_SHARE = 0.75  # of the steps before those on a file's grid, where there is one
 BETA2, LORA_BETA2 = 0.98, 0.95  # AdamW's memory of squared gradients, about equally many tokens
 
 Progress = Callable[[dict[str, Any]], None]
@@ -38,7 +37,7 @@ class TrainingTexts:
 
 @dataclass(frozen=True)
 class FileGrid:
-    """The type of a file that the last steps are trained on, and what its scales are weighted by.
+    """The type of a file whose numbers are trained, and what its scales are weighted by.
 
     Attributes:
         kind: the blocks' matrices', of `minigpt_edge_export.gguf.grids.GRIDS`.
@@ -63,7 +62,8 @@ class RecoverConfig:
         patience: stop after that many evaluations in a row without improvement.
         until_perplexity: stop at an evaluation with this perplexity per base token or less.
         teacher: the dense model, whose predictions are part of the target; None does without.
-        grid: the last steps train what a file of a type will hold (`on_grid`); None trains float32 all along.
+        grid: train what a file of a type will hold (`on_grid`); None trains float32.
+        plain_share: of the steps, which train float32 first whatever the grid.
         lora_rank: train adapters of that rank beside the blocks' matrices and merge them at the end, instead
             of training all weights; never compiled.
         micro_tokens: of one forward and backward pass at most; fewer take less memory and more time.
@@ -87,6 +87,7 @@ class RecoverConfig:
     until_perplexity: float | None = None
     teacher: Teacher | None = None
     grid: FileGrid | None = None
+    plain_share: float = 0.0
     lora_rank: int | None = None
     micro_tokens: int = MICRO_TOKENS
     processes: int = field(default_factory=parallel.processes)
@@ -102,6 +103,8 @@ class RecoverConfig:
             raise EdgeError(f"recovery: the rank of LoRA must be at least 1, not {self.lora_rank}")
         if not self.learning_rate > 0:
             raise EdgeError(f"recovery: the learning rate must be positive, not {self.lr}")
+        if not 0 <= self.plain_share <= 1:
+            raise EdgeError(f"recovery: plain_share must be 0 to 1, not {self.plain_share}")
         if self.grid and self.lora_rank:
             raise EdgeError("recovery: adapters are not trained on a file's grid")
         if not self.embedding_rate > 0:
@@ -148,7 +151,7 @@ class RecoverConfig:
     @property
     def plain_steps(self) -> int:
         """How many come before those on a grid; up to there a run is the same with any grid or none."""
-        return min(round(PLAIN_SHARE * self.steps), self.steps - 1)
+        return min(round(self.plain_share * self.steps), self.steps - 1)
 
     def key(self) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it, as JSON."""

@@ -23,7 +23,7 @@ def of_recovery(
         parameters: of the pruned model.
         micro: tokens of one forward and backward pass.
         lora: adapters are trained in place of all weights.
-        rounded: the last steps are on a file's grid, with the float32 weights beside the rounded ones.
+        rounded: steps are on a file's grid, with the float32 weights beside the rounded ones.
     """
     from minigpt_edge.models.precision import compute_dtype
 

@@ -25,7 +25,7 @@ from minigpt_edge_export.gguf.quantize import imatrix_from_file
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.formats.gguf_names import BLOCK, gguf_name
 
-SEARCH_EVERY = 1_000_000  # steps
+FIT_EVERY = 8  # steps
 SCALES = "scales.safetensors"  # in a training checkpoint
 _SHARES = (1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # of the range that levels span
 _FLOOR = 1e-3  # of the mean importance: inputs that the calibration text never had keep some
@@ -73,20 +73,29 @@ class OnGrid:
             raise EdgeError(f"no row of this model divides by {file.kind}'s blocks of {size}", None)
         self._round, self._trial = _functions(self.grid, compiled=compiled)
         self.scales: dict[str, Tensor] = {}
-        self._searched: int | None = None
+        self._fitted: int | None = None
 
     def follow(self, step: int) -> None:
-        """Search the scales anew where it is time, once for a step on the grid."""
-        if step % SEARCH_EVERY == 0 and self._searched != step:
-            with torch.no_grad():
-                self.scales = {matrix.name: self._search(matrix) for matrix in self.matrices}
-            self._searched = step
+        """Make the scales follow the weights: once a step on the grid, counted from 0, where it is time."""
+        if step % FIT_EVERY or self._fitted == step:
+            return
+        fit = self._refit if self.scales else self._search
+        with torch.no_grad():
+            self.scales = {matrix.name: fit(matrix) for matrix in self.matrices}
+        self._fitted = step
+
+    def _refit(self, matrix: _Matrix) -> Tensor:
+        """The scales of least squares for the levels that the weights have now, where they are better."""
+        weights, scales = matrix.blocks(), self.scales[matrix.name]
+        importance = _weighted(matrix, weights)
+        fitted, error = self._trial(weights, importance, scales)
+        before = ((self._round(weights, scales) - weights).square() * importance).sum(-1)
+        return torch.where(error < before, fitted, scales)
 
     def _search(self, matrix: _Matrix) -> Tensor:
         """Scales [rows, blocks], numbers of float16, with the least weighted squared error."""
         weights = matrix.blocks()
-        energy = weights.square()
-        importance = matrix.importance * (energy + energy.mean(-1, keepdim=True)).sqrt()
+        importance = _weighted(matrix, weights)
         peak = weights.gather(-1, weights.abs().argmax(-1, keepdim=True))[..., 0]
         best, least = torch.zeros_like(peak), torch.full_like(peak, float("inf"))
         for end in (self.grid.levels[0], self.grid.levels[-1]):
@@ -141,6 +150,12 @@ def _matrices(
         squares = squares + _FLOOR * squares.mean() + 1e-30
         parameter = model.get_parameter(source)
         yield _Matrix(source, parameter, squares.view(-1, grid.block), decoder.architecture.transposed)
+
+
+def _weighted(matrix: _Matrix, weights: Tensor) -> Tensor:
+    """What a weight's error counts, [rows, blocks, block]: as in llama.cpp large weights count more."""
+    energy = weights.square()
+    return matrix.importance * (energy + energy.mean(-1, keepdim=True)).sqrt()
 
 
 def _functions(grid: Grid, *, compiled: bool) -> tuple[Callable[..., Tensor], Callable[..., Any]]:

@@ -226,7 +226,7 @@ class Session:
 
         state, length = self.state, self.config.sequence_length
         tokens = state.history[-1]["tokens"]
-        on_grid = state.best_step > self.config.plain_steps
+        on_grid = self.config.grid and state.best_step > self.config.plain_steps
         rate = tokens / state.training_seconds if state.training_seconds else 0.0
         scored = [entry for entry in state.history if "bits_per_byte" in entry]
         best = next(entry for entry in scored if entry["step"] == state.best_step)
@@ -241,7 +241,7 @@ class Session:
             "matmul_flops": self.matmul,
             "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,
-            "grid": self.config.grid.kind if self.config.grid and on_grid else None,
+            "grid": self.config.grid.kind if on_grid else None,
             "teacher_share": self.config.teacher_share,
             "taught_tokens": min(self.taught * length, tokens),
             "lora_rank": self.config.lora_rank,

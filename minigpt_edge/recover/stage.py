@@ -31,6 +31,8 @@ CODE = (
     *EVALUATE_CODE,
 )
 
+SHARED = 0.5  # of the steps, where recoveries differ in the grid
+
 
 @dataclass(frozen=True)
 class RecoveryJob:
@@ -40,8 +42,8 @@ class RecoveryJob:
         until: perplexity per base token to stop at.
         room: what decides its memory.
         micro: tokens of one forward and backward pass.
-        kind: the type whose grid the last steps are trained on, None for float32.
-        shared: whether other recoveries have the same steps before those.
+        kind: the type whose grid is trained on, None for float32.
+        shared: whether recoveries of other kinds have the same first steps, in float32.
     """
 
     context: BuildContext
@@ -72,6 +74,11 @@ class RecoveryJob:
         return cls(context, text, pruned, until, room, micro, kind, shared)
 
     @property
+    def plain_share(self) -> float:
+        """Of the steps, those before the grid."""
+        return SHARED if self.shared else 0.0
+
+    @property
     def taught(self) -> int:
         """How many windows the dense model teaches: the calibration set, which pruning runs it on."""
         return self.context.recipe.calibration_tokens // min(WINDOW, self.context.base.context)
@@ -90,7 +97,7 @@ class RecoveryJob:
                 "seed": recipe.seed,
                 "threads": recipe.threads,
                 **({"micro_tokens": self.micro} if self.micro < _most(recipe) else {}),
-                **({"grid": self.kind} if self.kind else {}),
+                **({"grid": [self.kind, self.plain_share]} if self.kind else {}),
                 **parallel.process_setting(),
             },
             inputs={
@@ -119,6 +126,7 @@ class RecoveryJob:
             sequence_length=min(WINDOW, base.context),
             teacher=teacher,
             grid=FileGrid(self.kind, self.pruned.path / IMPORTANCE) if self.kind else None,
+            plain_share=self.plain_share,
             lora_rank=recipe.lora_rank,
             micro_tokens=self.micro,
             seed=recipe.seed,
@@ -160,7 +168,7 @@ def _most(recipe: Recipe) -> int:
 def recover_stage(
     context: BuildContext, text: Stage, dense: Stage, pruned: Stage, kind: str | None = None
 ) -> Stage:
-    """The checkpoint fine-tuned in float32 all along, or with its last steps on a type's grid."""
+    """The checkpoint fine-tuned in float32, or on a type's grid."""
     return _run(RecoveryJob.of(context, text, dense, pruned, kind))
 
 
@@ -169,7 +177,7 @@ def recover_targets(
 ) -> dict[str, Stage]:
     """The fine-tuned checkpoint of each target, by name; empty if the recipe does without recovery.
 
-    Targets whose files have one grid share it, and all share the steps before those on the grid.
+    Targets whose files have one grid share it; where grids differ, all share their first steps in float32.
     """
     if context.recipe.recover == "no":
         return {}
@@ -185,7 +193,7 @@ def recover_targets(
 
 
 def wanted_grid(recipe: Recipe, target: Target) -> str | None:
-    """The type whose grid the last steps are to train for a target; None where it is quantized afterwards."""
+    """The type whose grid is to be trained on for a target; None where it is quantized afterwards."""
     return target.grid if recipe.qat and recipe.recover == "tokens" else None
 
 

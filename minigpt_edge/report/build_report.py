@@ -244,7 +244,7 @@ class HistoryStep(Part):
 class Recovery(Part):
     """The fine-tuning after pruning; `matmul_fraction` of the machine's measured `matmul_flops`.
 
-    `grid`: the type that the last quarter of it was trained on, and so the scores "after" are of.
+    `grid`: the type whose numbers it trained, and so the scores "after" are of.
     """
 
     tokens: int | None = None

@@ -269,7 +269,7 @@ def _way(report: BuildReport) -> Table:
     if recovery.tokens is not None:
         note += f" Recovery: {number(recovery.tokens)} tokens in {duration(recovery.seconds)}."
         if recovery.grid:
-            note += f" Its last quarter trained the numbers that {recovery.grid} can hold."
+            note += f" It trained the numbers that {recovery.grid} can hold."
         if share := recovery.teacher_share:
             note += f" Its teacher was the dense model: {percent(share, 0)} of the target"
             taught = recovery.taught_tokens

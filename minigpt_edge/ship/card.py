@@ -180,7 +180,7 @@ def _steps(report: BuildReport) -> str:
     shipped, _, _ = report.compared()
     steps = ["the parts of the model that the domain's text needs least were removed"]
     if report.recovery:
-        aware = f" (at the end on what {report.recovery.grid} can hold)" if report.recovery.grid else ""
+        aware = f" (quantization-aware, for {report.recovery.grid})" if report.recovery.grid else ""
         steps.append(f"what was kept was fine-tuned on that text{aware}")
     if (kind := shipped.quantization) and kind.upper() not in ("F16", "BF16", "F32"):
         how = f"a mix of types, most of them {kind}" if shipped.mix else kind

@@ -110,8 +110,8 @@ def test_recoveries_for_several_files_share_the_time() -> None:
         return recovery_tokens(asked(kinds=kinds), 300, 170, TRAIN, 3)[0]
 
     one = tokens(None)
-    assert tokens("IQ4_NL") == pytest.approx(one / (0.75 + 0.25 * ON_GRID), abs=2048)
-    assert tokens(None, "IQ4_NL") == pytest.approx(one / (1 + 0.25 * ON_GRID), abs=2048)
+    assert tokens("IQ4_NL") == pytest.approx(one / ON_GRID, abs=2048)
+    assert tokens(None, "IQ4_NL") == pytest.approx(one / (1 + 0.5 * ON_GRID), abs=2048)
     with pytest.raises(EdgeError) as caught:
         recovery_tokens(asked(10 * 60, kinds=("Q4_0", "IQ4_NL", None)), 400, 170, TRAIN, 3)
     least = int(parse_time(str(caught.value.hint).split()[2]))  # type: ignore[call-overload]

@@ -67,7 +67,7 @@ def test_the_checkpoint_lies_on_the_grid_and_lost_less_than_by_rounding(inputs: 
     start = make_checkpoint(tmp_path / "start", hidden_size=64, intermediate_size=128, head_dim=16)
     inputs = start, inputs[1], write_importance(start, tmp_path / "imatrix.safetensors")
     plain = train(inputs, tmp_path / "plain")
-    result = train(inputs, tmp_path / "out", grid=FileGrid("Q2_0", inputs[2]))
+    result = train(inputs, tmp_path / "out", grid=FileGrid("Q2_0", inputs[2]), plain_share=0.75)
     curves = [[e["bits_per_byte"] for e in r["history"] if "bits_per_byte" in e] for r in (plain, result)]
     assert curves[0][:-1] == curves[1][:-1], "the same up to the steps on the grid"
     rounded = round_matrices(tmp_path / "plain", tmp_path / "rounded", "Q2_0")
@@ -110,15 +110,16 @@ def round_matrices(checkpoint: Path, out: Path, kind: str) -> Path:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("at", [10, 36])
+@pytest.mark.parametrize(("at", "share"), [(10, 0.75), (36, 0.75), (10, 0.0)])
 def test_an_interrupted_run_ends_with_the_same_bits(
-    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, share: float
 ) -> None:
     from minigpt_edge.recover import on_grid
     from minigpt_edge.recover.config import FileGrid
 
-    monkeypatch.setattr(on_grid, "SEARCH_EVERY", 4)
-    changes: dict[str, Any] = {"grid": FileGrid("IQ4_NL", inputs[2]), "checkpoint_seconds": 0.0}
+    monkeypatch.setattr(on_grid, "FIT_EVERY", 4)
+    grid = FileGrid("IQ4_NL", inputs[2])
+    changes: dict[str, Any] = {"grid": grid, "plain_share": share, "checkpoint_seconds": 0.0}
     train(inputs, tmp_path / "whole", **changes)
 
     def interrupt(entry: dict[str, Any]) -> None:
@@ -138,15 +139,16 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 def test_recoveries_that_share_their_first_steps_end_with_the_same_bits(inputs: Any, tmp_path: Path) -> None:
     from minigpt_edge.recover.config import FileGrid
 
-    grid, fork = FileGrid("IQ4_NL", inputs[2]), tmp_path / "fork"
-    alone = {"plain": train(inputs, tmp_path / "plain"), "grid": train(inputs, tmp_path / "grid", grid=grid)}
+    changes: dict[str, Any] = {"grid": FileGrid("IQ4_NL", inputs[2]), "plain_share": 0.75}
+    fork = tmp_path / "fork"
+    alone = {"plain": train(inputs, tmp_path / "plain"), "grid": train(inputs, tmp_path / "grid", **changes)}
     steps: list[int] = []
     shared = {
-        "plain": train(inputs, tmp_path / "shared-plain", fork=fork),
+        "plain": train(inputs, tmp_path / "shared-plain", fork=fork, plain_share=0.75),
         "grid": train(
             inputs,
             tmp_path / "shared-grid",
-            grid=grid,
+            **changes,
             fork=fork,
             on_progress=lambda entry: steps.append(entry.get("step", 99)),
         ),
