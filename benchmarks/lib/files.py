@@ -27,7 +27,7 @@ def gguf_files(
 ) -> Iterator[tuple[str, Any, dict[str, int]]]:
     """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
     from minigpt_edge_export.decoder import read_checkpoint
-    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, keep_grid, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
     threads = bench.recipe.threads
@@ -37,8 +37,8 @@ def gguf_files(
 
         def make(out: Path, kind: str = kind) -> dict[str, Any]:
             imatrix, model = imatrix_from_file(importance), out / "model.gguf"
-            exact = read_checkpoint(checkpoint)
-            quantize(source.path / F16, model, kind, imatrix=imatrix, threads=threads, exact=exact)
+            quantize(source.path / F16, model, kind, imatrix=imatrix, threads=threads)
+            keep_grid(model, read_checkpoint(checkpoint))
             return {"tensor_types": read_header(model).types()}
 
         made = bench.stage(

@@ -149,8 +149,8 @@ def main() -> None:
             if worked and peer not in MASKS:
                 best = min(worked, key=lambda r: r["validation_bits_per_byte"])
                 after.append(recovered(bench, peer, best["variant"], fraction))
-        for name, options in (("ours", {}), ("ours, no distillation", {"distill": 0.0})):
-            stage = bench.recover(ours, **options)
+        for name, distill in (("ours", bench.recipe.distill), ("ours, no distillation", 0.0)):
+            stage = bench.recover(ours, distill=distill)
             after.append({"peer": name, "test": bench.test(stage.path, stage.digest)})
         one_shot = {"sparsity": fraction, "test": bench.test(ours.path / CHECKPOINT, ours.digest)}
         versions = {peer: environments.PINS[peer] for peer in given.only}

@@ -69,6 +69,8 @@ class RecoverConfig:
         micro_tokens: of one forward and backward pass at most; fewer take less memory and more time.
         processes: that train together, each on its share of every step.
         checkpoint_seconds: time between training checkpoints.
+        fork: where the training checkpoint after the plain steps lies, or is put: recoveries that differ in
+            the grid alone go on from it.
         resume: go on from the last whole training checkpoint, if there is one.
 
     Raises:
@@ -93,6 +95,7 @@ class RecoverConfig:
     processes: int = field(default_factory=parallel.processes)
     # Two runs that differ in these alone have the same result.
     checkpoint_seconds: float = field(default=90.0, compare=False)
+    fork: Path | None = field(default=None, compare=False)
     resume: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:

@@ -33,7 +33,6 @@ def recover(
     config: RecoverConfig,
     *,
     before: dict[str, float] | None = None,
-    fork: Path | None = None,
     on_progress: Progress = lambda entry: None,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `texts.train`, and write the best model into `out`.
@@ -45,8 +44,6 @@ def recover(
         out: directory of the result; everything is written inside it, training checkpoints too.
         before: scores of `checkpoint` on `texts.validation` (`perplexity.evaluate`), where known; else they
             are measured.
-        fork: where the training checkpoint before the steps on a grid lies, or is put: recoveries that differ
-            in the grid alone go on from it.
         on_progress: called with the newest history entry plus "steps" and "eta_seconds" at every step, and
             with {"message"} where something is worth logging.
 
@@ -89,13 +86,12 @@ def recover(
         lessons=_lessons(config, data, work),
         adapter=adapter,
         grid=grid,
-        fork=fork,
         validation=validation,
         report=on_progress,
         begun=begun,
         matmul=matmul_flops(),
     )
-    resumed = parallel.broadcast(None if parallel.rank() else last_checkpoint(session.work, fork))
+    resumed = parallel.broadcast(None if parallel.rank() else last_checkpoint(session.work, config.fork))
     if resumed:
         session.resume(resumed)
     with keep_freed():

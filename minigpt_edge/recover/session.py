@@ -58,7 +58,6 @@ class Session:
         work: folder of the training checkpoints and the best weights.
         lessons: what the teacher says of the first windows.
         grid: rounds the model to what its file will hold.
-        fork: see `recover`.
         report: see `recover`'s `on_progress`.
         begun: by the monotonic clock.
         matmul: operations per second that this machine reaches, see `flops.matmul_flops`.
@@ -74,7 +73,6 @@ class Session:
     lessons: DenseStates | None
     adapter: Adapter | None
     grid: OnGrid | None
-    fork: Path | None
     validation: Validation
     report: Progress
     begun: float
@@ -217,8 +215,9 @@ class Session:
         for other in self.work.glob("checkpoint-*"):
             if other != folder:
                 shutil.rmtree(other)
-        if self.fork and not self.fork.exists() and self.state.history[-1]["step"] == self.config.plain_steps:
-            keep_fork(folder, self.work, self.fork)
+        fork = self.config.fork
+        if fork and not fork.exists() and self.state.history[-1]["step"] == self.config.plain_steps:
+            keep_fork(folder, self.work, fork)
 
     def result(self) -> dict[str, Any]:
         """What `recover` returns."""
@@ -226,7 +225,7 @@ class Session:
 
         state, length = self.state, self.config.sequence_length
         tokens = state.history[-1]["tokens"]
-        on_grid = self.config.grid and state.best_step > self.config.plain_steps
+        grid = self.config.grid if state.best_step > self.config.plain_steps else None
         rate = tokens / state.training_seconds if state.training_seconds else 0.0
         scored = [entry for entry in state.history if "bits_per_byte" in entry]
         best = next(entry for entry in scored if entry["step"] == state.best_step)
@@ -241,7 +240,7 @@ class Session:
             "matmul_flops": self.matmul,
             "matmul_fraction": rate * work / self.matmul,
             "compiled": self.compiled,
-            "grid": self.config.grid.kind if on_grid else None,
+            "grid": grid.kind if grid else None,
             "teacher_share": self.config.teacher_share,
             "taught_tokens": min(self.taught * length, tokens),
             "lora_rank": self.config.lora_rank,

@@ -127,6 +127,7 @@ class RecoveryJob:
             teacher=teacher,
             grid=FileGrid(self.kind, self.pruned.path / IMPORTANCE) if self.kind else None,
             plain_share=self.plain_share,
+            fork=self.fork if self.shared else None,
             lora_rank=recipe.lora_rank,
             micro_tokens=self.micro,
             seed=recipe.seed,
@@ -146,7 +147,6 @@ class RecoveryJob:
             TrainingTexts.of(self.text.path),
             config,
             before=self.pruned.metrics["quality"],
-            fork=self.fork if self.shared else None,
             on_progress=on_progress,
         )
 

@@ -145,7 +145,7 @@ class Follow(TrainerCallback):
         steps, evaluations = session.config.steps, session.config.evaluations
         self.every = max(1, steps // HISTORY)
         self.evaluate_at = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
-        self.fork_at = session.config.plain_steps if session.fork else None
+        self.fork_at = session.config.plain_steps if session.config.fork else None
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.step_begun = time.monotonic()

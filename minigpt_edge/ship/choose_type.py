@@ -73,7 +73,7 @@ def choose(
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.candidates import candidates
     from minigpt_edge_export.gguf.mixed import Trials, choices_of
-    from minigpt_edge_export.gguf.quantize import quantize
+    from minigpt_edge_export.gguf.quantize import keep_grid, quantize
 
     choices, decoder = choices_of(source, target), read_checkpoint(job.checkpoint)
     tried: dict[str, dict[str, float]] = {}
@@ -81,7 +81,8 @@ def choose(
         folder = Path(name)
         files = {name: folder / f"{name}.gguf" for name in candidates(target, decoder, imatrix=bool(imatrix))}
         for name, path in files.items():
-            quantize(source, path, name, imatrix=imatrix, threads=job.threads, exact=decoder)
+            quantize(source, path, name, imatrix=imatrix, threads=job.threads)
+            keep_grid(path, decoder)
         check_size(job, target, min(choices.smallest, *(path.stat().st_size for path in files.values())))
         for index, (name, path) in enumerate(files.items()):
             job.log.step(f"{target.name}: {name}", index, len(files))
@@ -92,15 +93,8 @@ def choose(
             mix = _mix(job, target, Trials(source, folder, imatrix, job.threads, decoder), choices, limit)
             job.log.step(f"{target.name}: {MIXED}")
             files[MIXED] = folder / f"{MIXED}.gguf"
-            quantize(
-                source,
-                files[MIXED],
-                kind,
-                imatrix=imatrix,
-                threads=job.threads,
-                tensor_types=mix,
-                exact=decoder,
-            )
+            quantize(source, files[MIXED], kind, imatrix=imatrix, threads=job.threads, tensor_types=mix)
+            keep_grid(files[MIXED], decoder)
             tried[MIXED] = _trial(job, files[MIXED])
         by = "bits_per_byte" if job.max_bytes else "score"
         fitting = [name for name in tried if tried[name]["bytes"] <= (job.max_bytes or math.inf)]

@@ -92,7 +92,7 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
     """
     from minigpt_edge.ship.choose_type import Choice, check_size, choose
     from minigpt_edge_export.decoder import read_checkpoint
-    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, keep_grid, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
     source = f16.path / F16
@@ -104,8 +104,8 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
         else:
             imatrix = imatrix_from_file(job.importance) if job.importance else None
             if target.exact:
-                exact = read_checkpoint(job.checkpoint)
-                quantize(source, model, choice.type, imatrix=imatrix, threads=job.threads, exact=exact)
+                quantize(source, model, choice.type, imatrix=imatrix, threads=job.threads)
+                keep_grid(model, read_checkpoint(job.checkpoint))
             else:
                 choice = choose(job, target, source, model, imatrix)
         check_size(job, target, model.stat().st_size)

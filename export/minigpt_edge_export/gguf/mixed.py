@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.gguf.quantize import TYPES, padded, quantize, tensor_bytes
+from minigpt_edge_export.gguf.quantize import TYPES, keep_grid, padded, quantize, tensor_bytes
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, TensorInfo, read_header
 from minigpt_edge_runtime.formats.gguf_names import BLOCK
@@ -116,14 +116,15 @@ class Trials:
     Attributes:
         source: the F16 file.
         folder: for files of each type.
-        imatrix, threads, exact: as `quantize` takes them.
+        imatrix, threads: as `quantize` takes them.
+        decoder: what the source was written from.
     """
 
     source: Path
     folder: Path
     imatrix: Mapping[str, np.ndarray] | None = None
     threads: int = 0
-    exact: Decoder | None = None
+    decoder: Decoder | None = None
 
 
 def measure_costs(
@@ -236,8 +237,9 @@ class _Assembly:
                 imatrix=trials.imatrix,
                 threads=trials.threads,
                 tensor_types=wanted,
-                exact=trials.exact,
             )
+            if trials.decoder is not None:
+                keep_grid(path, trials.decoder)
             self._headers[kind] = read_header(path)
         self._rest = next(iter(offered))  # where norms, and all that has no choice, are taken from
 

@@ -56,7 +56,6 @@ def quantize(
     imatrix: Mapping[str, np.ndarray] | None = None,
     threads: int = 0,
     tensor_types: Mapping[str, str] | None = None,
-    exact: Decoder | None = None,
 ) -> dict[str, dict[str, int]]:
     """Quantize an F32, F16 or BF16 GGUF file.
 
@@ -68,8 +67,6 @@ def quantize(
             must be there; the head's entry, "output.weight" or "token_embd.weight", may be missing.
         threads: CPU threads, 0 for all. The bytes do not depend on it.
         tensor_types: regular expression on tensor names -> tensor type ("q6_K", …).
-        exact: what the source was written from; its matrices that lie on the grid of the type they get
-            (`grids`), as training on it leaves them, are written as they are.
 
     Returns:
         What the file really holds: tensor type -> {"tensors", "parameters", "bytes"}.
@@ -96,13 +93,18 @@ def quantize(
     need_space(destination.parent, source.stat().st_size, f"quantizing to {quantization}")
     with replacing(destination) as temporary:
         request.run(source, temporary)
-        if exact is not None:
-            _keep_grid(temporary, exact)
         return read_header(temporary).types()
 
 
-def _keep_grid(path: Path, decoder: Decoder) -> None:
-    """Put the very numbers of matrices that lie on their type's grid into a file: float16 lost some."""
+def keep_grid(path: Path, decoder: Decoder) -> None:
+    """Write the very numbers of matrices that lie on their type's grid, as training on it leaves them.
+
+    The quantizer rounds such numbers anew, and the F16 file that it reads lost some of their digits.
+
+    Args:
+        path: a file that `quantize` wrote.
+        decoder: what the F16 file was written from.
+    """
     layout = layout_of(decoder)
     contents = tensors_of(decoder, layout)
     for tensor in GGUFReader(path, "r+").tensors:

@@ -31,7 +31,7 @@ def train(inputs: Any, out: Path, **changes: Any) -> Any:
     from minigpt_edge.recover.config import RecoverConfig, TrainingTexts
     from minigpt_edge.recover.recover import recover
 
-    calls = {name: changes.pop(name) for name in ("on_progress", "fork") if name in changes}
+    calls = {name: changes.pop(name) for name in ("on_progress",) if name in changes}
     return recover(inputs[0], out, TrainingTexts(**inputs[1]), RecoverConfig(**{**SMALL, **changes}), **calls)
 
 
