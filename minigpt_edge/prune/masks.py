@@ -83,6 +83,7 @@ class MaskPruner(Pruner):
     patterns = (UNSTRUCTURED, "2:4", "4:8")
     options = ("sparsity",)
     blockwise = True
+    masks = True
 
     def takes(self, pattern: str) -> bool:
         """Any n:m too."""

@@ -18,13 +18,15 @@ class Pruner(ABC):
         removes: whether parameters are removed; then the vocabulary is trimmed too.
         sized: whether blocks get sizes, by their KV groups and neurons, that can be planned.
         blockwise: whether it needs one block at a time, so that the others may stay on disk.
-        recovers: whether fine-tuning keeps what it did.
+        masks: whether what it did are zeros, which fine-tuning has to keep.
+        recovers: whether fine-tuning can keep what it did.
     """
 
     patterns: ClassVar[tuple[str, ...]]
     removes: ClassVar[bool] = False
     sized: ClassVar[bool] = False
     blockwise: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
     recovers: ClassVar[bool] = True
 
     @property

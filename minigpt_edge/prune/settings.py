@@ -33,6 +33,10 @@ def check_recipe(recipe: Recipe) -> None:
     pruner = method.pruner(pattern)
     if not pruner.recovers and recipe.recover != "no":
         raise UsageError("fine-tuning would undo the low rank of the matrices", "add --no-recover")
+    if pruner.masks and recipe.lora_rank and recipe.recover != "no":
+        raise UsageError(
+            "merged adapters would fill the zeros of a mask", "leave --lora-rank out, or add --no-recover"
+        )
     for name in _OPTIONS:
         if getattr(recipe, name) is not None and name not in pruner.options:
             fitting = [m.name for m in METHODS.values() if any(name in p.options for p in m.pruners)]

@@ -64,6 +64,7 @@ class RecoverConfig:
         teacher: the dense model, whose predictions are part of the target; None does without.
         grid: train what a file of a type will hold (`on_grid`); None trains float32.
         plain_share: of the steps, which train float32 first whatever the grid.
+        keep_zeros: weights of matrices that are zero stay so, as a mask made them.
         lora_rank: train adapters of that rank beside the blocks' matrices and merge them at the end, instead
             of training all weights; never compiled.
         micro_tokens: of one forward and backward pass at most; fewer take less memory and more time.
@@ -90,6 +91,7 @@ class RecoverConfig:
     teacher: Teacher | None = None
     grid: FileGrid | None = None
     plain_share: float = 0.0
+    keep_zeros: bool = False
     lora_rank: int | None = None
     micro_tokens: int = MICRO_TOKENS
     processes: int = field(default_factory=parallel.processes)

@@ -65,6 +65,8 @@ def recover(
     from minigpt_edge.recover.on_grid import OnGrid
     from minigpt_edge.recover.trainer import train
 
+    if config.keep_zeros and parallel.wants_shards():
+        raise EdgeError("the zeros of a mask are not kept in shards", "start without FSDP")
     if config.lora_rank and parallel.wants_shards():
         raise EdgeError("LoRA trains too little to be worth shards", "start without FSDP, or without LoRA")
     begun = time.monotonic()

@@ -12,7 +12,8 @@ from minigpt_edge.evaluation.stage import CODE as EVALUATE_CODE
 from minigpt_edge.evaluation.stage import quality_text
 from minigpt_edge.models.dense_states import DENSE_STATES
 from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE, PLAN
-from minigpt_edge.prune.settings import WINDOW
+from minigpt_edge.prune.methods.registry import pruner_of
+from minigpt_edge.prune.settings import WINDOW, prune_settings
 from minigpt_edge.recover.memory import Recovery
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.context import BuildContext
@@ -128,6 +129,7 @@ class RecoveryJob:
             grid=FileGrid(self.kind, self.pruned.path / IMPORTANCE) if self.kind else None,
             plain_share=self.plain_share,
             fork=self.fork if self.shared else None,
+            keep_zeros=pruner_of(prune_settings(recipe)).masks,
             lora_rank=recipe.lora_rank,
             micro_tokens=self.micro,
             seed=recipe.seed,
@@ -204,6 +206,8 @@ def _grid_of(context: BuildContext, target: Target, checkpoint: Path) -> str | N
         return None
     if context.recipe.lora_rank or parallel.wants_shards():
         reason = "adapters and shards are trained in float32"
+    elif pruner_of(prune_settings(context.recipe)).masks and 0 not in GRIDS[kind].levels:
+        reason = f"{kind} has no level for a mask's zeros"
     elif not any(
         len(shape) == 2 and shape[1] % GRIDS[kind].block == 0 and name.startswith("blocks.")
         for name, shape in read_checkpoint(checkpoint).shapes().items()

@@ -139,6 +139,11 @@ class Follow(TrainerCallback):
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.zeros: list[tuple[Tensor, Tensor]] = []
+        if session.config.keep_zeros:
+            own = {id(table) for table in session.tables}
+            matrices = (p for p in session.model.parameters() if p.dim() > 1 and id(p) not in own)
+            self.zeros = [(p, p.data == 0) for p in matrices]
         self.saved = time.monotonic()
         self.step_begun = self.unlogged_seconds = 0.0
         self.unlogged = 0
@@ -146,6 +151,10 @@ class Follow(TrainerCallback):
         self.every = max(1, steps // HISTORY)
         self.evaluate_at = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
         self.fork_at = session.config.plain_steps if session.config.fork else None
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for weight, zero in self.zeros:
+            weight.data.masked_fill_(zero, 0)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.step_begun = time.monotonic()

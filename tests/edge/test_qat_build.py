@@ -94,3 +94,20 @@ def test_what_adapters_can_not_do_is_said(place: Path) -> None:
     assert "gguf-iq4_nl is quantized after training, not trained for: adapters" in done.stderr
     wrong = run(place, "minigpt_edge", "build", "--corpus", "corpus", "--no-qat", "--no-recover")
     assert wrong.returncode == 2 and "--no-qat does nothing with --no-recover" in wrong.stderr
+
+
+def test_the_zeros_of_a_mask_stay(place: Path) -> None:
+    """They have no level in IQ4_NL, so its grid is not trained on; adapters would fill them."""
+    given = ("--model", "model", "--corpus", "corpus", "--method", "wanda", "--pattern", "2:4")
+    given += ("--calibration-tokens", "4096", "--recover-tokens", "8192", "--threads", "1", "--no-baseline")
+    given += ("--target", "gguf-f16", "--target", "gguf-iq4_nl")
+    done = run(place, "minigpt_edge", "build", *given, "--out", "mask")
+    assert done.returncode == 0, done.stderr
+    assert "gguf-iq4_nl is quantized after training, not trained for: IQ4_NL has no level" in done.stderr
+    report = json.loads((place / "mask" / "report.json").read_text())
+    assert report["recovery"]["tokens"] == 8192
+    tensors = GGUFReader(place / "mask" / "mask-f16.gguf").tensors
+    zeros = [np.mean(t.data == 0) for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    assert len(zeros) > 20 and min(zeros) >= 0.5 and max(zeros) < 0.51
+    refused = run(place, "minigpt_edge", "build", *given, "--out", "lora", "--lora-rank", "2")
+    assert refused.returncode == 2 and "adapters would fill the zeros" in refused.stderr
