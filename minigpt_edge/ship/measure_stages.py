@@ -107,15 +107,16 @@ def _run(job: Export, spec: StageSpec, what: str, make: Callable[[Path], dict[st
 
 def _dense_gguf(base: BaseModel, kind: str, threads: int, out: Path) -> Path:
     from minigpt_edge_export.decoder import read_checkpoint
-    from minigpt_edge_export.gguf.quantize import quantize
+    from minigpt_edge_export.gguf.quantize import keep_grid, quantize
     from minigpt_edge_export.gguf.write import write_gguf
     from minigpt_edge_export.targets import UNQUANTIZED
 
-    plain = out / "plain.gguf"
-    write_gguf(read_checkpoint(base.path), plain, file_type=kind if kind in UNQUANTIZED else "f16")
+    plain, decoder = out / "plain.gguf", read_checkpoint(base.path)
+    write_gguf(decoder, plain, file_type=kind if kind in UNQUANTIZED else "f16")
     if kind in UNQUANTIZED:
         return plain
     quantize(plain, out / "quantized.gguf", kind, threads=threads)
+    keep_grid(out / "quantized.gguf", decoder)  # a base that was trained for this type keeps what it has
     plain.unlink()
     return out / "quantized.gguf"
 
