@@ -100,7 +100,8 @@ class Recipe:
         recover: "tokens" (all of recover_tokens), "dense" (stop when validation perplexity is the dense
             model's, at most recover_tokens), or "no".
         lora_rank: rank of LoRA adapters that are trained instead of all weights, and merged; None trains all.
-        qat: recovery trains what quantized GGUF files will hold, where that can be done.
+        qat: recovery trains what quantized GGUF files will hold, where that can be done, in place of rounding
+            afterwards.
         distill: share of the dense model's predictions in the fine-tuning target at the first step. It would
             be 0 at the last, but ends with the windows that were calibrated on. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
@@ -137,7 +138,7 @@ class Recipe:
     recover_tokens: Count = 375_000
     time: Annotated[int, BeforeValidator(parse_time)] | None = None
     recover: Literal["tokens", "dense", "no"] = "tokens"
-    qat: bool = True
+    qat: bool = False
     distill: _Share = 0.5
     lora_rank: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -174,12 +175,12 @@ class Recipe:
             "with --corpus: only a domain has sources": ["source"] if self.corpus else [],
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
             "with --plan, which says what is kept": [*decided, *kept] if self.plan else [],
-            "with --no-recover": ["lora_rank", "time"] if self.recover == "no" else [],
+            "with --no-recover": ["lora_rank", "time", "qat"] if self.recover == "no" else [],
             "with --threshold, which decides unit by unit": ["widths"] if self.threshold is not None else [],
         }
         for why, names in idle.items():
             for name in names:
-                if getattr(self, name) not in (None, ()):
+                if getattr(self, name) not in (None, (), False):
                     raise UsageError(f"--{name.replace('_', '-')} does nothing {why}", "leave it out")
 
 
@@ -188,7 +189,6 @@ def recipe_of(
     recover_until: str | None = None,
     no_recover: bool = False,
     no_baseline: bool = False,
-    no_qat: bool = False,
     threads: int | None = None,
     **options: Any,
 ) -> Recipe:
@@ -206,14 +206,10 @@ def recipe_of(
         if options.get("time") is not None and options.get(name) is not None:
             given_as = f"--{name.replace('_', '-')}"
             raise UsageError(f"--time chooses {given_as}, so they contradict each other", "give one of them")
-    if no_qat and no_recover:
-        raise UsageError("--no-qat does nothing with --no-recover", "leave it out")
-    decided = {"recover", "baseline", "qat"}
-    if unknown := sorted(options.keys() - (Recipe.__dataclass_fields__.keys() - decided)):
+    if unknown := sorted(options.keys() - (Recipe.__dataclass_fields__.keys() - {"recover", "baseline"})):
         raise TypeError(f"build has no option {unknown[0]!r}")
     given = {name: value for name, value in options.items() if value not in ((), None)}
     given |= {"recover": "no" if no_recover else recover_until or "tokens", "baseline": not no_baseline}
-    given |= {"qat": not no_qat}
     try:
         return Recipe(**given, threads=threads or parallel.all_cores())
     except ValidationError as error:

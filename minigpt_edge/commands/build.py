@@ -143,9 +143,10 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
     "Fine-tune LoRA adapters of this rank, merged at the end, instead of all weights.",
 )
 @click.option(
-    "--no-qat",
+    "--qat",
     is_flag=True,
-    help="Quantize after fine-tuning, in place of fine-tuning what the quantized file will hold.",
+    help="Fine-tune the numbers that a file of four or five bits will hold, in place of rounding afterwards, "
+    "which is still better at the default's length (docs/quantization.md).",
 )
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")

@@ -57,8 +57,7 @@ def unequal(file: Path, checkpoint: Path) -> tuple[int, int]:
 
 
 def test_a_file_holds_what_training_saw_and_others_have_models_of_their_own(place: Path) -> None:
-    targets = ("--target", "gguf-iq4_nl", "--target", "gguf-f16")
-    done = build(place, *targets[:2], "--out", "one", "--no-baseline")
+    done = build(place, "--target", "gguf-iq4_nl", "--qat", "--out", "one", "--no-baseline")
     report = json.loads((place / "one" / "report.json").read_text())
     # SMALL asks for gguf-q8 first, whose model is trained in float32
     assert [model["file"] for model in report["models"]] == ["one-q8_0.gguf", "one-iq4_nl.gguf"]
@@ -79,7 +78,7 @@ def test_a_file_holds_what_training_saw_and_others_have_models_of_their_own(plac
 
 
 def test_without_it_all_files_are_made_of_one_model(place: Path) -> None:
-    done = build(place, "--target", "gguf-iq4_nl", "--no-qat", "--out", "plain", "--no-baseline")
+    done = build(place, "--target", "gguf-iq4_nl", "--out", "plain", "--no-baseline")
     report = json.loads((place / "plain" / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]].count("recover") == 1
     assert "grid" not in done.stderr and not (place / "plain" / "reference-2.json").exists()
@@ -90,17 +89,18 @@ def test_without_it_all_files_are_made_of_one_model(place: Path) -> None:
 
 
 def test_what_adapters_can_not_do_is_said(place: Path) -> None:
-    done = build(place, "--target", "gguf-iq4_nl", "--lora-rank", "2", "--out", "lora", "--no-baseline")
+    options = ("--lora-rank", "2", "--out", "lora", "--no-baseline")
+    done = build(place, "--target", "gguf-iq4_nl", "--qat", *options)
     assert "gguf-iq4_nl is quantized after training, not trained for: adapters" in done.stderr
-    wrong = run(place, "minigpt_edge", "build", "--corpus", "corpus", "--no-qat", "--no-recover")
-    assert wrong.returncode == 2 and "--no-qat does nothing with --no-recover" in wrong.stderr
+    wrong = run(place, "minigpt_edge", "build", "--corpus", "corpus", "--qat", "--no-recover")
+    assert wrong.returncode == 2 and "--qat does nothing with --no-recover" in wrong.stderr
 
 
 def test_the_zeros_of_a_mask_stay(place: Path) -> None:
     """They have no level in IQ4_NL, so its grid is not trained on; adapters would fill them."""
     given = ("--model", "model", "--corpus", "corpus", "--method", "wanda", "--pattern", "2:4")
     given += ("--calibration-tokens", "4096", "--recover-tokens", "8192", "--threads", "1", "--no-baseline")
-    given += ("--target", "gguf-f16", "--target", "gguf-iq4_nl")
+    given += ("--target", "gguf-f16", "--target", "gguf-iq4_nl", "--qat")
     done = run(place, "minigpt_edge", "build", *given, "--out", "mask")
     assert done.returncode == 0, done.stderr
     assert "gguf-iq4_nl is quantized after training, not trained for: IQ4_NL has no level" in done.stderr
