@@ -55,8 +55,8 @@ def section(results: Path) -> str:
         "test windows, one run each (`benchmarks/experiments/every_domain.py`). 'Before' are rows of the "
         "tables below, of an earlier recipe: the vocabulary trimmed by a count of five, 2,048 tokens a step "
         "and a teacher in all of them. 'Recovered IQ4_NL' was quantized afterwards; with --qat recovery "
-        "trained the numbers that 'trained IQ4_NL' holds. The dense model was fine-tuned on as many tokens as "
-        f"recovery took, by the recipe of its row. Measured {'; '.join(origins)}."
+        "trained the numbers that 'trained IQ4_NL' holds. The dense model was fine-tuned on as many tokens "
+        f"as recovery took, by the recipe of its row. Measured {'; '.join(origins)}."
     )
     return f"## {TITLE}\n\n{markdown(Table('', TITLE, COLUMNS, cells, note))}"
 
