@@ -26,7 +26,7 @@ from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge.stages.stage import locked
-from minigpt_edge_export.targets import Target, parse_target
+from minigpt_edge_export.targets import Target, list_targets, parse_target
 from minigpt_edge_runtime._version import __version__
 from minigpt_edge_runtime.errors import UsageError
 from minigpt_edge_runtime.files import sha256_json
@@ -100,10 +100,15 @@ def dry_run(recipe: Recipe, log: Log) -> dict[str, Any]:
 
 
 def _checked(recipe: Recipe) -> list[Target]:
-    """The recipe's targets; UsageError for a target, domain, source or method that there is not."""
+    """The recipe's targets; UsageError for a target, domain, source or method that there is not, or if it
+    trains for none of the targets."""
     corpus_sources(recipe)
     check_recipe(recipe)
-    return [parse_target(name) for name in dict.fromkeys(recipe.targets)]
+    targets = [parse_target(name) for name in dict.fromkeys(recipe.targets)]
+    if recipe.qat and not any(target.grid for target in targets):
+        trained = ", ".join(target.name for target in list_targets() if target.grid)
+        raise UsageError("--qat does nothing for these targets", f"it trains for {trained}; leave it out")
+    return targets
 
 
 def _context(recipe: Recipe, log: Log) -> BuildContext:

@@ -176,6 +176,7 @@ class Recipe:
             "with --domain: a domain knows its own": ["text_column"] if self.domain else [],
             "with --plan, which says what is kept": [*decided, *kept] if self.plan else [],
             "with --no-recover": ["lora_rank", "time", "qat"] if self.recover == "no" else [],
+            "with --recover-until": ["qat"] if self.recover == "dense" else [],
             "with --threshold, which decides unit by unit": ["widths"] if self.threshold is not None else [],
         }
         for why, names in idle.items():

@@ -92,8 +92,19 @@ def test_what_adapters_can_not_do_is_said(place: Path) -> None:
     options = ("--lora-rank", "2", "--out", "lora", "--no-baseline")
     done = build(place, "--target", "gguf-iq4_nl", "--qat", *options)
     assert "gguf-iq4_nl is quantized after training, not trained for: adapters" in done.stderr
-    wrong = run(place, "minigpt_edge", "build", "--corpus", "corpus", "--qat", "--no-recover")
-    assert wrong.returncode == 2 and "--qat does nothing with --no-recover" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--no-recover",), "--qat does nothing with --no-recover"),
+        (("--recover-until", "dense"), "--qat does nothing with --recover-until"),
+        (("--target", "gguf-f16", "--target", "gguf-q8"), "it trains for gguf-q5, gguf-q4, gguf-q5_0"),
+    ],
+)
+def test_where_it_does_nothing_it_is_refused(place: Path, options: tuple[str, ...], message: str) -> None:
+    wrong = run(place, "minigpt_edge", "build", "--corpus", "corpus", "--qat", *options)
+    assert wrong.returncode == 2 and message in wrong.stderr
 
 
 def test_the_zeros_of_a_mask_stay(place: Path) -> None:
