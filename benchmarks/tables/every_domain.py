@@ -10,6 +10,7 @@ from typing import Any
 from minigpt_edge.report.tables import MISSING, Table, markdown, number
 
 EARLIER_NAMES = {"pruned 42%, not fine-tuned": "pruned", "pruned 42%": "recovered"}  # as in domains.json
+TRAINED = "trained IQ4_NL"
 COLUMNS = (
     "domain",
     "recovery tokens",
@@ -18,7 +19,7 @@ COLUMNS = (
     "pruned F16",
     "recovered F16",
     "recovered IQ4_NL",
-    "trained IQ4_NL",
+    TRAINED,
     "IQ4_NL ÷ dense F16",
     "F16 ÷ fine-tuned",
     "perplexity pruned ÷ dense",
@@ -54,11 +55,20 @@ def section(results: Path) -> str:
         "SmolLM2-135M-Instruct, 42 % removed; bits per byte of the GGUF file in llama.cpp on the domain's "
         "test windows, one run each (`benchmarks/experiments/every_domain.py`). 'Before' are rows of the "
         "tables below, of an earlier recipe: the vocabulary trimmed by a count of five, 2,048 tokens a step "
-        "and a teacher in all of them. 'Recovered IQ4_NL' was quantized afterwards; with --qat recovery "
-        "trained the numbers that 'trained IQ4_NL' holds. The dense model was fine-tuned on as many tokens "
-        f"as recovery took, by the recipe of its row. Measured {'; '.join(origins)}."
+        "and a teacher in all of them. The dense model was fine-tuned on as many tokens as recovery took, "
+        f"by the recipe of its row. Measured {'; '.join(origins)}."
     )
-    return f"## {TITLE}\n\n{markdown(Table('', TITLE, COLUMNS, cells, note))}"
+    columns = list(COLUMNS)
+    if any(ON_GRID in row["files"] for row in rows):
+        note += " With --qat recovery trained the numbers that 'trained IQ4_NL' holds."
+    else:
+        at = columns.index(TRAINED)
+        columns, cells = _without(columns, at), [_without(row, at) for row in cells]
+    return f"## {TITLE}\n\n{markdown(Table('', TITLE, columns, cells, note))}"
+
+
+def _without(row: Sequence[str], at: int) -> list[str]:
+    return [cell for number, cell in enumerate(row) if number != at]
 
 
 def learning(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:

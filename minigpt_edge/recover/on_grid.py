@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
@@ -71,7 +71,7 @@ class OnGrid:
         if not self.matrices:
             size = self.grid.block
             raise EdgeError(f"no row of this model divides by {file.kind}'s blocks of {size}", None)
-        self._round, self._trial = _functions(self.grid, compiled=compiled)
+        self._functions = _functions(self.grid, compiled=compiled)
         self.scales: dict[str, Tensor] = {}
         self._fitted: int | None = None
 
@@ -89,8 +89,12 @@ class OnGrid:
         weights, scales = matrix.blocks(), self.scales[matrix.name]
         importance = _weighted(matrix, weights)
         fitted, error = self._trial(weights, importance, scales)
-        before = ((self._round(weights, scales) - weights).square() * importance).sum(-1)
-        return torch.where(error < before, fitted, scales)
+        return torch.where(error < self._functions.error(weights, importance, scales), fitted, scales)
+
+    def _trial(self, weights: Tensor, importance: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales fitted to the levels that some scales give, as float16 holds them, and their error."""
+        fitted = self._functions.fit(weights, importance, scales).float()
+        return fitted, self._functions.error(weights, importance, fitted)
 
     def _search(self, matrix: _Matrix) -> Tensor:
         """Scales [rows, blocks], numbers of float16, with the least weighted squared error."""
@@ -112,7 +116,7 @@ class OnGrid:
         try:
             with torch.no_grad():
                 for matrix in self.matrices:
-                    values = self._round(matrix.blocks(), self.scales[matrix.name])
+                    values = self._functions.rounded(matrix.blocks(), self.scales[matrix.name])
                     matrix.parameter.data = matrix.placed(values)
             yield
         finally:
@@ -158,25 +162,37 @@ def _weighted(matrix: _Matrix, weights: Tensor) -> Tensor:
     return matrix.importance * (energy + energy.mean(-1, keepdim=True)).sqrt()
 
 
-def _functions(grid: Grid, *, compiled: bool) -> tuple[Callable[..., Tensor], Callable[..., Any]]:
-    """round(weights [rows, blocks, block], scales [rows, blocks]) -> weights on the grid; and
-    trial(weights, importance, scales) -> (scales refitted in float16, weighted squared error)."""
+class _Functions(NamedTuple):
+    """What is computed for blocks of weights [rows, blocks, block] with scales [rows, blocks].
+
+    `rounded`: (weights, scales) -> the weights on the grid. `fit`: (weights, importance, scales) -> the
+    scales of least squares for the levels that these give, float16. `error`: (the same) -> weighted squared
+    error.
+    """
+
+    rounded: Callable[..., Tensor]
+    fit: Callable[..., Tensor]
+    error: Callable[..., Tensor]
+
+
+def _functions(grid: Grid, *, compiled: bool) -> _Functions:
     nearest = _nearest(grid)
 
     def rounded(weights: Tensor, scales: Tensor) -> Tensor:
         return nearest(weights * _inverse(scales)[..., None]) * scales[..., None]
 
-    def trial(weights: Tensor, importance: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(weights: Tensor, importance: Tensor, scales: Tensor) -> Tensor:
         levels = nearest(weights * _inverse(scales)[..., None])
         energy = (levels * levels * importance).sum(-1)
         fitted = (levels * weights * importance).sum(-1) / energy.clamp_min(1e-30)
-        fitted = torch.where(energy > 0, fitted, scales).half().float()
-        error = (rounded(weights, fitted) - weights).square() * importance
-        return fitted, error.sum(-1)
+        # The result has to be float16: compiled code drops a cast to it and back.
+        return torch.where(energy > 0, fitted, scales).half()
 
-    if not compiled:
-        return rounded, trial
-    return torch.compile(rounded, dynamic=True), torch.compile(trial, dynamic=True)
+    def error(weights: Tensor, importance: Tensor, scales: Tensor) -> Tensor:
+        return ((rounded(weights, scales) - weights).square() * importance).sum(-1)
+
+    found = _Functions(rounded, fit, error)
+    return _Functions(*(torch.compile(one, dynamic=True) for one in found)) if compiled else found
 
 
 def _nearest(grid: Grid) -> Callable[[Tensor], Tensor]:
