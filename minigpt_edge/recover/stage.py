@@ -45,6 +45,7 @@ class RecoveryJob:
         micro: tokens of one forward and backward pass.
         kind: the type whose grid is trained on, None for float32.
         shared: whether recoveries of other kinds have the same first steps, in float32.
+        keep_zeros: whether they are a mask's.
     """
 
     context: BuildContext
@@ -55,6 +56,7 @@ class RecoveryJob:
     micro: int
     kind: str | None = None
     shared: bool = False
+    keep_zeros: bool = False
 
     @classmethod
     def of(
@@ -72,7 +74,8 @@ class RecoveryJob:
         rounded = kind is not None
         room = Recovery(pruned.path / CHECKPOINT, recipe.lora_rank is not None, recipe.max_memory, rounded)
         micro = room.micro_tokens(_most(recipe), min(WINDOW, base.context))
-        return cls(context, text, pruned, until, room, micro, kind, shared)
+        masks = pruner_of(prune_settings(recipe)).masks
+        return cls(context, text, pruned, until, room, micro, kind, shared, masks)
 
     @property
     def plain_share(self) -> float:
@@ -98,6 +101,7 @@ class RecoveryJob:
                 "seed": recipe.seed,
                 "threads": recipe.threads,
                 **({"micro_tokens": self.micro} if self.micro < _most(recipe) else {}),
+                **({"keep_zeros": True} if self.keep_zeros else {}),
                 **({"grid": [self.kind, self.plain_share]} if self.kind else {}),
                 **parallel.process_setting(),
             },
@@ -129,7 +133,7 @@ class RecoveryJob:
             grid=FileGrid(self.kind, self.pruned.path / IMPORTANCE) if self.kind else None,
             plain_share=self.plain_share,
             fork=self.fork if self.shared else None,
-            keep_zeros=pruner_of(prune_settings(recipe)).masks,
+            keep_zeros=self.keep_zeros,
             lora_rank=recipe.lora_rank,
             micro_tokens=self.micro,
             seed=recipe.seed,
