@@ -46,6 +46,7 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "q2": ("q2_k_s", "q2_k", "iq2_xs", "iq2_s", "iq2_m"),
 }
 
+# What recovery can train for -> the type of `gguf.grids`.
 _TRAINED = {"q4": "IQ4_NL", "q5": "Q5_0", "q4_0": "Q4_0", "iq4_nl": "IQ4_NL", "q5_0": "Q5_0"}
 
 

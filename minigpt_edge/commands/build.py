@@ -146,7 +146,7 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
     "--qat",
     is_flag=True,
     help="Fine-tune the numbers that a file of four or five bits will hold, in place of rounding afterwards, "
-    "which is as good at the default's length (docs/quantization.md).",
+    "which is as good for gguf-q4 so far (docs/quantization.md).",
 )
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")

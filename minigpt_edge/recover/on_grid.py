@@ -2,7 +2,8 @@
 
 The blocks' matrices are rounded for the forward and the backward pass; AdamW then moves the float32 weights
 by the gradients that the rounded ones got (straight-through estimator, arXiv 1308.3432). So the model learns
-to do with what rounding leaves. Scales are searched as llama.cpp does, weighted by the importance matrix.
+to do with what rounding leaves. Scales are searched once, errors weighted much as llama.cpp does, by the
+importance matrix, and then follow the weights.
 Import this module inside functions: it needs torch at its head.
 """
 

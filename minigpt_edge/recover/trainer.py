@@ -61,7 +61,7 @@ class RecoveryTrainer(Trainer):
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward pass, on the file's grid in the last steps."""
+        """Forward and backward pass, on the file's grid where there is one."""
         with self.session.at_step(self.state.global_step):
             loss: Tensor = super().training_step(*args, **kwargs)
         return loss

@@ -46,8 +46,8 @@ def assemble(directory: Path, finished: Finished, report: BuildReport) -> None:
     write_text(directory / NOTICE, _notice(report))
     write_json(directory / HELD_OUT, held_out_sample(text.path))
     references = _reference_names(finished)
-    for one in finished.files:
-        write_json(directory / references[one.job.checkpoint], reference_sample(one.job.reference()))
+    for checkpoint, job_of in {file.job.checkpoint: file.job for file in finished.files}.items():
+        write_json(directory / references[checkpoint], reference_sample(job_of.reference()))
     if gguf := [name for name in files if name.endswith(".gguf")]:
         settings = read_tokenizer_config(directory)
         template = chat_templates(directory, settings).get(DEFAULT)

@@ -148,10 +148,8 @@ def _computes(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | No
 
 def _parity(bundle: Bundle, name: str, threads: int | None) -> tuple[bool | None, str]:
     check = bundle.manifest.get("checks", {}).get(name, {})
-    limit, reference = (
-        check.get("threshold"),
-        bundle.directory / Path(str(check.get("reference", REFERENCE))).name,
-    )
+    limit = check.get("threshold")
+    reference = bundle.directory / Path(str(check.get("reference", REFERENCE))).name  # never outside
     if limit is None or not reference.is_file():
         return None, "there are no predictions of the checkpoint to compare with"
     found = compare_with_reference(bundle.directory / name, reference, threads)
