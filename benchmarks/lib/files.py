@@ -17,17 +17,21 @@ F16 = "model-f16.gguf"
 
 def f16_file(bench: Bench, name: str, checkpoint: Path, importance: Path | None = None) -> Any:
     """The stage of a model's F16 file."""
+    return f16_stage(_job(bench, name, checkpoint, importance))
+
+
+def _job(bench: Bench, name: str, checkpoint: Path, importance: Path | None) -> Export:
     threads = bench.recipe.threads
-    job = Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.log)
-    return f16_stage(job)
+    return Export(bench.work, checkpoint, importance, bench.text, {"name": name}, threads, bench.log)
 
 
 def gguf_files(
     bench: Bench, name: str, checkpoint: Path, importance: Path, types: Sequence[str]
 ) -> Iterator[tuple[str, Any, dict[str, int]]]:
     """(type, stage, parameters by tensor type) of a model's F16 file and of those quantized from it."""
-    from minigpt_edge_export.decoder import read_checkpoint
-    from minigpt_edge_export.gguf.quantize import imatrix_from_file, keep_grid, quantize
+    from minigpt_edge.ship.choose_type import wanted_types
+    from minigpt_edge.ship.grams import round_matrices
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
     threads = bench.recipe.threads
@@ -38,7 +42,8 @@ def gguf_files(
         def make(out: Path, kind: str = kind) -> dict[str, Any]:
             imatrix, model = imatrix_from_file(importance), out / "model.gguf"
             quantize(source.path / F16, model, kind, imatrix=imatrix, threads=threads)
-            keep_grid(model, read_checkpoint(checkpoint))
+            job = _job(bench, name, checkpoint, importance)
+            round_matrices(job, kind, wanted_types(checkpoint, [kind], imatrix=True)).improve(model)
             return {"tensor_types": read_header(model).types()}
 
         made = bench.stage(
@@ -48,6 +53,7 @@ def gguf_files(
             inputs={
                 "f16": source.digest,
                 "imatrix": sha256_file(importance),
+                "corpus": bench.text.digest,
                 **checkpoint_hashes(checkpoint),
             },
             code=CODE,

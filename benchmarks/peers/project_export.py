@@ -11,10 +11,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minigpt_edge.ship.export_stages import calibration_sequences
+from minigpt_edge.ship.grams import weighted_grams
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.quantize import imatrix_from_file
-from minigpt_edge_export.onnx.grams import collect_grams
+from minigpt_edge_export.onnx.gptq import pack_matrices
+from minigpt_edge_export.onnx.weights import Packed
 from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.targets import PRECISIONS
 from minigpt_edge_runtime.engines.open import default_threads
@@ -23,12 +24,12 @@ from minigpt_edge_runtime.engines.open import default_threads
 def main() -> None:
     """Write the directory OUT."""
     source, out, name, *data = sys.argv[1:]
-    decoder, imatrix, grams = read_checkpoint(Path(source)), None, None
+    decoder, imatrix, packed = read_checkpoint(Path(source)), None, dict[str, Packed]()
     if data:
         imatrix = imatrix_from_file(Path(data[0]))
-        sequences = calibration_sequences(Path(source), Path(data[1]).parent)
-        grams = collect_grams(decoder, sequences, Path(out).parent, default_threads())
-    write_onnx(decoder, Path(out), PRECISIONS[name], imatrix=imatrix, grams=grams)
+        for grams in weighted_grams(Path(source), Path(data[1]).parent, default_threads()):
+            packed |= pack_matrices(decoder, PRECISIONS[name], grams)
+    write_onnx(decoder, Path(out), PRECISIONS[name], imatrix=imatrix, packed=packed)
 
 
 if __name__ == "__main__":

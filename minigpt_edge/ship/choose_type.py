@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,19 +70,25 @@ def choose(
     Raises:
         EdgeError: none is as small as the limit.
     """
+    from minigpt_edge.ship.grams import round_matrices
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.candidates import candidates
     from minigpt_edge_export.gguf.mixed import Trials, choices_of
-    from minigpt_edge_export.gguf.quantize import keep_grid, quantize
+    from minigpt_edge_export.gguf.quantize import quantize
 
-    choices, decoder = choices_of(source, target), read_checkpoint(job.checkpoint)
+    choices = choices_of(source, target)
+    names = candidates(target, read_checkpoint(job.checkpoint), imatrix=bool(imatrix))
+    wanted = wanted_types(job.checkpoint, names, imatrix=bool(imatrix))
+    for tensor, kinds in choices.offered.items():
+        wanted[tensor] |= kinds
+    rounding = round_matrices(job, target.name, wanted)
     tried: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=model.parent) as name:
         folder = Path(name)
-        files = {name: folder / f"{name}.gguf" for name in candidates(target, decoder, imatrix=bool(imatrix))}
+        files = {name: folder / f"{name}.gguf" for name in names}
         for name, path in files.items():
             quantize(source, path, name, imatrix=imatrix, threads=job.threads)
-            keep_grid(path, decoder)
+            rounding.improve(path)
         check_size(job, target, min(choices.smallest, *(path.stat().st_size for path in files.values())))
         for index, (name, path) in enumerate(files.items()):
             job.log.step(f"{target.name}: {name}", index, len(files))
@@ -90,17 +96,29 @@ def choose(
         kind, mix = min(tried, key=lambda name: tried[name]["score"]), dict[str, str]()
         limit = job.max_bytes or int(tried[kind]["bytes"])
         if choices.groups and choices.smallest <= limit:
-            mix = _mix(job, target, Trials(source, folder, imatrix, job.threads, decoder), choices, limit)
+            mix = _mix(job, target, Trials(source, folder, imatrix, job.threads, rounding), choices, limit)
             job.log.step(f"{target.name}: {MIXED}")
             files[MIXED] = folder / f"{MIXED}.gguf"
             quantize(source, files[MIXED], kind, imatrix=imatrix, threads=job.threads, tensor_types=mix)
-            keep_grid(files[MIXED], decoder)
+            rounding.improve(files[MIXED])
             tried[MIXED] = _trial(job, files[MIXED])
         by = "bits_per_byte" if job.max_bytes else "score"
         fitting = [name for name in tried if tried[name]["bytes"] <= (job.max_bytes or math.inf)]
         best = min(fitting, key=lambda name: tried[name][by])
         files[best].replace(model)
     return Choice(kind, mix, tried) if best == MIXED else Choice(best, {}, tried)
+
+
+def wanted_types(checkpoint: Path, names: Iterable[str], *, imatrix: bool) -> dict[str, set[str]]:
+    """GGUF tensor -> the types ("Q4_0", …) that the files of some types of a model give it."""
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.quantize import expected_types
+
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for tensor, kind in expected_types(read_checkpoint(checkpoint), name, imatrix=imatrix).items():
+            found.setdefault(tensor, set()).add(kind)
+    return found
 
 
 def _mix(job: Export, target: Target, trials: Trials, choices: Choices, limit: int) -> dict[str, str]:

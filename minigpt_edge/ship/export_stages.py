@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +14,11 @@ from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
 from minigpt_edge_runtime.files import sha256_file
 
-CALIBRATION_TOKENS, CALIBRATION_WINDOW = 16_384, 512  # what GPTQ reads
-GPTQ_BYTES = 5 * 2**30  # Models that need more memory are rounded with the importance matrix alone.
-CODE = (*REFERENCE_CODE, "minigpt_edge_runtime.bench", "minigpt_edge_runtime._version")
-
-
-def calibration_sequences(checkpoint: Path, corpus: Path) -> list[list[int]]:
-    """CALIBRATION_TOKENS of a corpus stage's training text as token ids, a stretch a document."""
-    from minigpt_edge.data.corpus import read_split
-    from minigpt_edge.data.windows import read_texts
-    from minigpt_edge.models.checkpoint import read_config
-    from minigpt_edge.models.forward import encode, read_tokenizer
-
-    start, _ = read_texts(corpus / "validation.texts.json")
-    rng = random.Random(0)
-    documents = read_split(corpus, "train")
-    rng.shuffle(documents)
-    tokenizer, sequences, left = read_tokenizer(checkpoint), list[list[int]](), CALIBRATION_TOKENS
-    window = min(CALIBRATION_WINDOW, read_config(checkpoint)["max_position_embeddings"])
-    for document in documents:
-        first, *ids = encode(tokenizer, start, [document])[0]
-        at = rng.randrange(max(1, len(ids) - window + 2))
-        sequences.append([first, *ids[at : at + window - 1]])
-        left -= len(sequences[-1])
-        if left <= 0:
-            break
-    return sequences
+CODE = (
+    *REFERENCE_CODE,
+    *(f"minigpt_edge.prune.{name}" for name in ("backward", "context", "moments")),
+    *("minigpt_edge_runtime.bench", "minigpt_edge_runtime._version"),
+)
 
 
 def model_path(target: Target, made: Stage) -> Path:
@@ -90,9 +67,9 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
     Raises:
         EdgeError: no file of the target is as small as `job.max_bytes`.
     """
-    from minigpt_edge.ship.choose_type import Choice, check_size, choose
-    from minigpt_edge_export.decoder import read_checkpoint
-    from minigpt_edge_export.gguf.quantize import imatrix_from_file, keep_grid, quantize
+    from minigpt_edge.ship.choose_type import Choice, check_size, choose, wanted_types
+    from minigpt_edge.ship.grams import round_matrices
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
     from minigpt_edge_runtime.formats.gguf_header import read_header
 
     source = f16.path / F16
@@ -105,41 +82,41 @@ def gguf_stage(job: Export, target: Target, f16: Stage) -> Stage:
             imatrix = imatrix_from_file(job.importance) if job.importance else None
             if target.exact:
                 quantize(source, model, choice.type, imatrix=imatrix, threads=job.threads)
-                keep_grid(model, read_checkpoint(job.checkpoint))
+                wanted = wanted_types(job.checkpoint, target.types, imatrix=bool(imatrix))
+                round_matrices(job, target.name, wanted).improve(model)
             else:
                 choice = choose(job, target, source, model, imatrix)
         check_size(job, target, model.stat().st_size)
         parity = job.check(model, choice.type, out, tokens=False)
         return {**choice._asdict(), "tensor_types": read_header(model).types(), "parity": parity}
 
-    inputs = {"f16": f16.manifest["outputs"][F16], **checkpoint_hashes(job.checkpoint)}
+    inputs = {
+        **checkpoint_hashes(job.checkpoint),
+        "f16": f16.manifest["outputs"][F16],
+        "corpus": job.text.digest,
+    }
     return _target_stage(job, target, inputs, make)
 
 
 def onnx_stage(job: Export, target: Target) -> Stage:
     """The ONNX directory of a target, proven as GGUF files are."""
     from minigpt_edge.ship.choose_type import Choice
+    from minigpt_edge.ship.grams import pack_blocks
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.quantize import imatrix_from_file
-    from minigpt_edge_export.onnx.grams import collect_grams, memory
     from minigpt_edge_export.onnx.write import write_onnx
     from minigpt_edge_runtime.formats.onnx_header import read_onnx
 
     def make(out: Path) -> dict[str, Any]:
         decoder = read_checkpoint(job.checkpoint)
         imatrix = imatrix_from_file(job.importance) if job.importance and target.quantized else None
-        kind, grams = target.types[0], None
-        if PRECISIONS[kind].bits == 4 and (needed := memory(decoder)) > GPTQ_BYTES:
-            line = f"GPTQ would take {needed / 2**30:.1f} GiB of memory: rounded by importance alone"
-            job.log.line("export", line)
-        elif PRECISIONS[kind].bits == 4:  # at 8 bits rounding loses too little to be worth the pass
-            step = partial(job.log.step, f"{target.name}: calibration")
-            sequences = calibration_sequences(job.checkpoint, job.text.path)
-            grams = collect_grams(decoder, sequences, out, job.threads, step)
+        kind = target.types[0]
+        # at 8 bits rounding loses too little to be worth the pass
+        packed = pack_blocks(job, target.name, PRECISIONS[kind]) if PRECISIONS[kind].bits == 4 else None
         job.log.step(f"export: ONNX {kind}")
         model = out / "onnx" / "model.onnx"
         write_onnx(
-            decoder, model.parent, PRECISIONS[kind], imatrix=imatrix, grams=grams, metadata=job.metadata
+            decoder, model.parent, PRECISIONS[kind], imatrix=imatrix, packed=packed, metadata=job.metadata
         )
         job.log.step(f"{target.name}: parity")
         parity = job.check(model, kind, out, tokens=True)
@@ -160,7 +137,6 @@ def _target_stage(
             settings={
                 "target": target.name,
                 "types": target.types,
-                "calibration": (CALIBRATION_TOKENS, CALIBRATION_WINDOW, GPTQ_BYTES),
                 "metadata": job.metadata,
                 "max_bytes": job.max_bytes if target.format == "gguf" else None,
                 "threads": job.threads,

@@ -107,7 +107,8 @@ def _run(job: Export, spec: StageSpec, what: str, make: Callable[[Path], dict[st
 
 def _dense_gguf(base: BaseModel, kind: str, threads: int, out: Path) -> Path:
     from minigpt_edge_export.decoder import read_checkpoint
-    from minigpt_edge_export.gguf.quantize import keep_grid, quantize
+    from minigpt_edge_export.gguf.quantize import quantize
+    from minigpt_edge_export.gguf.rounding import Rounding
     from minigpt_edge_export.gguf.write import write_gguf
     from minigpt_edge_export.targets import UNQUANTIZED
 
@@ -116,7 +117,9 @@ def _dense_gguf(base: BaseModel, kind: str, threads: int, out: Path) -> Path:
     if kind in UNQUANTIZED:
         return plain
     quantize(plain, out / "quantized.gguf", kind, threads=threads)
-    keep_grid(out / "quantized.gguf", decoder)  # a base that was trained for this type keeps what it has
+    Rounding(decoder).improve(
+        out / "quantized.gguf"
+    )  # a base that was trained for this type keeps what it has
     plain.unlink()
     return out / "quantized.gguf"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_helpers import dequantize
+from onnx_helpers import dequantize, grams_of
 from safetensors.numpy import load_file, save_file
 from tiny_llama import EQUAL, UNEQUAL, Checkpoint, write_reference
 
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.write import write_gguf
-from minigpt_edge_export.onnx.grams import collect_grams
+from minigpt_edge_export.onnx.gptq import pack_matrices
 from minigpt_edge_export.onnx.weights import quantize_matrix, smallest_block
 from minigpt_edge_export.onnx.write import write_onnx
 from minigpt_edge_export.targets import PRECISIONS
@@ -121,13 +121,14 @@ def test_int4_chooses_both_factors_by_what_they_read(
     """GPTQ has the Gram matrix of the values between the factors, and is nearer with it than rounding."""
     ranks = {"0.mlp.gate_proj": 24, "0.mlp.up_proj": 24, "1.mlp.down_proj": 24}
     checkpoint = factored(blocks, ranks)
-    decoder = read_checkpoint(checkpoint.path)
-    maker = np.random.default_rng(2)
-    grams = collect_grams(decoder, maker.integers(0, 399, (30, 60)).tolist(), tmp_path, 1)
-    assert {name: grams[name].shape for name in grams if name.endswith(".a")} == {
-        f"blocks.{name}.a": (24, 24) for name in ("0.gate", "0.up", "1.down")
-    }
-    small, large = both(checkpoint, tmp_path, "int4", grams=grams)
+    decoder, precision = read_checkpoint(checkpoint.path), PRECISIONS["int4"]
+    grams = grams_of(checkpoint, np.random.default_rng(2).integers(0, 399, (30, 60)).tolist())
+    packed = pack_matrices(decoder, precision, grams)
+    pairs = {name[:-2] for name in packed if name.endswith((".a", ".b"))}
+    assert pairs == {"blocks.0.gate", "blocks.0.up", "blocks.1.down"} and len(packed) == len(grams) + 3
+    (plain := Path(shutil.copytree(checkpoint.path, tmp_path / "whole")) / FACTORS).unlink()
+    whole = pack_matrices(read_checkpoint(plain.parent), precision, grams)
+    small, large = both(checkpoint, tmp_path, "int4", packed={**whole, **packed})
     assert read_onnx(small).weight_bytes < read_onnx(large).weight_bytes
     rounded = tmp_path / "rounded" / "onnx"
     write_onnx(decoder, rounded, PRECISIONS["int4"])

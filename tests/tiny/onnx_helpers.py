@@ -88,3 +88,27 @@ def exported(checkpoint: Checkpoint, folder: Path, precision: Precision | str, *
     chosen = PRECISIONS[precision] if isinstance(precision, str) else precision
     write_onnx(read_checkpoint(checkpoint.path), folder, chosen, **options)
     return folder / "model.onnx"
+
+
+def grams_of(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[str, np.ndarray]:
+    """Mean outer products of what each matrix of the blocks reads: canonical name -> float32 [K, K]."""
+    import torch
+
+    decoder = read_checkpoint(checkpoint.path)
+    found: dict[str, np.ndarray] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+            values = inputs[0].detach().flatten(0, -2).numpy()
+            found[name] = values.T @ values / np.float32(len(values))
+
+        module = checkpoint.model.get_submodule(decoder.source_name(name).removesuffix(".weight"))
+        return module.register_forward_pre_hook(hook)
+
+    matrices = [n for n, shape in decoder.shapes().items() if n.startswith("blocks.") and len(shape) == 2]
+    handles = [watch(name) for name in matrices]
+    with torch.inference_mode():
+        checkpoint.model(torch.tensor(rows))
+    for handle in handles:
+        handle.remove()
+    return found

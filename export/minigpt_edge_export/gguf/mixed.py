@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.gguf.quantize import TYPES, keep_grid, padded, quantize, tensor_bytes
+from minigpt_edge_export.gguf.quantize import TYPES, padded, quantize, tensor_bytes
+from minigpt_edge_export.gguf.rounding import Rounding
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.formats.gguf_header import GgufHeader, TensorInfo, read_header
 from minigpt_edge_runtime.formats.gguf_names import BLOCK
@@ -70,6 +70,16 @@ class Choices:
         return self.fixed + sum(sum(group.sizes(0)) for group in self.groups)
 
     @property
+    def offered(self) -> dict[str, set[str]]:
+        """All the types that each matrix can get, as ggml calls them."""
+        found: dict[str, set[str]] = {}
+        for group in self.groups:
+            for rung in range(len(group.rungs)):
+                for name, kind in group.types(rung).items():
+                    found.setdefault(name, set()).add(kind.upper())
+        return found
+
+    @property
     def top(self) -> dict[str, str]:
         """The largest types."""
         return {name: kind for group in self.groups for name, kind in group.types(-1).items()}
@@ -117,14 +127,14 @@ class Trials:
         source: the F16 file.
         folder: for files of each type.
         imatrix, threads: as `quantize` takes them.
-        decoder: what the source was written from.
+        rounding: what is better than what `quantize` writes.
     """
 
     source: Path
     folder: Path
     imatrix: Mapping[str, np.ndarray] | None = None
     threads: int = 0
-    decoder: Decoder | None = None
+    rounding: Rounding | None = None
 
 
 def measure_costs(
@@ -238,8 +248,8 @@ class _Assembly:
                 threads=trials.threads,
                 tensor_types=wanted,
             )
-            if trials.decoder is not None:
-                keep_grid(path, trials.decoder)
+            if trials.rounding is not None:
+                trials.rounding.improve(path)
             self._headers[kind] = read_header(path)
         self._rest = next(iter(offered))  # where norms, and all that has no choice, are taken from
 

@@ -11,17 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import GGUFReader
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.gguf.grids import GRIDS, find_codes
-from minigpt_edge_export.gguf.layout import (
-    fitted_imatrix,
-    layout_of,
-    load_tensor,
-    tensor_shapes,
-    tensors_of,
-)
+from minigpt_edge_export.gguf.layout import fitted_imatrix, tensor_shapes
 from minigpt_edge_export.gguf.write import write_outline
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
 from minigpt_edge_export.weights import Weights, listed
@@ -94,26 +86,6 @@ def quantize(
     with replacing(destination) as temporary:
         request.run(source, temporary)
         return read_header(temporary).types()
-
-
-def keep_grid(path: Path, decoder: Decoder) -> None:
-    """Write the very numbers of matrices that lie on their type's grid, as training on it leaves them.
-
-    The quantizer rounds such numbers anew, and the F16 file that it reads lost some of their digits.
-
-    Args:
-        path: a file that `quantize` wrote.
-        decoder: what the F16 file was written from.
-    """
-    layout = layout_of(decoder)
-    contents = tensors_of(decoder, layout)
-    for tensor in GGUFReader(path, "r+").tensors:
-        grid = GRIDS.get(tensor.tensor_type.name)
-        if grid is not None and tensor.name in contents:
-            values = load_tensor(decoder, layout, tensor.name, contents[tensor.name])
-            found = find_codes(values, grid)
-            if found is not None:
-                tensor.data[...] = grid.encode(*found).reshape(tensor.data.shape)
 
 
 def imatrix_from_file(path: Path) -> dict[str, np.ndarray]:

@@ -1,95 +1,95 @@
-"""GPTQ: blocks of integers, each rounding corrected by the inputs that come after it.
-
-Frantar et al. 2022, arXiv 2210.17323, algorithm 1, in input order, with a block's scale and zero point taken
-when its turn comes, from the weights as they have been corrected by then.
-"""
+"""The integers of ONNX targets by GPTQ."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from minigpt_edge_export.onnx.weights import Packed, pack
+from minigpt_edge_export.decoder import Decoder
+from minigpt_edge_export.gptq import quantize_gptq
+from minigpt_edge_export.onnx.weights import Packed, pack, smallest_block
+from minigpt_edge_export.targets import Precision
 
-_SHARES = (
-    1.15,
-    1.1,
-    1.05,
-    1.0,
-    0.95,
-    0.9,
-    0.85,
-    0.8,
-    0.75,
-    0.7,
-    0.65,
-    0.6,
-)
-_DAMPING = 0.01  # share of the mean energy of the inputs, as in the paper
+_SHARES = (1.0, 0.92, 0.84, 0.76)  # of a block's range
 
 
-def quantize_gptq(
-    matrix: np.ndarray, gram: np.ndarray, bits: int, block_size: int, symmetric: bool
-) -> Packed:
-    """Quantize a matrix so that its outputs on the calibration inputs change least.
+@dataclass(frozen=True)
+class _Integers:
+    """Blocks of integers; their steps are a scale and a zero point."""
+
+    block: int
+    bits: int
+    symmetric: bool
+
+    def proposals(self, values: np.ndarray) -> np.ndarray:
+        """Scales that take in the range of a block, and smaller ones."""
+        half, found = 2 ** (self.bits - 1), []
+        low, high = np.minimum(values.min(1), 0), np.maximum(values.max(1), 0)
+        peak = np.take_along_axis(values, np.abs(values).argmax(1)[:, None], 1)[:, 0]
+        for share in map(np.float32, _SHARES):
+            if self.symmetric:
+                scale, zero = -share * peak / half, np.full_like(peak, half)
+            else:
+                scale = share * (high - low) / (2 * half - 1)
+                zero = np.rint(np.divide(-share * low, scale, out=np.zeros_like(low), where=scale != 0))
+                zero = np.clip(zero, 0, 2 * half - 1)
+            found.append((np.where(scale == 0, np.float32(1e-8), scale), zero))
+        return np.array(found, dtype=np.float32)
+
+    def codes(self, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """The nearest integers."""
+        scale, zero = steps
+        return np.clip(np.rint(values / scale + zero), 0, 2**self.bits - 1).astype(np.uint8)
+
+    def values(self, codes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """What integers stand for."""
+        scale, zero = steps
+        return (codes - zero) * scale
+
+
+def pack_gptq(matrix: np.ndarray, gram: np.ndarray, precision: Precision, block: int) -> Packed:
+    """Quantize a matrix float32 [N, K] by the Gram matrix of what it reads, float32 [K, K]."""
+    rows, columns = matrix.shape
+    codes, steps = quantize_gptq(matrix, gram, _Integers(block, precision.bits, precision.symmetric))
+    padded = np.full((rows, len(steps) * block), 2 ** (precision.bits - 1), dtype=np.uint8)
+    padded[:, :columns] = codes
+    zeros = None if precision.symmetric else pack(steps[:, 1].T.astype(np.uint8), precision.bits)
+    scales = np.ascontiguousarray(steps[:, 0].T)
+    return Packed(pack(padded.reshape(rows, -1, block), precision.bits), scales, zeros)
+
+
+def pack_matrices(
+    decoder: Decoder, precision: Precision, grams: Mapping[str, np.ndarray]
+) -> dict[str, Packed]:
+    """Quantize some matrices, or their factors where they have any.
 
     Args:
-        matrix: float32 [N, K], rows being outputs.
-        gram: float32 [K, K], mean outer product of the inputs.
-        bits: 4 or 8.
+        grams: canonical name of a matrix -> float32 [columns, columns], see `quantize_gptq`.
+
+    Returns:
+        name of each matrix, such as "blocks.3.down.weight", or of its factors, "blocks.3.down.a" and
+        "….b" -> integers.
     """
-    rows, columns = matrix.shape
-    blocks = -(-columns // block_size)
-    half = 2 ** (bits - 1)
-    factor = _inverse_factor(gram)
-    left = matrix.astype(np.float32, copy=True)  # what the columns to come still have to make up for
-    codes = np.full((rows, blocks * block_size), half, dtype=np.uint8)
-    scales = np.zeros((rows, blocks), dtype=np.float32)
-    zeros = np.full((rows, blocks), half, dtype=np.uint8)
-    for block in range(blocks):
-        first, last = block * block_size, min((block + 1) * block_size, columns)
-        within = factor[first:last, first:last]
-        scale, zero = _grid(left[:, first:last], np.diag(within) ** -2, half, symmetric)
-        scales[:, block], zeros[:, block] = scale, zero
-        part = np.ascontiguousarray(left[:, first:last].T)
-        errors = np.empty_like(part)
-        for at in range(last - first):
-            code = np.clip(np.rint(part[at] / scale + zero), 0, 2 * half - 1)
-            codes[:, first + at] = code
-            errors[at] = (part[at] - (code - zero) * scale) / within[at, at]
-            part[at + 1 :] -= np.outer(within[at, at + 1 :], errors[at])
-        left[:, last:] -= errors.T @ factor[first:last, last:]
+    found, size = dict[str, Packed](), precision.block_size
+    for name, gram in grams.items():
+        factors = decoder.factors(name)
+        if factors is None:
+            found[name] = pack_gptq(decoder.load(name), gram, precision, size)
+            continue
+        b, a = factors
+        module, inner = name.removesuffix(".weight"), smallest_block(len(a), size, precision.bits)
+        found[f"{module}.a"] = pack_gptq(a, gram, precision, size)
+        found[f"{module}.b"] = pack_gptq(b, a @ gram @ a.T, precision, inner)
+    return found
+
+
+def joined(parts: Sequence[Packed]) -> Packed:
+    """Matrices with the same columns as one, the rows of one after the other's."""
+    zeros = [part.zero_points for part in parts if part.zero_points is not None]
     return Packed(
-        pack(codes.reshape(rows, blocks, block_size), bits),
-        scales,
-        None if symmetric else pack(zeros, bits),
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zeros) if zeros else None,
     )
-
-
-def _inverse_factor(gram: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor of the damped Gram matrix's inverse: float32 [K, K]."""
-    damped = gram.astype(np.float64)
-    diagonal = np.arange(len(damped))
-    damped[diagonal, diagonal] += _DAMPING * (float(np.diag(gram).mean()) or 1.0)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
-
-
-def _grid(
-    values: np.ndarray, weights: np.ndarray, half: int, symmetric: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The scale and zero point of least weighted squared error, of each row of a block: float32 [N] both."""
-    found = []
-    for share in map(np.float32, _SHARES):
-        if symmetric:
-            peak = np.take_along_axis(values, np.abs(values).argmax(1)[:, None], 1)
-            scale, zero = -share * peak / half, np.full_like(peak, half)
-        else:
-            low = np.minimum(values.min(1, keepdims=True), 0)
-            high = np.maximum(values.max(1, keepdims=True), 0)
-            scale = share * (high - low) / (2 * half - 1)
-            zero = np.clip(np.rint(-share * low / np.where(scale == 0, 1, scale)), 0, 2 * half - 1)
-        scale = np.where(scale == 0, np.float32(1e-8), scale)
-        codes = np.clip(np.rint(values / scale + zero), 0, 2 * half - 1) - zero
-        found.append(((codes * scale - values) ** 2 @ weights, scale[:, 0], zero[:, 0]))
-    errors, scales, zeros = map(np.stack, zip(*found, strict=True))
-    best = errors.argmin(0)[None]
-    return np.take_along_axis(scales, best, 0)[0], np.take_along_axis(zeros, best, 0)[0]

@@ -19,7 +19,7 @@ import numpy as np
 
 from minigpt_edge_export.decoder import Block, Decoder
 from minigpt_edge_export.onnx.genai import genai_config
-from minigpt_edge_export.onnx.gptq import quantize_gptq
+from minigpt_edge_export.onnx.gptq import joined
 from minigpt_edge_export.onnx.graph import Graph
 from minigpt_edge_export.onnx.positions import lengths, rotary
 from minigpt_edge_export.onnx.weights import Packed, quantize_matrix, smallest_block
@@ -41,7 +41,7 @@ def write_onnx(
     precision: Precision,
     *,
     imatrix: Mapping[str, np.ndarray] | None = None,
-    grams: Mapping[str, np.ndarray] | None = None,
+    packed: Mapping[str, Packed] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files.
@@ -52,8 +52,7 @@ def write_onnx(
         decoder: its directory also holds the tokenizer.
         directory: appears whole or not at all; must not exist.
         imatrix: GGUF tensor name -> float32 [row length], mean squared input, for integer precisions.
-        grams: what `grams.collect_grams` returned: the blocks' matrices of integer precisions are then
-            quantized by GPTQ.
+        packed: what `gptq.pack_matrices` made of matrices of the blocks for this precision.
         metadata: further facts to store, such as name, license and base_model.
 
     Raises:
@@ -77,7 +76,7 @@ def write_onnx(
     try:
         partial.mkdir(parents=True)
         with Graph(partial / MODEL) as graph:
-            _Writer(graph, decoder, precision, imatrix or {}, grams or {}).write()
+            _Writer(graph, decoder, precision, imatrix or {}, packed or {}).write()
             graph.save(_facts(decoder, precision, metadata or {}))
         write_json(partial / CONFIG, genai_config(decoder, MODEL))
         for name in TOKENIZER_FILES:
@@ -119,7 +118,7 @@ class _Writer:
     decoder: Decoder
     precision: Precision
     imatrix: Mapping[str, np.ndarray]
-    grams: Mapping[str, np.ndarray]
+    packed: Mapping[str, Packed]
 
     def write(self) -> None:
         graph, decoder = self.graph, self.decoder
@@ -234,7 +233,9 @@ class _Writer:
             result = self.graph.node("Concat", outputs, name, axis=-1) if len(parts) > 1 else outputs[0]
         else:
             matrix = np.concatenate([decoder.load(f"{part}.weight") for part in names])
-            result = self._product(name, matrix, value, self.precision.block_size, importance)
+            known = [self.packed[f"{part}.weight"] for part in names if f"{part}.weight" in self.packed]
+            whole = joined(known) if len(known) == len(names) else None
+            result = self._product(name, matrix, value, self.precision.block_size, importance, whole)
         if f"{names[0]}.bias" not in decoder.shapes():
             return result
         bias = np.concatenate([decoder.load(f"{part}.bias") for part in names])
@@ -245,22 +246,28 @@ class _Writer:
         factors, size = self.decoder.factors(f"{name}.weight"), self.precision.block_size
         if factors is None:
             matrix = self.decoder.load(f"{name}.weight")
-            return self._product(f"{name}.whole", matrix, value, size, importance)
+            known = self.packed.get(f"{name}.weight")
+            return self._product(f"{name}.whole", matrix, value, size, importance, known)
         b, a = factors
-        inner = self._product(f"{name}.a", a, value, size, importance)
-        return self._product(f"{name}.b", b, inner, smallest_block(len(a), size, self.precision.bits))
+        inner = self._product(f"{name}.a", a, value, size, importance, self.packed.get(f"{name}.a"))
+        size = smallest_block(len(a), size, self.precision.bits)
+        return self._product(f"{name}.b", b, inner, size, packed=self.packed.get(f"{name}.b"))
 
     def _product(
-        self, name: str, matrix: np.ndarray, value: str, block: int, importance: np.ndarray | None = None
+        self,
+        name: str,
+        matrix: np.ndarray,
+        value: str,
+        block: int,
+        importance: np.ndarray | None = None,
+        packed: Packed | None = None,
     ) -> str:
-        """value @ matrix.T, whose integers GPTQ chooses where it knows the Gram matrix of the values."""
+        """value @ matrix.T; `packed` are its integers where they are known."""
         precision, weight = self.precision, f"{name}.weight"
         if not precision.bits:
             stored = self._stored(weight, np.ascontiguousarray(matrix.T))
             return self.graph.node("MatMul", [value, self._widened(stored, f"{weight}.widened")], name)
-        if value in self.grams:
-            packed = quantize_gptq(matrix, self.grams[value], precision.bits, block, precision.symmetric)
-        else:
+        if packed is None:
             packed = quantize_matrix(matrix, precision.bits, block, precision.symmetric, importance)
         inputs = [value, *self._packed(name, packed)]
         return self._matmul_nbits(inputs, name, matrix.shape, precision.bits, block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -20,8 +19,7 @@ from minigpt_edge.prune.sizing import SizeModel
 from minigpt_edge.prune.vocabulary.choose import choose_tokens
 from minigpt_edge.prune.vocabulary.trim import remap_config, trim_tokenizer
 from minigpt_edge.recipe import parse_count
-from minigpt_edge.ship import export_stages
-from minigpt_edge.ship.export_stages import f16_stage, gguf_stage, onnx_stage
+from minigpt_edge.ship.export_stages import f16_stage, gguf_stage
 from minigpt_edge.ship.job import Export
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.stage import StageSpec, run_stage
@@ -205,20 +203,6 @@ def test_a_family_tries_a_mix(job: Export) -> None:
     assert bool(made.metrics["mix"]) == (best == "mixed")
     assert made.metrics["type"] in ("q4_0", "iq4_nl", "q4_1")
     assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "model.gguf", "parity.json"]
-
-
-@pytest.mark.whole
-def test_a_model_too_large_for_gptq_is_rounded(
-    job: Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = dataclasses.replace(job, log=Log())
-    with_gptq = onnx_stage(told, parse_target("onnx-int4"))
-    assert "GPTQ" not in capsys.readouterr().err
-    monkeypatch.setattr(export_stages, "GPTQ_BYTES", 0)
-    rounded = onnx_stage(told, parse_target("onnx-int4"))
-    assert "GPTQ would take 0.0 GiB of memory" in capsys.readouterr().err
-    files = [stage.manifest["outputs"]["onnx/model.onnx.data"] for stage in (with_gptq, rounded)]
-    assert files[0] != files[1]
 
 
 @pytest.mark.whole

@@ -15,7 +15,8 @@ from tiny_llama import Checkpoint
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.grids import GRIDS, Grid, find_codes
 from minigpt_edge_export.gguf.layout import layout_of, load_tensor, tensors_of
-from minigpt_edge_export.gguf.quantize import keep_grid, quantize
+from minigpt_edge_export.gguf.quantize import quantize
+from minigpt_edge_export.gguf.rounding import Rounding
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_export.targets import QUANTIZATIONS
 
@@ -78,7 +79,7 @@ def test_a_file_holds_the_very_numbers_of_a_checkpoint_on_its_grid(
     write_gguf(decoder, source)
     quantize(source, tmp_path / "usual.gguf", name.lower(), threads=1)
     shutil.copyfile(tmp_path / "usual.gguf", tmp_path / "exact.gguf")
-    keep_grid(tmp_path / "exact.gguf", decoder)
+    Rounding(decoder).improve(tmp_path / "exact.gguf")
     layout = layout_of(decoder)
     contents, equal = tensors_of(decoder, layout), dict.fromkeys(("usual", "exact"), 0)
     for file in equal:
