@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from scipy.linalg.lapack import dtrtri
 
 # Added to the Gram matrix's diagonal: shares of each input's own energy, and of the median. Inputs will not
 # be those measured, since earlier blocks are rounded too; how far off grows with the energy.
@@ -64,7 +65,10 @@ def _inverse_factor(gram: np.ndarray) -> np.ndarray:
     diagonal = np.arange(len(damped))
     floor = float(np.median(energy)) or float(energy.mean()) or 1.0
     damped[diagonal, diagonal] += _DAMPING * energy + _FLOOR * floor
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    # With the order of the inputs reversed, the inverse's upper factor is the lower factor's inverse.
+    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    inverse, _ = dtrtri(lower, lower=1)
+    return np.ascontiguousarray(inverse[::-1, ::-1], dtype=np.float32)
 
 
 def _round_rows(matrix: np.ndarray, factor: np.ndarray, grid: BlockGrid) -> tuple[np.ndarray, np.ndarray]:
