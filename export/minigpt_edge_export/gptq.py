@@ -7,6 +7,7 @@ by then: of several the ones with which the block's own roundings cost least.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.linalg.lapack import dtrtri
 # Added to the Gram matrix's diagonal: shares of each input's own energy, and of the median. Inputs will not
 # be those measured, since earlier blocks are rounded too; how far off grows with the energy.
 _DAMPING, _FLOOR = 0.1, 0.003
-_ROWS = 512  # rows that are rounded at once
+_ROWS = 256  # rows that are rounded at once
 
 
 class BlockGrid(Protocol):
@@ -38,7 +39,9 @@ class BlockGrid(Protocol):
         """What codes [...] stand for, float32 [...], with steps [n, ...]."""
 
 
-def quantize_gptq(matrix: np.ndarray, gram: np.ndarray, grid: BlockGrid) -> tuple[np.ndarray, np.ndarray]:
+def quantize_gptq(
+    matrix: np.ndarray, gram: np.ndarray, grid: BlockGrid, threads: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Round a matrix so that its outputs on the calibration inputs change least.
 
     A weight that is 0, as a mask leaves it, gets the code nearest to 0 and corrects nothing.
@@ -46,17 +49,16 @@ def quantize_gptq(matrix: np.ndarray, gram: np.ndarray, grid: BlockGrid) -> tupl
     Args:
         matrix: float32 [rows, columns], rows being outputs.
         gram: float32 [columns, columns], mean outer product of the inputs, weighted or not.
+        threads: that share the rows; the result does not depend on it.
 
     Returns:
         codes uint8 [rows, columns], and steps float32 [blocks, n, rows]; the last block may be shorter.
     """
-    rows, columns = matrix.shape
-    factor, codes, steps = _inverse_factor(gram), np.empty((rows, columns), dtype=np.uint8), []
-    for start in range(0, rows, _ROWS):
-        part = slice(start, start + _ROWS)
-        codes[part], found = _round_rows(matrix[part], factor, grid)
-        steps.append(found)
-    return codes, np.concatenate(steps, -1)
+    factor = _inverse_factor(gram)
+    parts = [matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS)]
+    with ThreadPoolExecutor(threads) as pool:
+        codes, steps = zip(*pool.map(lambda part: _round_rows(part, factor, grid), parts), strict=True)
+    return np.concatenate(codes), np.concatenate(steps, -1)
 
 
 def _inverse_factor(gram: np.ndarray) -> np.ndarray:

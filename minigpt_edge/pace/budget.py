@@ -30,6 +30,8 @@ BESIDE = 5.0  # units for the trial of a few steps, compiling them, and evaluati
 PROCESS = 5.0  # seconds for the processes that measure a file to start
 # Units: of the F16 file, of a family's choice of types, of one type, of an ONNX file,
 F16, FAMILY, TYPE, ONNX = 0.4, 1.8, 0.4, 1.3
+# more where GPTQ rounds to few bits,
+ROUNDED, ROUNDED_TYPES = 3.0, frozenset({"q4_0", "iq4_nl", "q5_0", "int4", "int4-64"})
 MEASURED = {"gguf": 1.2, "onnx": 0.9}  # of measuring a file that ships,
 BASELINE = {"gguf": 2.0, "onnx": 1.3}  # and of making and measuring one of the dense model.
 ON_GRID = 1.05  # a training step on a file's grid, of a plain one
@@ -89,7 +91,7 @@ def tail_seconds(asked: Asked, token_seconds: float) -> float:
     units, processes, kinds = 0.0, 0, set()
     for target in asked.targets:
         made = ONNX if target.format == "onnx" else TYPE if target.exact or not target.quantized else FAMILY
-        units += made + MEASURED[target.format]
+        units += made + MEASURED[target.format] + ROUNDED * bool(ROUNDED_TYPES.intersection(target.types))
         kinds.add((target.format, target.types[0] if target.exact else target.name))
         processes += 1
     if any(target.format == "gguf" for target in asked.targets):

@@ -38,7 +38,7 @@ def round_matrices(job: Export, name: str, wanted: Mapping[str, set[str]]) -> Ro
         name: the target's.
         wanted: tensor -> types.
     """
-    rounding = Rounding(read_checkpoint(job.checkpoint), wanted)
+    rounding = Rounding(read_checkpoint(job.checkpoint), wanted, job.threads)
     if rounding.left:
         for grams in _watched(job, name):
             rounding.add(grams)
@@ -51,7 +51,7 @@ def pack_blocks(job: Export, name: str, precision: Precision) -> dict[str, Packe
 
     decoder, packed = read_checkpoint(job.checkpoint), dict[str, Packed]()
     for grams in _watched(job, name):
-        packed |= pack_matrices(decoder, precision, grams)
+        packed |= pack_matrices(decoder, precision, grams, job.threads)
     return packed
 
 

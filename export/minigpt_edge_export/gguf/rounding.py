@@ -28,10 +28,13 @@ class Rounding:
     Args:
         decoder: what the F16 file was written from.
         wanted: tensor -> the types that files may give it, of those that GPTQ is for.
+        threads: for GPTQ; the bytes do not depend on it.
     """
 
-    def __init__(self, decoder: Decoder, wanted: Mapping[str, Collection[str]] | None = None) -> None:
-        self._decoder, self._layout = decoder, layout_of(decoder)
+    def __init__(
+        self, decoder: Decoder, wanted: Mapping[str, Collection[str]] | None = None, threads: int = 1
+    ) -> None:
+        self._decoder, self._layout, self._threads = decoder, layout_of(decoder), threads
         self._contents = tensors_of(decoder, self._layout)
         ours = {name: GPTQ_TYPES.intersection(kinds) for name, kinds in (wanted or {}).items()}
         self._wanted = {name: sorted(kinds) for name, kinds in ours.items() if kinds}
@@ -59,7 +62,7 @@ class Rounding:
                 for kind in kinds:
                     if self._exact(name, kind) is None:
                         parts = self._parts(name, grams)
-                        rows = [_rounded(values, gram, GRIDS[kind]) for values, gram in parts]
+                        rows = [self._rounded(values, gram, GRIDS[kind]) for values, gram in parts]
                         self._blocks[name, kind] = np.concatenate(rows)
 
     def improve(self, path: Path) -> None:
@@ -91,11 +94,10 @@ class Rounding:
             yield values[start:end], np.pad(grams[part], (0, missing))
             start = end
 
-
-def _rounded(values: np.ndarray, gram: np.ndarray, grid: Grid) -> np.ndarray:
-    """The bytes of a matrix float32 [rows, columns], uint8 [rows, bytes of a row]."""
-    codes, steps = quantize_gptq(values, gram, _GgmlBlocks(grid))
-    return grid.encode(codes, steps[:, 0].T.astype(np.float16))
+    def _rounded(self, values: np.ndarray, gram: np.ndarray, grid: Grid) -> np.ndarray:
+        """The bytes of a matrix float32 [rows, columns], uint8 [rows, bytes of a row]."""
+        codes, steps = quantize_gptq(values, gram, _GgmlBlocks(grid), self._threads)
+        return grid.encode(codes, steps[:, 0].T.astype(np.float16))
 
 
 @dataclass(frozen=True)

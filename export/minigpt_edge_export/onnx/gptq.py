@@ -49,10 +49,13 @@ class _Integers:
         return (codes - zero) * scale
 
 
-def pack_gptq(matrix: np.ndarray, gram: np.ndarray, precision: Precision, block: int) -> Packed:
+def pack_gptq(
+    matrix: np.ndarray, gram: np.ndarray, precision: Precision, block: int, threads: int = 1
+) -> Packed:
     """Quantize a matrix float32 [N, K] by the Gram matrix of what it reads, float32 [K, K]."""
     rows, columns = matrix.shape
-    codes, steps = quantize_gptq(matrix, gram, _Integers(block, precision.bits, precision.symmetric))
+    grid = _Integers(block, precision.bits, precision.symmetric)
+    codes, steps = quantize_gptq(matrix, gram, grid, threads)
     padded = np.full((rows, len(steps) * block), 2 ** (precision.bits - 1), dtype=np.uint8)
     padded[:, :columns] = codes
     zeros = None if precision.symmetric else pack(steps[:, 1].T.astype(np.uint8), precision.bits)
@@ -61,7 +64,7 @@ def pack_gptq(matrix: np.ndarray, gram: np.ndarray, precision: Precision, block:
 
 
 def pack_matrices(
-    decoder: Decoder, precision: Precision, grams: Mapping[str, np.ndarray]
+    decoder: Decoder, precision: Precision, grams: Mapping[str, np.ndarray], threads: int = 1
 ) -> dict[str, Packed]:
     """Quantize some matrices, or their factors where they have any.
 
@@ -76,12 +79,12 @@ def pack_matrices(
     for name, gram in grams.items():
         factors = decoder.factors(name)
         if factors is None:
-            found[name] = pack_gptq(decoder.load(name), gram, precision, size)
+            found[name] = pack_gptq(decoder.load(name), gram, precision, size, threads)
             continue
         b, a = factors
         module, inner = name.removesuffix(".weight"), smallest_block(len(a), size, precision.bits)
-        found[f"{module}.a"] = pack_gptq(a, gram, precision, size)
-        found[f"{module}.b"] = pack_gptq(b, a @ gram @ a.T, precision, inner)
+        found[f"{module}.a"] = pack_gptq(a, gram, precision, size, threads)
+        found[f"{module}.b"] = pack_gptq(b, a @ gram @ a.T, precision, inner, threads)
     return found
 
 

@@ -1,0 +1,121 @@
+"""A finished checkpoint in four bits: rounded by the formats' own quantizers, and by GPTQ.
+
+    python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX [--threads N]
+
+CHECKPOINT is a recovered model of the domain and IMATRIX its imatrix.safetensors, as a build's stages leave
+them. Bits per byte of the files on the domain's test split, and their divergence from the checkpoint (KL,
+nats a token, validation windows), in llama.cpp and onnxruntime. Writes benchmarks/results/rounding.json, a
+row for each domain and type; "usual" is llama.cpp's quantizer, or onnxruntime's on clipped blocks, with the
+importance matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiments.domains import DOMAINS
+from benchmarks.lib.bench import opened
+from benchmarks.lib.results import RESULTS, provenance
+from minigpt_edge.ship.job import Export
+
+RESULT = RESULTS / "rounding.json"
+GGUF, ONNX = ("iq4_nl", "q4_0"), ("int4", "int4-64")
+Make = Callable[[Export, str, Path, bool], Path]
+
+
+def gguf(job: Export, kind: str, folder: Path, gptq: bool) -> Path:
+    """A GGUF file, its blocks' matrices by llama.cpp or by GPTQ."""
+    from minigpt_edge.ship.choose_type import wanted_types
+    from minigpt_edge.ship.grams import round_matrices
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file, quantize
+
+    assert job.importance is not None
+    path = folder / "model.gguf"
+    imatrix = imatrix_from_file(job.importance)
+    quantize(folder.parent / "f16.gguf", path, kind, imatrix=imatrix, threads=job.threads)
+    if gptq:
+        round_matrices(job, kind, wanted_types(job.checkpoint, [kind], imatrix=True)).improve(path)
+    return path
+
+
+def onnx(job: Export, kind: str, folder: Path, gptq: bool) -> Path:
+    """The same for an ONNX directory."""
+    from minigpt_edge.ship.grams import pack_blocks
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.quantize import imatrix_from_file
+    from minigpt_edge_export.onnx.write import write_onnx
+    from minigpt_edge_export.targets import PRECISIONS
+
+    assert job.importance is not None
+    packed = pack_blocks(job, kind, PRECISIONS[kind]) if gptq else None
+    imatrix, decoder = imatrix_from_file(job.importance), read_checkpoint(job.checkpoint)
+    write_onnx(decoder, folder / "onnx", PRECISIONS[kind], imatrix=imatrix, packed=packed)
+    return folder / "onnx" / "model.onnx"
+
+
+def measured(job: Export, model: Path) -> dict[str, float]:
+    """Quality on test, and divergence from the checkpoint."""
+    from minigpt_edge_export.verify import verify_logits
+    from minigpt_edge_runtime.bench.fresh import run_fresh
+
+    texts = job.text.path / "test.texts.json"
+    quality = run_fresh("quality", model, texts=str(texts), threads=job.threads)
+    keys = ("bits_per_byte", "stderr", "perplexity_per_base_token")
+    kl = verify_logits(model, job.reference(), job.threads).kl_mean
+    return {**{key: quality[key] for key in keys}, "kl": kl}
+
+
+def rows(job: Export, folder: Path) -> dict[str, Any]:
+    """What each file is worth, and what making it took."""
+    from minigpt_edge_export.decoder import read_checkpoint
+    from minigpt_edge_export.gguf.write import write_gguf
+
+    write_gguf(read_checkpoint(job.checkpoint), folder / "f16.gguf")
+    found: dict[str, Any] = {"f16": measured(job, folder / "f16.gguf")}
+    makers: dict[str, Make] = {**dict.fromkeys(GGUF, gguf), **dict.fromkeys(ONNX, onnx)}
+    for kind, make in makers.items():
+        found[kind] = {}
+        for name, gptq in (("usual", False), ("gptq", True)):
+            (trial := folder / "trial").mkdir()
+            start = time.perf_counter()
+            path = make(job, kind, trial, gptq)
+            seconds = time.perf_counter() - start
+            found[kind][name] = {**measured(job, path), "seconds": round(seconds, 1)}
+            job.log.line("measured", f"{kind} {name}: {found[kind][name]}")
+            shutil.rmtree(trial)
+    return found
+
+
+def main() -> None:
+    """Measure one domain's checkpoint, keeping the other rows."""
+    from minigpt_edge.stages.parallel import all_cores
+    from minigpt_edge_runtime.files import write_json
+
+    parser = argparse.ArgumentParser(description="Four bits, by the formats' quantizers and by GPTQ.")
+    parser.add_argument("domain", choices=DOMAINS)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("importance", type=Path)
+    parser.add_argument("--threads", type=int, default=all_cores())
+    given = parser.parse_args()
+    bench = opened(given.threads, domain=given.domain, dense=False)
+    with bench.log, tempfile.TemporaryDirectory() as folder:
+        metadata = {"name": given.domain}
+        job = Export(
+            bench.work, given.checkpoint, given.importance, bench.text, metadata, given.threads, bench.log
+        )
+        row = {"domain": given.domain, "files": rows(job, Path(folder))}
+        row |= {"threads": given.threads, **provenance()}
+        kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+        kept = [one for one in kept if one["domain"] != given.domain]
+        write_json(RESULT, {"model": bench.base.name, "rows": [*kept, row]})
+
+
+if __name__ == "__main__":
+    main()
