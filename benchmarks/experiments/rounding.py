@@ -1,12 +1,12 @@
 """A finished checkpoint in four bits: rounded by the formats' own quantizers, and by GPTQ.
 
-    python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX [--threads N]
+    python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX [--types TYPE ...] [--threads N]
 
 CHECKPOINT is a recovered model of the domain and IMATRIX its imatrix.safetensors, as a build's stages leave
 them. Bits per byte of the files on the domain's test split, and their divergence from the checkpoint (KL,
-nats a token, validation windows), in llama.cpp and onnxruntime. Writes benchmarks/results/rounding.json, a
-row for each domain and type; "usual" is llama.cpp's quantizer, or onnxruntime's on clipped blocks, with the
-importance matrix.
+nats a token, validation windows), in llama.cpp and onnxruntime. Writes benchmarks/results/rounding.json after
+every file, a row for each domain; "usual" is llama.cpp's quantizer, or onnxruntime's on clipped blocks, with
+the importance matrix.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ from benchmarks.lib.results import RESULTS, provenance
 from minigpt_edge.ship.job import Export
 
 RESULT = RESULTS / "rounding.json"
-GGUF, ONNX = ("iq4_nl", "q4_0"), ("int4", "int4-64")
-Make = Callable[[Export, str, Path, bool], Path]
 
 
 def gguf(job: Export, kind: str, folder: Path, gptq: bool) -> Path:
@@ -60,6 +58,9 @@ def onnx(job: Export, kind: str, folder: Path, gptq: bool) -> Path:
     return folder / "onnx" / "model.onnx"
 
 
+MAKERS = {"iq4_nl": gguf, "q4_0": gguf, "int4": onnx, "int4-64": onnx}
+
+
 def measured(job: Export, model: Path) -> dict[str, float]:
     """Quality on test, and divergence from the checkpoint."""
     from minigpt_edge_export.verify import verify_logits
@@ -72,25 +73,21 @@ def measured(job: Export, model: Path) -> dict[str, float]:
     return {**{key: quality[key] for key in keys}, "kl": kl}
 
 
-def rows(job: Export, folder: Path) -> dict[str, Any]:
-    """What each file is worth, and what making it took."""
+def files(job: Export, kinds: Sequence[str], folder: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """(type, how it was rounded, what it is worth and the seconds that making it took) of each file."""
     from minigpt_edge_export.decoder import read_checkpoint
     from minigpt_edge_export.gguf.write import write_gguf
 
     write_gguf(read_checkpoint(job.checkpoint), folder / "f16.gguf")
-    found: dict[str, Any] = {"f16": measured(job, folder / "f16.gguf")}
-    makers: dict[str, Make] = {**dict.fromkeys(GGUF, gguf), **dict.fromkeys(ONNX, onnx)}
-    for kind, make in makers.items():
-        found[kind] = {}
+    yield "f16", "usual", measured(job, folder / "f16.gguf")
+    for kind in kinds:
         for name, gptq in (("usual", False), ("gptq", True)):
             (trial := folder / "trial").mkdir()
             start = time.perf_counter()
-            path = make(job, kind, trial, gptq)
-            seconds = time.perf_counter() - start
-            found[kind][name] = {**measured(job, path), "seconds": round(seconds, 1)}
-            job.log.line("measured", f"{kind} {name}: {found[kind][name]}")
+            path = MAKERS[kind](job, kind, trial, gptq)
+            seconds = round(time.perf_counter() - start, 1)
+            yield kind, name, {**measured(job, path), "seconds": seconds}
             shutil.rmtree(trial)
-    return found
 
 
 def main() -> None:
@@ -102,6 +99,7 @@ def main() -> None:
     parser.add_argument("domain", choices=DOMAINS)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("importance", type=Path)
+    parser.add_argument("--types", nargs="+", choices=MAKERS, default=list(MAKERS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = opened(given.threads, domain=given.domain, dense=False)
@@ -110,11 +108,13 @@ def main() -> None:
         job = Export(
             bench.work, given.checkpoint, given.importance, bench.text, metadata, given.threads, bench.log
         )
-        row = {"domain": given.domain, "files": rows(job, Path(folder))}
-        row |= {"threads": given.threads, **provenance()}
+        row: dict[str, Any] = {"domain": given.domain, "threads": given.threads, **provenance(), "files": {}}
         kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
         kept = [one for one in kept if one["domain"] != given.domain]
-        write_json(RESULT, {"model": bench.base.name, "rows": [*kept, row]})
+        for kind, how, found in files(job, given.types, Path(folder)):
+            row["files"].setdefault(kind, {})[how] = found
+            bench.log.line("measured", f"{kind}, {how}: {found['bits_per_byte']:.4f}, KL {found['kl']:.4f}")
+            write_json(RESULT, {"model": bench.base.name, "rows": [*kept, row]})
 
 
 if __name__ == "__main__":
