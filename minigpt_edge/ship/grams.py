@@ -49,7 +49,8 @@ def pack_blocks(job: Export, name: str, precision: Precision) -> dict[str, Packe
     """The same for an ONNX target: the integers of all matrices of the blocks."""
     from minigpt_edge_export.onnx.gptq import pack_matrices
 
-    decoder, packed = read_checkpoint(job.checkpoint), dict[str, Packed]()
+    decoder = read_checkpoint(job.checkpoint)
+    packed: dict[str, Packed] = {}
     for grams in _watched(job, name):
         packed |= pack_matrices(decoder, precision, grams, job.threads)
     return packed
