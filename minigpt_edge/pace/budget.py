@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from minigpt_edge.recipe import time_text
 from minigpt_edge.recover.stage import SHARED
-from minigpt_edge_export.targets import Target
+from minigpt_edge_export.gguf.grids import GPTQ_TYPES
+from minigpt_edge_export.targets import PRECISIONS, Target
 from minigpt_edge_runtime.errors import EdgeError
 
 UNIT_TOKENS = 32_768
@@ -31,7 +32,8 @@ PROCESS = 5.0  # seconds for the processes that measure a file to start
 # Units: of the F16 file, of a family's choice of types, of one type, of an ONNX file,
 F16, FAMILY, TYPE, ONNX = 0.4, 1.8, 0.4, 1.3
 # more where GPTQ rounds to few bits,
-ROUNDED, ROUNDED_TYPES = 3.0, frozenset({"q4_0", "iq4_nl", "q5_0", "int4", "int4-64"})
+ROUNDED = 3.0
+ROUNDED_TYPES = {name.lower() for name in GPTQ_TYPES} | {n for n, p in PRECISIONS.items() if p.bits == 4}
 MEASURED = {"gguf": 1.2, "onnx": 0.9}  # of measuring a file that ships,
 BASELINE = {"gguf": 2.0, "onnx": 1.3}  # and of making and measuring one of the dense model.
 ON_GRID = 1.05  # a training step on a file's grid, of a plain one

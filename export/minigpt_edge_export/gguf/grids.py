@@ -92,6 +92,9 @@ GRIDS: dict[str, Grid] = {
 }
 
 
+GPTQ_TYPES = frozenset(GRIDS) - {"Q8_0"}  # at 8 bits rounding loses too little to be worth the time
+
+
 def find_codes(matrix: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray] | None:
     """Codes and scales of a matrix all of whose blocks lie on a grid, as training on it leaves them.
 

@@ -10,11 +10,10 @@ import numpy as np
 from gguf import GGUFReader
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.gguf.grids import GRIDS, Grid, find_codes
+from minigpt_edge_export.gguf.grids import GPTQ_TYPES, GRIDS, Grid, find_codes
 from minigpt_edge_export.gguf.layout import layout_of, load_tensor, tensors_of
 from minigpt_edge_export.gptq import quantize_gptq
 
-GPTQ_TYPES = frozenset(GRIDS) - {"Q8_0"}  # at 8 bits rounding loses too little to be worth the time
 _SHARES = (0.9, 0.97, 1.03)  # of the scale that makes the largest weight an outermost level
 
 
@@ -42,9 +41,9 @@ class Rounding:
 
     @property
     def left(self) -> bool:
-        """Whether a wanted matrix does not lie on its type's grid."""
+        """Whether a matrix of the blocks is neither on a wanted type's grid nor rounded to it yet."""
         return any(
-            self._exact(name, kind) is None
+            self._known(name, kind) is None
             for name, kinds in self._wanted.items()
             if self._contents[name].parts[0].startswith("blocks.")
             for kind in kinds
@@ -60,7 +59,7 @@ class Rounding:
         for name, kinds in self._wanted.items():
             if self._contents[name].parts[0] in grams:
                 for kind in kinds:
-                    if self._exact(name, kind) is None:
+                    if self._known(name, kind) is None:
                         parts = self._parts(name, grams)
                         rows = [self._rounded(values, gram, GRIDS[kind]) for values, gram in parts]
                         self._blocks[name, kind] = np.concatenate(rows)
@@ -70,15 +69,15 @@ class Rounding:
         for tensor in GGUFReader(path, "r+").tensors:
             kind = tensor.tensor_type.name
             ours = kind in GRIDS and tensor.name in self._contents
-            blocks = self._exact(tensor.name, kind) if ours else None
+            blocks = self._known(tensor.name, kind) if ours else None
             if blocks is not None:
                 tensor.data[...] = blocks.reshape(tensor.data.shape)
 
     def _values(self, name: str) -> np.ndarray:
         return load_tensor(self._decoder, self._layout, name, self._contents[name])
 
-    def _exact(self, name: str, kind: str) -> np.ndarray | None:
-        """The bytes of a matrix that lies on a type's grid, or that was rounded to it before."""
+    def _known(self, name: str, kind: str) -> np.ndarray | None:
+        """The bytes of a matrix that lies on a type's grid, or that GPTQ rounded to it; None of any other."""
         if (name, kind) not in self._blocks:
             found = find_codes(self._values(name), GRIDS[kind])
             self._blocks[name, kind] = None if found is None else GRIDS[kind].encode(*found)

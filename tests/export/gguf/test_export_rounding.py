@@ -13,15 +13,16 @@ from tiny_families import write_family
 from tiny_llama import UNEQUAL, Checkpoint
 
 from minigpt_edge_export.decoder import Decoder, read_checkpoint
+from minigpt_edge_export.gguf.grids import GPTQ_TYPES
 from minigpt_edge_export.gguf.layout import layout_of, load_tensor, tensors_of
 from minigpt_edge_export.gguf.quantize import expected_types, quantize
-from minigpt_edge_export.gguf.rounding import GPTQ_TYPES, Rounding
+from minigpt_edge_export.gguf.rounding import Rounding
 from minigpt_edge_export.gguf.write import write_gguf
 from minigpt_edge_runtime.engines.open import open_engine
 from minigpt_edge_runtime.formats.gguf_names import gguf_name
 
 
-def grams_of(decoder: Decoder) -> dict[str, np.ndarray]:
+def made_up_grams(decoder: Decoder) -> dict[str, np.ndarray]:
     """Gram matrices of inputs that a few directions dominate, of every matrix of the blocks."""
     rng, found = np.random.default_rng(0), {}
     for name, shape in decoder.shapes().items():
@@ -70,7 +71,7 @@ def test_outputs_change_less_than_by_llama_cpp(
     make: Callable[..., Checkpoint], tmp_path: Path, kind: str
 ) -> None:
     decoder = read_checkpoint(make(UNEQUAL).path)
-    grams = grams_of(decoder)
+    grams = made_up_grams(decoder)
     usual, rounded = (errors(decoder, file, grams) for file in files(decoder, kind, tmp_path, grams))
     assert len(usual) == 3 * 7
     assert all(rounded[name] < 0.8 * usual[name] for name in usual)
@@ -81,7 +82,7 @@ def test_joined_and_padded_matrices_are_rounded_part_by_part(
     tokenizer_json: dict[str, object], tmp_path: Path, family: str
 ) -> None:
     decoder = read_checkpoint(write_family(tmp_path / "checkpoint", family, tokenizer_json).path)
-    grams = grams_of(decoder)
+    grams = made_up_grams(decoder)
     usual, rounded = files(decoder, "q4_0", tmp_path, grams)
     before, after = errors(decoder, usual, grams), errors(decoder, rounded, grams)
     assert before and all(after[name] < 0.8 * before[name] for name in before)
@@ -100,7 +101,7 @@ def test_zeros_of_a_mask_stay_zeros(make: Callable[..., Checkpoint], tmp_path: P
     weights[name] = weights[name] * half
     save_file(weights, checkpoint / "model.safetensors")
     decoder = read_checkpoint(checkpoint)
-    grams = grams_of(decoder)
+    grams = made_up_grams(decoder)
     usual, rounded = files(decoder, "q4_0", tmp_path, grams)
     found = {tensor.name: tensor for tensor in GGUFReader(rounded).tensors}["blk.0.ffn_down.weight"]
     assert not dequantize(found.data, found.tensor_type)[~half].any()
@@ -110,7 +111,7 @@ def test_zeros_of_a_mask_stay_zeros(make: Callable[..., Checkpoint], tmp_path: P
 
 def test_inputs_that_never_came_do_no_harm(make: Callable[..., Checkpoint], tmp_path: Path) -> None:
     decoder = read_checkpoint(make(UNEQUAL).path)
-    grams = grams_of(decoder)
+    grams = made_up_grams(decoder)
     for gram in grams.values():
         gram[:, 3:9] = gram[3:9] = 0
     grams["blocks.1.up.weight"][:] = 0
