@@ -2,8 +2,9 @@
 
 Removing units from a block changes its output by e. To second order the loss then rises by
 1/2 tr(S E[e e^T]), where S is the Fisher information of the block's output: the mean of g g^T over the
-gradients g of the loss with labels sampled from the model itself. That is one backward pass over a few
-thousand tokens, and it makes costs comparable across blocks, neurons and KV groups.
+gradients g of the loss with labels sampled from the model itself. E weighs each token by its own |g|^2, since
+the loudest tokens are not those that matter (`weighted`). That is one backward pass over a few thousand
+tokens, and it makes costs comparable across blocks, neurons and KV groups.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from minigpt_edge.prune.context import WIDTH_MULTIPLE, Done, unwatched
 from minigpt_edge.prune.moments import add_gram, mirror
 from minigpt_edge.prune.plan import BlockPlan
 from minigpt_edge.prune.refit import Refitted
+from minigpt_edge.prune.weighted import WeightedGram
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -54,34 +56,22 @@ class Costs:
         return replace(self, ffn=ffn, attention=attention)
 
 
-class _Probe:
-    """Hooks on one matrix: sums the Gram matrix of its input, and the Fisher information of its output."""
+class _Probe(WeightedGram):
+    """Sums the Fisher information of the matrix's output as well."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.linear = linear
-        self.gram, self.fisher = (torch.zeros(n, n) for n in (linear.in_features, linear.out_features))
-        self._handle = linear.register_forward_hook(self._forward)
+        super().__init__(linear)
+        self._fisher, self._tokens = torch.zeros(linear.out_features, linear.out_features), 0
 
-    def remove(self) -> None:
-        """Stop watching."""
-        self._handle.remove()
+    def fisher(self) -> Tensor:
+        """E[g g^T] over tokens, float32 [outputs, outputs], when the pass is over."""
+        mirror(self._fisher)
+        return self._fisher.div_(self._tokens)
 
-    def _forward(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._add(self.gram, inputs[0])
-        output.register_hook(self._backward)
-
-    def _backward(self, gradient: Tensor) -> None:
-        self._add(self.fisher, gradient)
-
-    def _add(self, sums: Tensor, x: Tensor) -> None:
-        with torch.autocast("cpu", enabled=False):
-            add_gram(sums, x.detach().flatten(0, -2).to(compute_dtype()))
-
-    def means(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """The two matrices per token."""
-        mirror(self.gram)
-        mirror(self.fisher)
-        return self.gram.div_(tokens), self.fisher.div_(tokens)
+    def _add(self, read: Tensor, gradient: Tensor) -> None:
+        super()._add(read, gradient)
+        add_gram(self._fisher, gradient.to(compute_dtype()))
+        self._tokens += len(gradient)
 
 
 def measure_costs(
@@ -94,21 +84,18 @@ def measure_costs(
         return _Probe(arch.attention_out(block)), _Probe(arch.ffn_out(block))
 
     for index, block, probes in backward(model, arch, windows, sampled(seed), watch):
-        for probe in probes:
-            probe.remove()
         with torch.inference_mode():
-            costs.append(_block_costs(block, arch.group_size(block), probes, windows.numel()))
+            costs.append(_block_costs(block, arch.group_size(block), probes))
         on_block(total - index, total)
     return costs[::-1]
 
 
-def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe], tokens: int) -> Costs:
+def _block_costs(block: Any, group: int, probes: tuple[_Probe, _Probe]) -> Costs:
     attention, ffn = probes
-    gram, fisher = attention.means(tokens)
-    groups = _group_path(gram, attention.linear.weight.t(), fisher, group)
-    gram, ffn_fisher = ffn.means(tokens)
-    widths, path = _removal_path(gram, ffn.linear.weight.t(), ffn_fisher)
-    return Costs(widths, path, groups, offload(block, [fisher, ffn_fisher]))
+    metrics = [attention.fisher(), ffn.fisher()]
+    groups = _group_path(attention.mean(), attention.linear.weight.t(), metrics[0], group)
+    widths, path = _removal_path(ffn.mean(), ffn.linear.weight.t(), metrics[1])
+    return Costs(widths, path, groups, offload(block, metrics))
 
 
 def _group_path(gram: Tensor, weight: Tensor, fisher: Tensor, group: int) -> list[float]:

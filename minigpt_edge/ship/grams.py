@@ -1,10 +1,4 @@
-"""What GPTQ rounds by: Gram matrices of what each matrix of a block reads, by how much a token matters.
-
-A change E of a matrix changes its output by E x. To second order the loss then rises by 1/2 (g^T E x)^2,
-where g is the gradient of the loss at that output, with labels sampled from the model itself. With all
-outputs alike that is |g|^2 |E x|^2: |g|^2 is a token's weight, as in GuidedQuant (arXiv 2505.07004) with one
-group of outputs.
-"""
+"""What GPTQ rounds by: Gram matrices of what each matrix of a block reads, by how much a token matters."""
 
 from __future__ import annotations
 
@@ -23,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from minigpt_edge.models.archs.base import Arch
+    from minigpt_edge.prune.weighted import WeightedGram
     from minigpt_edge.ship.job import Export
     from minigpt_edge_export.onnx.weights import Packed
     from minigpt_edge_export.targets import Precision
@@ -74,7 +69,7 @@ def weighted_grams(checkpoint: Path, corpus: Path, threads: int) -> Iterator[dic
 
     Yields:
         canonical name of each of a block's matrices ("blocks.3.down.weight", …) -> float32 [K, K], the mean
-        of |g|^2 x x^T over SENSITIVITY_TOKENS tokens.
+        over SENSITIVITY_TOKENS tokens that `prune.weighted` tells of.
     """
     import torch
 
@@ -88,7 +83,7 @@ def weighted_grams(checkpoint: Path, corpus: Path, threads: int) -> Iterator[dic
     arch, model = archs.load_arch(config), load_fast(checkpoint, lazy=is_large(checkpoint))
     windows = _windows(checkpoint, corpus, min(WINDOW, config["max_position_embeddings"]))
     for index, _, sums in backward(model, arch, windows, sampled(_SEED), partial(_watch, arch)):
-        yield {f"blocks.{index}.{name}.weight": one.mean(windows.numel()) for name, one in sums.items()}
+        yield {f"blocks.{index}.{name}.weight": one.mean().numpy() for name, one in sums.items()}
 
 
 def _windows(checkpoint: Path, corpus: Path, length: int) -> torch.Tensor:
@@ -106,38 +101,8 @@ def _windows(checkpoint: Path, corpus: Path, length: int) -> torch.Tensor:
     return torch.from_numpy(cut.take(max(1, SENSITIVITY_TOKENS // length))[:, :-1]).long()
 
 
-def _watch(arch: Arch, block: Any) -> dict[str, _Sums]:
+def _watch(arch: Arch, block: Any) -> dict[str, WeightedGram]:
+    from minigpt_edge.prune.weighted import WeightedGram
+
     names = (*arch.ATTENTION_READERS, arch.ATTENTION_OUT, *arch.FFN_READERS, arch.FFN_OUT)
-    return {name: _Sums(arch.part(block, name)) for name in names}
-
-
-class _Sums:
-    """Hooks on one matrix that sum its inputs' outer products, each by its output's squared gradient."""
-
-    def __init__(self, linear: Any) -> None:
-        import torch
-
-        self.gram = torch.zeros(linear.in_features, linear.in_features)
-        self._handle = linear.register_forward_hook(self._forward)
-
-    def _forward(self, _module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        read = inputs[0].detach().flatten(0, -2)
-        output.register_hook(partial(self._backward, read))
-
-    def _backward(self, read: torch.Tensor, gradient: torch.Tensor) -> None:
-        import torch
-
-        from minigpt_edge.models.precision import compute_dtype
-        from minigpt_edge.prune.moments import add_gram
-
-        with torch.autocast("cpu", enabled=False):
-            size = gradient.flatten(0, -2).float().square().sum(-1, keepdim=True).sqrt()
-            add_gram(self.gram, (read * size).to(compute_dtype()))
-
-    def mean(self, tokens: int) -> np.ndarray:
-        """The mean over tokens, when the pass is over."""
-        from minigpt_edge.prune.moments import mirror
-
-        self._handle.remove()
-        mirror(self.gram)
-        return self.gram.div_(tokens).numpy()
+    return {name: WeightedGram(arch.part(block, name)) for name in names}

@@ -318,6 +318,24 @@ def test_costs_rise_as_blocks_narrow(model_dir: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_loud_tokens_that_do_not_matter_cost_nothing() -> None:
+    """The first tokens' neurons are a thousand times the others', and no gradient ever reaches them."""
+    from minigpt_edge.prune.weighted import WeightedGram
+
+    x = torch.randn(6, 40, 12, generator=torch.Generator().manual_seed(5))
+    x[:, 0] *= 1000
+    linear = torch.nn.Linear(12, 5)
+    watched = WeightedGram(linear)
+    size = torch.rand(6, 40, 1, generator=torch.Generator().manual_seed(6)) + 0.5
+    size[:, 0] = 0
+    gradient = size * torch.nn.functional.normalize(torch.ones(5), dim=0)
+    (linear(x.requires_grad_()) * gradient).sum().backward()
+    rows, weight = x.detach().flatten(0, 1), size.flatten().square()
+    expected = rows.t() @ (weight[:, None] * rows) / weight.sum()
+    # bfloat16, where the processor has it, keeps a number to 1 / 256
+    torch.testing.assert_close(watched.mean(), expected, rtol=0.01, atol=0.05)
+
+
 def test_a_group_costs_more_once_its_stand_in_is_gone() -> None:
     from minigpt_edge.prune.allocate import _group_path
 

@@ -12,13 +12,13 @@ from finetune_helpers import make_checkpoint, make_corpus
 from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.models.checkpoint import load_model
-from minigpt_edge.prune import backward
+from minigpt_edge.prune import backward, weighted
 from minigpt_edge.ship.grams import weighted_grams
 from minigpt_edge_export.decoder import read_checkpoint
 
 
 def by_autograd(model: Any, ids: Tensor, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """Sums over tokens of |g|^2 x x^T of modules, from transformers' own loss; canonical names."""
+    """Means over tokens of |g|^2 x x^T, by that of |g|^2, from transformers' own loss; canonical names."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str) -> Any:
@@ -37,7 +37,7 @@ def by_autograd(model: Any, ids: Tensor, names: dict[str, str]) -> dict[str, np.
         assert output.grad is not None
         weight = output.grad.square().sum(-1).flatten()
         rows = read.flatten(0, 1)
-        found[name] = (rows.t() @ (weight[:, None] * rows)).numpy()
+        found[name] = (rows.t() @ (weight[:, None] * rows) / weight.sum()).numpy()
     return found
 
 
@@ -54,7 +54,7 @@ def test_tokens_count_by_their_gradients(tmp_path: Path, monkeypatch: pytest.Mon
 
     forward = backward._forward
     monkeypatch.setattr(backward, "compute_dtype", lambda: torch.float32)  # exact, to compare
-    monkeypatch.setattr("minigpt_edge.models.precision.compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(weighted, "compute_dtype", lambda: torch.float32)
     monkeypatch.setattr(backward, "sampled", with_text)
     monkeypatch.setattr(backward, "_forward", embedded)
     checkpoint, corpus = make_checkpoint(tmp_path / "model", unequal=True), tmp_path / "corpus"
@@ -71,5 +71,5 @@ def test_tokens_count_by_their_gradients(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.keys() == expected.keys()
     for name, gram in found.items():
         np.testing.assert_allclose(
-            gram * ids.numel(), expected[name], rtol=2e-3, atol=2e-4 * float(np.abs(expected[name]).max())
+            gram, expected[name], rtol=2e-3, atol=2e-4 * float(np.abs(expected[name]).max())
         )
