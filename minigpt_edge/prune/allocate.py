@@ -2,9 +2,9 @@
 
 Removing units from a block changes its output by e. To second order the loss then rises by
 1/2 tr(S E[e e^T]), where S is the Fisher information of the block's output: the mean of g g^T over the
-gradients g of the loss with labels sampled from the model itself. E weighs each token by its own |g|^2, since
-the loudest tokens are not those that matter (`weighted`). That is one backward pass over a few thousand
-tokens, and it makes costs comparable across blocks, neurons and KV groups.
+gradients g of the loss with labels sampled from the model itself. E weighs each token by its |g|^2, since
+errors and gradients are not independent (`weighted`). That is one backward pass over a few thousand tokens,
+and it makes costs comparable across blocks, neurons and KV groups.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """What a matrix reads in a backward pass, by how much each token matters to the loss.
 
 A change E of a matrix changes its output by E x. To second order the loss then rises by 1/2 (g^T E x)^2,
-where g is the gradient of the loss at that output, with labels sampled from the model itself. Of its mean
-over tokens E[g g^T] and E[|g|^2 x x^T] keep most: a token that is read loudly and matters little, such as
-the first of a text, does not decide. The second is GuidedQuant's matrix (arXiv 2505.07004) with one group of
-outputs.
+where g is the gradient of the loss at that output, with labels sampled from the model itself. With all
+outputs alike that is |g|^2 |E x|^2: |g|^2 is a token's weight, as in GuidedQuant (arXiv 2505.07004) with one
+group of outputs. It differs by hundreds: all tokens attend to the first of a text.
 """
 
 from __future__ import annotations
