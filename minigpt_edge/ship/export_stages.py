@@ -16,7 +16,7 @@ from minigpt_edge_runtime.files import sha256_file
 
 CODE = (
     *REFERENCE_CODE,
-    *(f"minigpt_edge.prune.{name}" for name in ("backward", "context", "moments")),
+    *(f"minigpt_edge.prune.{name}" for name in ("backward", "context", "moments", "weighted")),
     *("minigpt_edge_runtime.bench", "minigpt_edge_runtime._version"),
 )
 
