@@ -58,6 +58,11 @@ def section(results: Path) -> str:
         "and a teacher in all of them. The dense model was fine-tuned on as many tokens as recovery took, "
         f"by the recipe of its row. Measured {'; '.join(origins)}."
     )
+    if apart := _made_apart(rows):
+        note += (
+            f" In {', '.join(apart)} the fine-tuned half is of another run than the pruned one, perhaps of "
+            "another kind of processor: bfloat16 or float32 alone made up to 1 % in law."
+        )
     columns = list(COLUMNS)
     if any(ON_GRID in row["files"] for row in rows):
         note += " With --qat recovery trained the numbers that 'trained IQ4_NL' holds."
@@ -65,6 +70,15 @@ def section(results: Path) -> str:
         at = columns.index(TRAINED)
         columns, cells = _without(columns, at), [_without(row, at) for row in cells]
     return f"## {TITLE}\n\n{markdown(Table('', TITLE, columns, cells, note))}"
+
+
+def _made_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Domains whose fine-tuned half was made by another commit than the pruned one."""
+    commits: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        if row["models"] in ("pruned", "fine-tuned"):
+            commits.setdefault((row["domain"], row["tokens"]), set()).add(str(row["commit"]))
+    return list(dict.fromkeys(domain for (domain, _), made in commits.items() if len(made) > 1))
 
 
 def _without(row: Sequence[str], at: int) -> list[str]:

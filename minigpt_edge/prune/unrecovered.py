@@ -2,7 +2,7 @@
 
 Tokens and groups: geometric means of two domains, benchmarks/results/recovered_shares-*.json
 (docs/decisions.md 54). Neurons: between what is best in those domains at the default's calibration (56),
-for estimates that weigh tokens (63).
+scaled to estimates that weigh tokens (63).
 """
 
 from __future__ import annotations

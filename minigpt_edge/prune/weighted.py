@@ -3,7 +3,7 @@
 A change E of a matrix changes its output by E x. To second order the loss then rises by 1/2 (g^T E x)^2,
 where g is the gradient of the loss at that output, with labels sampled from the model itself. With all
 outputs alike that is |g|^2 |E x|^2: |g|^2 is a token's weight, as in GuidedQuant (arXiv 2505.07004) with one
-group of outputs. It differs by hundreds: all tokens attend to the first of a text.
+group of outputs. It differs by hundreds, most for the first token of a window.
 """
 
 from __future__ import annotations
