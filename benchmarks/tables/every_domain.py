@@ -76,7 +76,7 @@ def _made_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Domains whose fine-tuned half was made by another commit than the pruned one."""
     commits: dict[tuple[str, int], set[str]] = {}
     for row in rows:
-        if row["models"] in ("pruned", "fine-tuned"):
+        if RIVALS.keys() & row["files"].keys():
             commits.setdefault((row["domain"], row["tokens"]), set()).add(str(row["commit"]))
     return list(dict.fromkeys(domain for (domain, _), made in commits.items() if len(made) > 1))
 
