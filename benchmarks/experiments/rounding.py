@@ -1,11 +1,12 @@
 """A finished checkpoint in four bits: rounded by the formats' own quantizers, and by GPTQ.
 
-    python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX [--types TYPE ...] [--threads N]
+    python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX [--sort] [--types TYPE ...] [--threads N]
 
 CHECKPOINT is a recovered model of the domain and IMATRIX its imatrix.safetensors, as a build's stages leave
 them. Bits per byte of the files on the domain's test split, and their divergence from the checkpoint (KL,
 nats a token, validation windows), in llama.cpp and onnxruntime. Writes benchmarks/results/rounding.json after
-every file, a row for each domain; "usual" is llama.cpp's quantizer, or onnxruntime's on clipped blocks, with
+every file, a row for each domain, sorted or not: --sort is for a checkpoint from before pruning put inputs in
+the order of their energy (`minigpt_edge.prune.order`), and does that first. "usual" is llama.cpp's quantizer, or onnxruntime's on clipped blocks, with
 the importance matrix.
 """
 
@@ -90,6 +91,22 @@ def files(job: Export, kinds: Sequence[str], folder: Path) -> Iterator[tuple[str
             shutil.rmtree(trial)
 
 
+def in_order(checkpoint: Path, importance: Path, out: Path) -> tuple[Path, Path]:
+    """A copy of a checkpoint and its importance matrix, sorted as pruning sorts now."""
+    from safetensors.torch import load_file, save_file
+
+    from minigpt_edge.models import archs
+    from minigpt_edge.models.checkpoint import load_model, read_config, save_model
+    from minigpt_edge.prune.context import IMPORTANCE
+    from minigpt_edge.prune.order import strongest_first
+
+    model: Any = load_model(checkpoint)
+    entries = strongest_first(model, archs.load_arch(read_config(checkpoint)), load_file(importance))
+    save_model(model, checkpoint, out)
+    save_file({name: squares.contiguous() for name, squares in entries.items()}, out / IMPORTANCE)
+    return out, out / IMPORTANCE
+
+
 def main() -> None:
     """Measure one domain's checkpoint, keeping the other rows."""
     from minigpt_edge.stages.parallel import all_cores
@@ -99,18 +116,20 @@ def main() -> None:
     parser.add_argument("domain", choices=DOMAINS)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("importance", type=Path)
+    parser.add_argument("--sort", action="store_true")
     parser.add_argument("--types", nargs="+", choices=MAKERS, default=list(MAKERS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = opened(given.threads, domain=given.domain, dense=False)
     with bench.log, tempfile.TemporaryDirectory() as folder:
-        metadata = {"name": given.domain}
-        job = Export(
-            bench.work, given.checkpoint, given.importance, bench.text, metadata, given.threads, bench.log
-        )
-        row: dict[str, Any] = {"domain": given.domain, "threads": given.threads, **provenance(), "files": {}}
+        model = given.checkpoint, given.importance
+        if given.sort:
+            model = in_order(*model, Path(folder) / "sorted")
+        job = Export(bench.work, *model, bench.text, {"name": given.domain}, given.threads, bench.log)
+        row: dict[str, Any] = {"domain": given.domain, "sorted": given.sort, "threads": given.threads}
+        row |= {**provenance(), "files": {}}
         kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-        kept = [one for one in kept if one["domain"] != given.domain]
+        kept = [one for one in kept if (one["domain"], one["sorted"]) != (given.domain, given.sort)]
         for kind, how, found in files(job, given.types, Path(folder)):
             row["files"].setdefault(kind, {})[how] = found
             bench.log.line("measured", f"{kind}, {how}: {found['bits_per_byte']:.4f}, KL {found['kl']:.4f}")

@@ -6,6 +6,8 @@ Measured where the model is in memory; one whose blocks are on disk would be rea
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,6 @@ def vocabulary_quality(context: PruneContext, texts: Path) -> dict[str, dict[str
 def neurons_quality(context: PruneContext, pruned: Pruned, texts: Path) -> dict[str, dict[str, float]]:
     """The pruned model with the dense attention of every block that lost KV groups: {"neurons": likewise}.
 
-    The context's model has that attention from then on: write the pruned one before.
-
     Returns:
         Nothing unless neurons and KV groups were removed, or where the blocks are on disk.
     """
@@ -42,8 +42,8 @@ def neurons_quality(context: PruneContext, pruned: Pruned, texts: Path) -> dict[
     cut = [index for index, (block, (_, groups)) in enumerate(pairs) if len(block.kv_groups) < groups]
     if not cut or all(len(block.neurons) == width for block, (width, _) in pairs):
         return {}
-    _put_back_attention(context, cut)
-    return {NEURONS: _evaluate(context, texts)}
+    with _dense_attention(context, cut):
+        return {NEURONS: _evaluate(context, texts)}
 
 
 def _on_disk(context: PruneContext) -> bool:
@@ -58,14 +58,21 @@ def _evaluate(context: PruneContext, texts: Path) -> dict[str, float]:
     return evaluate_model(context.model, context.directory / CHECKPOINT, texts)
 
 
-def _put_back_attention(context: PruneContext, indices: list[int]) -> None:
-    """Give blocks of the context's model the dense model's attention, read block by block."""
+@contextmanager
+def _dense_attention(context: PruneContext, indices: list[int]) -> Iterator[None]:
+    """The context's model, in memory, with the dense model's attention in some blocks."""
     from minigpt_edge.models.forward import load_fast
     from minigpt_edge.models.resident import resident
 
     arch = context.arch
     model: Any = load_fast(context.inputs.base, lazy=True)
     ours, dense = arch.blocks(context.model), arch.blocks(model)
-    for index in indices:
-        with resident(dense[index]) as block:
-            ours[index].set_submodule(arch.attention, copy.deepcopy(block.get_submodule(arch.attention)))
+    pruned = {index: ours[index].get_submodule(arch.attention) for index in indices}
+    try:
+        for index in indices:
+            with resident(dense[index]) as block:
+                ours[index].set_submodule(arch.attention, copy.deepcopy(block.get_submodule(arch.attention)))
+        yield
+    finally:
+        for index, attention in pruned.items():
+            ours[index].set_submodule(arch.attention, attention)

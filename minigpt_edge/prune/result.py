@@ -28,6 +28,8 @@ from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD
 def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     """Write `checkpoint/`, `plan.json`, `imatrix.safetensors` and, where known, the dense model's states.
 
+    Where parameters were removed, what is left is put in the order of its energy first (`order`).
+
     Returns:
         Metrics: parameters, sparsity, sizes per block, held-out errors, what the method reports.
     """
@@ -35,6 +37,7 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
 
     from minigpt_edge.models.checkpoint import count_parameters, save_factors, save_model
     from minigpt_edge.models.dense_states import DENSE_STATES, save_states
+    from minigpt_edge.prune.order import strongest_first
 
     out, config = context.directory, context.config
     plan = Plan(
@@ -44,14 +47,17 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
         tuple(pruned.blocks),
         (context.dense, count_parameters(context.model)),
     )
+    if pruned.dense is not None:  # with the dense model's head, whose columns are not sorted yet
+        save_states(context.windows, pruned.dense, context.model, out / DENSE_STATES)
+    importance = pruned.importance
+    if pruner_of(context.settings).removes:
+        importance = strongest_first(context.model, context.arch, importance)
     save_model(context.model, out / CHECKPOINT, out / CHECKPOINT)
     if pruned.factors:
         save_factors(out / CHECKPOINT, pruned.factors)
     unused = HEAD if config.get("tie_word_embeddings") else EMBEDDING
-    importance = {name: squares for name, squares in pruned.importance.items() if name != unused}
-    save_file({n: squares.float().contiguous() for n, squares in importance.items()}, out / IMPORTANCE)
-    if pruned.dense is not None:
-        save_states(context.windows, pruned.dense, context.model, out / DENSE_STATES)
+    entries = {n: squares.float().contiguous() for n, squares in importance.items() if n != unused}
+    save_file(entries, out / IMPORTANCE)
     write_plan(plan, out / PLAN)
     sizes = [(len(block.neurons), len(block.kv_groups)) for block in pruned.blocks]
     return {

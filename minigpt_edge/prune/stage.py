@@ -57,11 +57,11 @@ def prune_stage(context: BuildContext, text: Stage) -> Stage:
             log.step("prune: evaluation")
             between = {} if parallel.rank() else vocabulary_quality(prepared, validation)
             pruned = method.pruner(inputs.settings.pattern).apply(prepared)
+            log.step("prune: evaluation")
+            between |= {} if parallel.rank() else neurons_quality(prepared, pruned, validation)
             metrics = write_pruned(prepared, pruned)
         if parallel.rank():
             return metrics
-        log.step("prune: evaluation")
-        between |= neurons_quality(prepared, pruned, validation)
         del prepared
         quality = evaluate_checkpoint(out / CHECKPOINT, text, context.recipe.threads)
         return {**metrics, "between": between, "quality": quality}

@@ -166,7 +166,7 @@ class Arch:
     def cut(
         self, block: nn.Module, *, groups: Tensor | None = None, kept_neurons: Tensor | None = None
     ) -> None:
-        """Slice a block's tensors in place to the kept KV groups and FFN neurons (ascending indices).
+        """Slice a block's tensors in place to the kept KV groups and FFN neurons, in the order given.
 
         Columns of the matrices that read them are removed too, as they are now: refit before or after.
         """
@@ -186,6 +186,28 @@ class Arch:
             for linear in ffn:
                 _slice(linear, kept_neurons)
             _slice(self.ffn_out(block), columns=kept_neurons)
+
+    def reorder_stream(self, block: nn.Module, order: Tensor) -> None:
+        """Give a block the residual stream's values in another order, int64 [hidden], in place."""
+        attention, ffn = self.writers(block)
+        for linear in (*attention, *ffn):
+            _reorder(linear.weight, 1, order)
+        for linear in (self.attention_out(block), self.ffn_out(block)):
+            _reorder(linear.weight, 0, order)
+            _reorder(linear.bias, 0, order)
+        for name in ("attention_norm", "mlp_norm") if self.style.mlp_norm else ("attention_norm",):
+            for parameter in self.part(block, name).parameters():
+                _reorder(parameter, 0, order)
+
+    def reorder_tables(self, model: Any, order: Tensor) -> None:
+        """The same for what is in no block: embedding, positions, last norm and head."""
+        tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+        if self.style.learned_positions:
+            tables[0] = model.get_submodule(self.names["positions"]).weight
+        for table in tables.values():
+            _reorder(table, 1, order)
+        for parameter in model.get_submodule(self.names["norm"]).parameters():
+            _reorder(parameter, 0, order)
 
     def sizes(self, block: nn.Module) -> dict[str, int]:
         """The block's entry in `per_layer_config`."""
@@ -264,6 +286,11 @@ def norm(module: Any, hidden: Tensor) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(hidden, hidden.shape[-1:], module.weight, module.bias, module.eps)
     return functional.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
+
+
+def _reorder(parameter: nn.Parameter | None, dim: int, order: Tensor) -> None:
+    if parameter is not None:
+        parameter.data = parameter.data.index_select(dim, order)
 
 
 def _slice(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:

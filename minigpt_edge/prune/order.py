@@ -1,0 +1,69 @@
+"""The order of what matrices read: inputs of much energy first, so that files of few bits lose less.
+
+A model computes the same in whatever order its residual stream has its values, and a block its neurons. GPTQ
+rounds a row from left to right and lets later weights make up for earlier ones, so what matters most should
+come first: `act_order` in the code of Frantar et al., but without a table of indices, for which GGUF has no
+place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch  # noqa: TID253 - imported by the pipeline's prune stage only
+from torch import Tensor
+
+from minigpt_edge.models.resident import resident, write_back
+from minigpt_edge_export.gguf.grids import GRIDS, find_codes
+from minigpt_edge_runtime.formats.gguf_names import gguf_name
+
+if TYPE_CHECKING:
+    from minigpt_edge.models.archs.base import Arch
+
+
+def strongest_first(model: Any, arch: Arch, importance: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sort the residual stream and each block's neurons by their energy, in place.
+
+    A model that lies on a file type's grid, as training on it leaves it, stays as it is: a block of such a
+    grid is inputs that follow each other.
+
+    Args:
+        model: float32; if its blocks are on disk, it was loaded with a place for changed ones.
+        importance: GGUF name -> mean squared input, float32 [columns]: all matrices of the blocks, and of
+            embedding and head what there is.
+
+    Returns:
+        The importance matrix of the model as it is then.
+    """
+    blocks = arch.blocks(model)
+    with resident(blocks[0]) as block:
+        matrix = arch.part(block, "up").weight.detach().numpy()
+    if any(find_codes(matrix, grid) for grid in GRIDS.values()):
+        return importance
+    out, down = ({_name(i, part) for i in range(len(blocks))} for part in (arch.ATTENTION_OUT, arch.FFN_OUT))
+    levels = [_level(squares) for name, squares in importance.items() if name not in out | down]
+    stream = _falling(torch.stack(levels).mean(0))
+    neurons = {name: _falling(importance[name]) for name in down}
+    arch.reorder_tables(model, stream)
+    for index, block in enumerate(blocks):
+        with resident(block):
+            arch.reorder_stream(block, stream)
+            arch.cut(block, kept_neurons=neurons[_name(index, arch.FFN_OUT)])
+            write_back(block)
+    return {
+        name: squares if name in out else squares[neurons.get(name, stream)]
+        for name, squares in importance.items()
+    }
+
+
+def _name(index: int, part: str) -> str:
+    return gguf_name(f"blocks.{index}.{part}.weight")
+
+
+def _level(squares: Tensor) -> Tensor:
+    """Logarithm of each input's energy, by which matrices of unlike scale count alike."""
+    return (squares + 1e-12 * squares.mean() + 1e-30).log()
+
+
+def _falling(energy: Tensor) -> Tensor:
+    return energy.argsort(descending=True, stable=True)
