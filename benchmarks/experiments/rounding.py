@@ -1,13 +1,14 @@
 """A finished checkpoint in four bits: rounded by the formats' own quantizers, and by GPTQ.
 
-    python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX [--sort] [--types TYPE ...] [--threads N]
+    python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX
+        [--sort] [--types TYPE ...] [--threads N]
 
 CHECKPOINT is a recovered model of the domain and IMATRIX its imatrix.safetensors, as a build's stages leave
-them. Bits per byte of the files on the domain's test split, and their divergence from the checkpoint (KL,
-nats a token, validation windows), in llama.cpp and onnxruntime. Writes benchmarks/results/rounding.json after
-every file, a row for each domain, sorted or not: --sort is for a checkpoint from before pruning put inputs in
-the order of their energy (`minigpt_edge.prune.order`), and does that first. "usual" is llama.cpp's quantizer, or onnxruntime's on clipped blocks, with
-the importance matrix.
+them; --sort puts one from before pruning did that in the order of its inputs' energy
+(`minigpt_edge.prune.order`). Bits per byte of the files on the domain's test split, and their divergence from
+the checkpoint (KL, nats a token, validation windows), in llama.cpp and onnxruntime. "usual" is llama.cpp's
+quantizer, or onnxruntime's on clipped blocks, with the importance matrix. Writes
+benchmarks/results/rounding.json after every file, a row for each domain, sorted and not.
 """
 
 from __future__ import annotations

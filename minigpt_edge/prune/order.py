@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
-from torch import Tensor
+from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.models.resident import resident, write_back
 from minigpt_edge_export.gguf.grids import GRIDS, find_codes

@@ -201,10 +201,10 @@ class Arch:
 
     def reorder_tables(self, model: Any, order: Tensor) -> None:
         """The same for what is in no block: embedding, positions, last norm and head."""
-        tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+        modules = [model.get_input_embeddings(), model.get_output_embeddings()]
         if self.style.learned_positions:
-            tables[0] = model.get_submodule(self.names["positions"]).weight
-        for table in tables.values():
+            modules.append(model.get_submodule(self.names["positions"]))
+        for table in {id(module.weight): module.weight for module in modules}.values():  # some are tied
             _reorder(table, 1, order)
         for parameter in model.get_submodule(self.names["norm"]).parameters():
             _reorder(parameter, 0, order)
@@ -288,7 +288,7 @@ def norm(module: Any, hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
 
 
-def _reorder(parameter: nn.Parameter | None, dim: int, order: Tensor) -> None:
+def _reorder(parameter: Tensor | None, dim: int, order: Tensor) -> None:
     if parameter is not None:
         parameter.data = parameter.data.index_select(dim, order)
 

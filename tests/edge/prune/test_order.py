@@ -1,0 +1,102 @@
+"""Inputs in the order of their energy: the same function, and files that lose less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch  # noqa: TID253
+from tiny_families import FAMILIES, write_family
+
+from minigpt_edge.models.archs import load_arch
+from minigpt_edge.models.checkpoint import load_model, read_config
+from minigpt_edge.prune.calibrate import measure_importance
+from minigpt_edge.prune.order import strongest_first
+from minigpt_edge_export.gguf.grids import GRIDS
+from minigpt_edge_export.gguf.rounding import _GgmlBlocks
+from minigpt_edge_export.gptq import quantize_gptq
+
+IDS = torch.from_numpy(np.random.default_rng(1).integers(0, 399, (4, 40)))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def uneven(folder: Path, **how: Any) -> Any:
+    """The model in a folder, its norms and biases made as uneven as trained ones are."""
+    model: Any = load_model(folder, **how)
+    noise = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 1 and not parameter.is_meta:
+            parameter.data += torch.randn(len(parameter), generator=noise).abs()
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sorted_model_is_the_same_function(tmp_path: Path, name: str) -> None:
+    folder = write_family(tmp_path / "model", name, {}).path
+    model, arch = uneven(folder), load_arch(read_config(folder))
+    before, importance = logits(model), measure_importance(model, arch, IDS)
+    ordered = strongest_first(model, arch, importance)
+    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-3)
+    again = measure_importance(model, arch, IDS)
+    for entry, squares in ordered.items():
+        torch.testing.assert_close(again[entry], squares, rtol=0.05, atol=0.02 * float(squares.max()))
+    for index in range(len(arch.blocks(model))):
+        down = ordered[f"blk.{index}.ffn_down.weight"]
+        assert (down.diff() <= 0).all()
+        assert not torch.equal(down, importance[f"blk.{index}.ffn_down.weight"])
+    stream = [
+        s.log() for name, s in ordered.items() if not name.endswith(("ffn_down.weight", "attn_output.weight"))
+    ]
+    assert (torch.stack(stream).mean(0).diff() <= 1e-6).all()
+
+
+def test_blocks_that_lie_on_disk_are_sorted_there(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "model", "qwen2", {}).path
+    arch = load_arch(read_config(folder))
+    whole, lazy = load_model(folder), load_model(folder, lazy=True, changed=tmp_path / "changed")
+    importance = measure_importance(whole, arch, IDS)
+    one, other = (strongest_first(model, arch, dict(importance)) for model in (whole, lazy))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    torch.testing.assert_close(logits(lazy), logits(whole))
+
+
+@pytest.mark.parametrize("kind", ["IQ4_NL", "Q2_0"])
+def test_a_model_on_a_grid_stays_as_it_is(tmp_path: Path, kind: str) -> None:
+    folder = write_family(tmp_path / "model", "qwen2", {}).path
+    model, arch = load_model(folder), load_arch(read_config(folder))
+    importance = measure_importance(model, arch, IDS)
+    grid, up = GRIDS[kind], arch.part(arch.blocks(model)[0], "up")
+    rng = np.random.default_rng(2)
+    rows, columns = up.weight.shape
+    codes = rng.integers(0, len(grid.levels), (rows, columns)).astype(np.uint8)
+    scales = rng.uniform(0.01, 0.02, (rows, columns // grid.block)).astype(np.float16)
+    up.weight.data = torch.from_numpy(grid.decode(codes, scales))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert strongest_first(model, arch, importance) is importance
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_gptq_loses_less_on_sorted_inputs() -> None:
+    """Inputs of very different energy, as those of trained models are."""
+    rng = np.random.default_rng(0)
+    energy = np.exp(rng.normal(size=256) * 1.5)
+    inputs = (rng.normal(size=(4000, 256)) @ rng.normal(size=(256, 256)) / 16) * energy
+    matrix, gram = (
+        rng.normal(size=(128, 256)).astype(np.float32),
+        (inputs.T @ inputs / 4000).astype(np.float32),
+    )
+
+    def loss(order: np.ndarray) -> float:
+        values, inner = matrix[:, order], gram[np.ix_(order, order)]
+        codes, steps = quantize_gptq(values, inner, _GgmlBlocks(GRIDS["IQ4_NL"]))
+        error = GRIDS["IQ4_NL"].decode(codes, steps[:, 0].T.astype(np.float16)) - values
+        return float(np.einsum("oi,ij,oj->", error, inner, error))
+
+    falling = np.argsort(-np.diag(gram))
+    assert loss(falling) < 0.9 * min(loss(np.arange(256)), loss(falling[::-1]))
