@@ -14,7 +14,7 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.models.resident import resident, write_back
-from minigpt_edge_export.gguf.grids import GRIDS, find_codes
+from minigpt_edge_export.gguf.grids import GPTQ_TYPES, GRIDS, find_codes
 from minigpt_edge_runtime.formats.gguf_names import gguf_name
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 def strongest_first(model: Any, arch: Arch, importance: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sort the residual stream and each block's neurons by their energy, in place.
-
-    A model that lies on a file type's grid, as training on it leaves it, stays as it is: a block of such a
-    grid is inputs that follow each other.
 
     Args:
         model: float32; if its blocks are on disk, it was loaded with a place for changed ones.
@@ -36,10 +33,6 @@ def strongest_first(model: Any, arch: Arch, importance: dict[str, Tensor]) -> di
         The importance matrix of the model as it is then.
     """
     blocks = arch.blocks(model)
-    with resident(blocks[0]) as block:
-        matrix = arch.part(block, "up").weight.detach().numpy()
-    if any(find_codes(matrix, grid) for grid in GRIDS.values()):
-        return importance
     out, down = ({_name(i, part) for i in range(len(blocks))} for part in (arch.ATTENTION_OUT, arch.FFN_OUT))
     levels = [_level(squares) for name, squares in importance.items() if name not in out | down]
     stream = _falling(torch.stack(levels).mean(0))
@@ -54,6 +47,16 @@ def strongest_first(model: Any, arch: Arch, importance: dict[str, Tensor]) -> di
         name: squares if name in out else squares[neurons.get(name, stream)]
         for name, squares in importance.items()
     }
+
+
+def lies_on_grid(model: Any, arch: Arch) -> bool:
+    """Whether a model's numbers are those of a file type of few bits, as training on it leaves them.
+
+    They would no longer be in another order: a block of such a type is inputs that follow each other.
+    """
+    with resident(arch.blocks(model)[0]) as block:
+        matrix = arch.part(block, "up").weight.detach().numpy()
+    return any(find_codes(matrix, GRIDS[kind]) for kind in GPTQ_TYPES)
 
 
 def _name(index: int, part: str) -> str:

@@ -28,7 +28,8 @@ from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD
 def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     """Write `checkpoint/`, `plan.json`, `imatrix.safetensors` and, where known, the dense model's states.
 
-    Where parameters were removed, what is left is put in the order of its energy first (`order`).
+    Where parameters were removed, what is left is put in the order of its energy first (`order`), unless it
+    is whole blocks whose numbers are those of a quantized file, which would be lost.
 
     Returns:
         Metrics: parameters, sparsity, sizes per block, held-out errors, what the method reports.
@@ -37,7 +38,7 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
 
     from minigpt_edge.models.checkpoint import count_parameters, save_factors, save_model
     from minigpt_edge.models.dense_states import DENSE_STATES, save_states
-    from minigpt_edge.prune.order import strongest_first
+    from minigpt_edge.prune.order import lies_on_grid, strongest_first
 
     out, config = context.directory, context.config
     plan = Plan(
@@ -49,17 +50,18 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     )
     if pruned.dense is not None:  # with the dense model's head, whose columns are not sorted yet
         save_states(context.windows, pruned.dense, context.model, out / DENSE_STATES)
-    importance = pruned.importance
-    if pruner_of(context.settings).removes:
-        importance = strongest_first(context.model, context.arch, importance)
-    save_model(context.model, out / CHECKPOINT, out / CHECKPOINT)
+    importance, model, arch = pruned.importance, context.model, context.arch
+    sizes = [(len(block.neurons), len(block.kv_groups)) for block in pruned.blocks]
+    exact = sizes == block_sizes(config) and lies_on_grid(model, arch)
+    if pruner_of(context.settings).removes and not exact:
+        importance = strongest_first(model, arch, importance)
+    save_model(model, out / CHECKPOINT, out / CHECKPOINT)
     if pruned.factors:
         save_factors(out / CHECKPOINT, pruned.factors)
     unused = HEAD if config.get("tie_word_embeddings") else EMBEDDING
     entries = {n: squares.float().contiguous() for n, squares in importance.items() if n != unused}
     save_file(entries, out / IMPORTANCE)
     write_plan(plan, out / PLAN)
-    sizes = [(len(block.neurons), len(block.kv_groups)) for block in pruned.blocks]
     return {
         **_figures(context, plan.parameters[1], sizes),
         "held_out_errors": [
