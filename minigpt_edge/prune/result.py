@@ -34,6 +34,7 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     Returns:
         Metrics: parameters, sparsity, sizes per block, held-out errors, what the method reports.
     """
+    import torch
     from safetensors.torch import save_file
 
     from minigpt_edge.models.checkpoint import count_parameters, save_factors, save_model
@@ -54,7 +55,8 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     sizes = [(len(block.neurons), len(block.kv_groups)) for block in pruned.blocks]
     exact = sizes == block_sizes(config) and lies_on_grid(model, arch)
     if pruner_of(context.settings).removes and not exact:
-        importance = strongest_first(model, arch, importance)
+        with torch.inference_mode():  # as pruning made what is sorted
+            importance = strongest_first(model, arch, importance)
     save_model(model, out / CHECKPOINT, out / CHECKPOINT)
     if pruned.factors:
         save_factors(out / CHECKPOINT, pruned.factors)
