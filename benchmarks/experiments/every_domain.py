@@ -48,6 +48,7 @@ def pruned_row(bench: Bench) -> dict[str, Any]:
     return {
         "calibration_tokens": bench.recipe.calibration_tokens,
         "tokens": recovered.metrics["tokens"],
+        "rounding": "GPTQ",
         "vocabulary": pruned.metrics["vocabulary"],
         "estimated": pruned.metrics["estimated"],
         "seconds": {"pruning": _seconds(pruned), "recovery": _seconds(recovered)},
@@ -92,6 +93,13 @@ def tuned_row(bench: Bench) -> dict[str, Any]:
 PARTS = {"pruned": pruned_row, "on-grid": grid_row, "fine-tuned": tuned_row}
 
 
+def products() -> str:
+    """The precision in which this machine multiplies matrices: "bfloat16" or "float32"."""
+    from minigpt_edge.models.precision import compute_dtype
+
+    return str(compute_dtype()).removeprefix("torch.")
+
+
 def _seconds(stage: Any) -> float:
     return float(stage.manifest["seconds"])
 
@@ -121,7 +129,7 @@ def main() -> None:
         with bench.log:
             for part, row_of in parts.items():
                 row = {"domain": domain, "asked_tokens": given.tokens, "models": part, **row_of(bench)}
-                row |= {"threads": bench.recipe.threads, **provenance()}
+                row |= {"threads": bench.recipe.threads, "products": products(), **provenance()}
                 rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
                 rows = [one for one in rows if _key(one) != _key(row)] + [row]
                 write_json(RESULT, {"model": bench.base.name, "rows": sorted(rows, key=_key)})
