@@ -1,14 +1,14 @@
 """A finished checkpoint in four bits: rounded by the formats' own quantizers, and by GPTQ.
 
     python benchmarks/experiments/rounding.py DOMAIN CHECKPOINT IMATRIX
-        [--sort] [--types TYPE ...] [--threads N]
+        [--deal] [--types TYPE ...] [--threads N]
 
 CHECKPOINT is a recovered model of the domain and IMATRIX its imatrix.safetensors, as a build's stages leave
-them; --sort puts one from before pruning did that in the order of its inputs' energy
-(`minigpt_edge.prune.order`). Bits per byte of the files on the domain's test split, and their divergence from
-the checkpoint (KL, nats a token, validation windows), in llama.cpp and onnxruntime. "usual" is llama.cpp's
-quantizer, or onnxruntime's on clipped blocks, with the importance matrix. Writes
-benchmarks/results/rounding.json after every file, a row for each domain, sorted and not.
+them; --deal gives one from before pruning did so the order of inputs of `minigpt_edge.prune.order`. Bits per
+byte of the files on the domain's test split, and their divergence from the checkpoint (KL, nats a token,
+validation windows), in llama.cpp and onnxruntime. "usual" is llama.cpp's quantizer, or onnxruntime's on
+clipped blocks, with the importance matrix. Writes benchmarks/results/rounding.json after every file, a row
+for each domain and order.
 """
 
 from __future__ import annotations
@@ -93,16 +93,16 @@ def files(job: Export, kinds: Sequence[str], folder: Path) -> Iterator[tuple[str
 
 
 def in_order(checkpoint: Path, importance: Path, out: Path) -> tuple[Path, Path]:
-    """A copy of a checkpoint and its importance matrix, sorted as pruning sorts now."""
+    """A copy of a checkpoint and its importance matrix, in the order that pruning leaves now."""
     from safetensors.torch import load_file, save_file
 
     from minigpt_edge.models import archs
     from minigpt_edge.models.checkpoint import load_model, read_config, save_model
     from minigpt_edge.prune.context import IMPORTANCE
-    from minigpt_edge.prune.order import strongest_first
+    from minigpt_edge.prune.order import deal_inputs
 
     model: Any = load_model(checkpoint)
-    entries = strongest_first(model, archs.load_arch(read_config(checkpoint)), load_file(importance))
+    entries = deal_inputs(model, archs.load_arch(read_config(checkpoint)), load_file(importance))
     save_model(model, checkpoint, out)
     save_file({name: squares.contiguous() for name, squares in entries.items()}, out / IMPORTANCE)
     return out, out / IMPORTANCE
@@ -117,20 +117,20 @@ def main() -> None:
     parser.add_argument("domain", choices=DOMAINS)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("importance", type=Path)
-    parser.add_argument("--sort", action="store_true")
+    parser.add_argument("--deal", action="store_true")
     parser.add_argument("--types", nargs="+", choices=MAKERS, default=list(MAKERS))
     parser.add_argument("--threads", type=int, default=all_cores())
     given = parser.parse_args()
     bench = opened(given.threads, domain=given.domain, dense=False)
     with bench.log, tempfile.TemporaryDirectory() as folder:
         model = given.checkpoint, given.importance
-        if given.sort:
-            model = in_order(*model, Path(folder) / "sorted")
+        if given.deal:
+            model = in_order(*model, Path(folder) / "dealt")
         job = Export(bench.work, *model, bench.text, {"name": given.domain}, given.threads, bench.log)
-        row: dict[str, Any] = {"domain": given.domain, "sorted": given.sort, "threads": given.threads}
+        row: dict[str, Any] = {"domain": given.domain, "dealt": given.deal, "threads": given.threads}
         row |= {**provenance(), "files": {}}
         kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-        kept = [one for one in kept if (one["domain"], one["sorted"]) != (given.domain, given.sort)]
+        kept = [one for one in kept if (one["domain"], one["dealt"]) != (given.domain, given.deal)]
         for kind, how, found in files(job, given.types, Path(folder)):
             row["files"].setdefault(kind, {})[how] = found
             bench.log.line("measured", f"{kind}, {how}: {found['bits_per_byte']:.4f}, KL {found['kl']:.4f}")

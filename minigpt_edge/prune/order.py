@@ -1,9 +1,9 @@
-"""The order of what matrices read: inputs of much energy first, so that files of few bits lose less.
+"""The order of what matrices read: dealt to blocks by energy, so that files of few bits lose less.
 
-A model computes the same in whatever order its residual stream has its values, and a block its neurons. GPTQ
-rounds a row from left to right and lets later weights make up for earlier ones, so what matters most should
-come first: `act_order` in the code of Frantar et al., but without a table of indices, for which GGUF has no
-place.
+A model computes the same in whatever order its residual stream has its values, and a block its neurons. Files
+of few bits have a scale for every 32 inputs that follow each other. A block of strong and weak inputs can
+round the strong ones well at the cost of the weak; and GPTQ, which goes from left to right, makes up for
+roundings by all that follows, so the strongest of a block come first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.models.resident import resident, write_back
+from minigpt_edge.prune.context import WIDTH_MULTIPLE
 from minigpt_edge_export.gguf.grids import GPTQ_TYPES, GRIDS, find_codes
 from minigpt_edge_runtime.formats.gguf_names import gguf_name
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from minigpt_edge.models.archs.base import Arch
 
 
-def strongest_first(model: Any, arch: Arch, importance: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sort the residual stream and each block's neurons by their energy, in place.
+def deal_inputs(model: Any, arch: Arch, importance: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the residual stream and each block's neurons in the order of `dealt`, in place.
 
     Args:
         model: float32; if its blocks are on disk, it was loaded with a place for changed ones.
@@ -35,8 +36,8 @@ def strongest_first(model: Any, arch: Arch, importance: dict[str, Tensor]) -> di
     blocks = arch.blocks(model)
     out, down = ({_name(i, part) for i in range(len(blocks))} for part in (arch.ATTENTION_OUT, arch.FFN_OUT))
     levels = [_level(squares) for name, squares in importance.items() if name not in out | down]
-    stream = _falling(torch.stack(levels).mean(0))
-    neurons = {name: _falling(importance[name]) for name in down}
+    stream = dealt(torch.stack(levels).mean(0))
+    neurons = {name: dealt(importance[name]) for name in down}
     arch.reorder_tables(model, stream)
     for index, block in enumerate(blocks):
         with resident(block):
@@ -47,6 +48,17 @@ def strongest_first(model: Any, arch: Arch, importance: dict[str, Tensor]) -> di
         name: squares if name in out else squares[neurons.get(name, stream)]
         for name, squares in importance.items()
     }
+
+
+def dealt(energy: Tensor) -> Tensor:
+    """Indices that deal inputs to blocks of WIDTH_MULTIPLE as cards are dealt, the strongest first.
+
+    So blocks are alike, and each falls in energy. What fills no block comes last.
+    """
+    falling = energy.argsort(descending=True, stable=True)
+    blocks = len(falling) // WIDTH_MULTIPLE
+    whole = falling[: blocks * WIDTH_MULTIPLE].view(WIDTH_MULTIPLE, blocks)
+    return torch.cat((whole.t().reshape(-1), falling[blocks * WIDTH_MULTIPLE :]))
 
 
 def lies_on_grid(model: Any, arch: Arch) -> bool:
@@ -66,7 +78,3 @@ def _name(index: int, part: str) -> str:
 def _level(squares: Tensor) -> Tensor:
     """Logarithm of each input's energy, by which matrices of unlike scale count alike."""
     return (squares + 1e-12 * squares.mean() + 1e-30).log()
-
-
-def _falling(energy: Tensor) -> Tensor:
-    return energy.argsort(descending=True, stable=True)

@@ -28,8 +28,8 @@ from minigpt_edge_runtime.formats.gguf_names import EMBEDDING, HEAD
 def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     """Write `checkpoint/`, `plan.json`, `imatrix.safetensors` and, where known, the dense model's states.
 
-    Where parameters were removed, what is left is put in the order of its energy first (`order`), unless it
-    is whole blocks whose numbers are those of a quantized file, which would be lost.
+    Where parameters were removed, what is left gets another order first (`order`), unless it is whole blocks
+    whose numbers are those of a quantized file, which would be lost.
 
     Returns:
         Metrics: parameters, sparsity, sizes per block, held-out errors, what the method reports.
@@ -39,7 +39,7 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
 
     from minigpt_edge.models.checkpoint import count_parameters, save_factors, save_model
     from minigpt_edge.models.dense_states import DENSE_STATES, save_states
-    from minigpt_edge.prune.order import lies_on_grid, strongest_first
+    from minigpt_edge.prune.order import deal_inputs, lies_on_grid
 
     out, config = context.directory, context.config
     plan = Plan(
@@ -49,14 +49,14 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
         tuple(pruned.blocks),
         (context.dense, count_parameters(context.model)),
     )
-    if pruned.dense is not None:  # with the dense model's head, whose columns are not sorted yet
+    if pruned.dense is not None:  # with the dense model's head, whose columns are still in its order
         save_states(context.windows, pruned.dense, context.model, out / DENSE_STATES)
     importance, model, arch = pruned.importance, context.model, context.arch
     sizes = [(len(block.neurons), len(block.kv_groups)) for block in pruned.blocks]
     exact = sizes == block_sizes(config) and lies_on_grid(model, arch)
     if pruner_of(context.settings).removes and not exact:
-        with torch.inference_mode():  # as pruning made what is sorted
-            importance = strongest_first(model, arch, importance)
+        with torch.inference_mode():  # as pruning made the tensors
+            importance = deal_inputs(model, arch, importance)
     save_model(model, out / CHECKPOINT, out / CHECKPOINT)
     if pruned.factors:
         save_factors(out / CHECKPOINT, pruned.factors)

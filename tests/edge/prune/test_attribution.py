@@ -32,11 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def unsorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of the dense and the pruned model fit together, as they do before the pruned one is sorted."""
-    monkeypatch.setattr(
-        "minigpt_edge.prune.order.strongest_first", lambda _model, _arch, importance: importance
-    )
+def not_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of the dense and the pruned model fit together, as they do while the order of inputs is the same."""
+    monkeypatch.setattr("minigpt_edge.prune.order.deal_inputs", lambda _model, _arch, importance: importance)
 
 
 def prune(
