@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def not_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of the dense and the pruned model fit together, as they do while the order of inputs is the same."""
+    """Parts of the dense and the pruned model fit together, as they do in one order of inputs."""
     monkeypatch.setattr("minigpt_edge.prune.order.deal_inputs", lambda _model, _arch, importance: importance)
 
 
