@@ -63,10 +63,10 @@ def section(results: Path) -> str:
             f" In {', '.join(apart)} the fine-tuned half is of another run than the pruned one, perhaps of "
             "another kind of processor: bfloat16 or float32 alone made up to 1 % in law."
         )
-    if rounded := _domains(rows, "rounding", "GPTQ"):
-        note += f" GPTQ rounded IQ4_NL in {rounded}, llama.cpp's quantizer elsewhere."
-    if wide := _domains(rows, "products", "float32"):
-        note += f" Known to be trained with float32 products, not bfloat16: {wide}."
+    if rounded := [row["domain"] for row in rows if row.get("rounding") == "GPTQ"]:
+        note += f" GPTQ rounded IQ4_NL in {', '.join(rounded)}, llama.cpp's quantizer elsewhere."
+    if wide := [f"{row['domain']}, {row['models']}" for row in rows if row.get("products") == "float32"]:
+        note += f" Known to be trained with float32 products, not bfloat16: {'; '.join(wide)}."
     columns = list(COLUMNS)
     if any(ON_GRID in row["files"] for row in rows):
         note += " With --qat recovery trained the numbers that 'trained IQ4_NL' holds."
@@ -83,11 +83,6 @@ def _made_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if RIVALS.keys() & row["files"].keys():
             commits.setdefault((row["domain"], row["tokens"]), set()).add(str(row["commit"]))
     return list(dict.fromkeys(domain for (domain, _), made in commits.items() if len(made) > 1))
-
-
-def _domains(rows: Sequence[Mapping[str, Any]], key: str, value: str) -> str:
-    """Those with a row that says so; earlier rows do not say."""
-    return ", ".join(dict.fromkeys(row["domain"] for row in rows if row.get(key) == value))
 
 
 def _without(row: Sequence[str], at: int) -> list[str]:

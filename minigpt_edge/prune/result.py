@@ -53,8 +53,8 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
         save_states(context.windows, pruned.dense, context.model, out / DENSE_STATES)
     importance, model, arch = pruned.importance, context.model, context.arch
     sizes = [(len(block.neurons), len(block.kv_groups)) for block in pruned.blocks]
-    exact = sizes == block_sizes(config) and lies_on_grid(model, arch)
-    if pruner_of(context.settings).removes and not exact:
+    cut = sizes != block_sizes(config)
+    if pruner_of(context.settings).removes and (cut or not lies_on_grid(model, arch)):
         with torch.inference_mode():  # as pruning made the tensors
             importance = deal_inputs(model, arch, importance)
     save_model(model, out / CHECKPOINT, out / CHECKPOINT)

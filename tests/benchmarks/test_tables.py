@@ -141,7 +141,7 @@ def test_domains_are_beside_the_recipe_before(tmp_path: Path) -> None:
     tuned = {"dense, fine-tuned": {"f16": _scored(0.75)}}
     grid = {"recovered on the grid": {"iq4_nl": _scored(0.92)}}
     rows = [{"domain": "law", "tokens": 2000, "files": part, **origin} for part in (files, tuned, grid)]
-    said = {"rounding": "GPTQ", "products": "float32"}
+    said = {"rounding": "GPTQ", "products": "float32", "models": "pruned"}
     rows.append({"domain": "games", "tokens": 2000, "files": files, **said, **origin})
     (tmp_path / "every_domain.json").write_text(json.dumps({"rows": rows}))
     page = every_domain.section(tmp_path)
@@ -150,7 +150,7 @@ def test_domains_are_beside_the_recipe_before(tmp_path: Path) -> None:
         "| law | 2,000 | 1.0000 | 0.7500 | 1.2500 | 0.9000 | 0.9500 | 0.9200 | 0.950 | 1.200 | 1.25 |" in page
     )
     assert "| games | 2,000 | 1.0000 | – | 1.2500 | 0.9000 | 0.9500 | – | 0.950 | – | 1.25 |" in page
-    assert "GPTQ rounded IQ4_NL in games," in page and "not bfloat16: games." in page
+    assert "GPTQ rounded IQ4_NL in games," in page and "not bfloat16: games, pruned." in page
 
 
 def test_learning_is_drawn_where_there_are_several_lengths(script: ModuleType, root: Path) -> None:

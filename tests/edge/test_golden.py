@@ -1,9 +1,9 @@
 """What a fixed build makes stays the same, and what an earlier version made is still read.
 
 The model's weights are exact in binary and the method ranks units by their norms, so that the files depend on
-no rounding of a processor. The order of inputs does, since it is by measured energy: a hash is of the tensors
-in an order that their own numbers give. A hash that changes on purpose is changed here, and the changelog
-says why.
+no rounding of a processor. Only the order of inputs does, which is by measured energy, so a hash is of the
+tensors in an order that their own numbers give. A hash that changes on purpose is changed here, and the
+changelog says why.
 """
 
 from __future__ import annotations

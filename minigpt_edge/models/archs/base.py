@@ -191,10 +191,9 @@ class Arch:
         """Give a block the residual stream's values in another order, int64 [hidden], in place."""
         attention, ffn = self.writers(block)
         for linear in (*attention, *ffn):
-            _reorder(linear.weight, 1, order)
+            _slice(linear, columns=order)
         for linear in (self.attention_out(block), self.ffn_out(block)):
-            _reorder(linear.weight, 0, order)
-            _reorder(linear.bias, 0, order)
+            _slice(linear, rows=order)
         for name in ("attention_norm", "mlp_norm") if self.style.mlp_norm else ("attention_norm",):
             for parameter in self.part(block, name).parameters():
                 _reorder(parameter, 0, order)
@@ -288,9 +287,8 @@ def norm(module: Any, hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
 
 
-def _reorder(parameter: Tensor | None, dim: int, order: Tensor) -> None:
-    if parameter is not None:
-        parameter.data = parameter.data.index_select(dim, order)
+def _reorder(parameter: Tensor, dim: int, order: Tensor) -> None:
+    parameter.data = parameter.data.index_select(dim, order)
 
 
 def _slice(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:

@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch  # noqa: TID253
+from finetune_helpers import make_checkpoint, make_corpus
+from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES, write_family
 
 from minigpt_edge.models.archs import load_arch
 from minigpt_edge.models.checkpoint import load_model, read_config
 from minigpt_edge.prune.calibrate import measure_importance
+from minigpt_edge.prune.context import CHECKPOINT, IMPORTANCE, PruneInputs, PruneSettings
+from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.order import deal_inputs, dealt, lies_on_grid
+from minigpt_edge.prune.plan import BlockPlan, Plan, write_plan
+from minigpt_edge.prune.prepare import prepare
+from minigpt_edge.prune.result import write_pruned
 from minigpt_edge_export.gguf.grids import GRIDS
 from minigpt_edge_export.gguf.rounding import _GgmlBlocks
 from minigpt_edge_export.gptq import quantize_gptq
@@ -63,6 +70,50 @@ def test_blocks_that_lie_on_disk_are_changed_there(tmp_path: Path) -> None:
     one, other = (deal_inputs(model, arch, dict(importance)) for model in (whole, lazy))
     assert all(torch.equal(one[name], other[name]) for name in one)
     torch.testing.assert_close(logits(lazy), logits(whole))
+
+
+def pruned(folder: Path, settings: PruneSettings, **plan: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of what pruning writes: the first block's importance of `down`, and its gate [width, hidden]."""
+    inputs = PruneInputs(folder / "base", "base", folder / "corpus", settings, **plan)
+    out = folder / "pruned"
+    out.mkdir()
+    context = prepare(inputs, out)
+    write_pruned(context, pruner_of(settings).apply(context))
+    gate = load_file(out / CHECKPOINT / "model.safetensors")["model.layers.0.mlp.gate_proj.weight"]
+    return load_file(out / IMPORTANCE)["blk.0.ffn_down.weight"], gate
+
+
+def test_what_pruning_writes_is_dealt_but_for_masks_and_whole_blocks_on_a_grid(tmp_path: Path) -> None:
+    place = {name: tmp_path / name for name in ("cut", "mask", "grid")}
+    for folder in place.values():
+        make_checkpoint(folder / "base")
+        make_corpus(folder / "corpus")
+    base = load_file(tmp_path / "cut" / "base" / "model.safetensors")
+    gate = base["model.layers.0.mlp.gate_proj.weight"]
+
+    plan = tmp_path / "plan.json"
+    blocks = (BlockPlan((0, 1), tuple(range(32))), BlockPlan((0, 1), tuple(range(32))))
+    write_plan(Plan("base", "least_squares", tuple(range(290)), blocks, (1, 1)), plan)
+    structured = PruneSettings(0.2, "least_squares", "free", 0, 512, 64, 0, 1)
+    energy, kept = pruned(place["cut"], structured, plan=plan)
+    assert (energy.diff() <= 0).all()
+    assert not torch.equal(kept, gate[:32])
+    assert torch.equal(kept.sort(1).values.sort(0).values, gate[:32].sort(1).values.sort(0).values)
+
+    mask = PruneSettings(0.5, "wanda", "free", 0, 512, 64, 0, 1, pattern="2:4")
+    _, masked = pruned(place["mask"], mask)
+    assert ((masked == gate) | (masked == 0)).all()
+
+    grid = GRIDS["IQ4_NL"]
+    for name in (name for name in base if name.endswith("up_proj.weight")):
+        codes = np.random.default_rng(3).integers(0, 16, base[name].shape).astype(np.uint8)
+        scales = np.full((len(codes), codes.shape[1] // 32), 0.01, dtype=np.float16)
+        base[name] = torch.from_numpy(grid.decode(codes, scales))
+    save_file(base, place["grid"] / "base" / "model.safetensors", {"format": "pt"})
+    whole = (BlockPlan((0, 1), tuple(range(48))), BlockPlan((0, 1), tuple(range(48))))
+    write_plan(Plan("base", "least_squares", tuple(range(290)), whole, (1, 1)), plan)
+    _, same = pruned(place["grid"], structured, plan=plan)
+    assert torch.equal(same, gate)
 
 
 @pytest.mark.parametrize("kind", ["IQ4_NL", "Q2_0"])
