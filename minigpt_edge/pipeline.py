@@ -63,6 +63,9 @@ def build(
     log.line("model", f"{base.name}, {base.parameters / 1e6:.1f} M parameters, from {base.source}")
     for note in base.notes:
         log.line("model", note)
+    for target in targets:
+        if target.note:
+            log.line("targets", f"{target.name}: {target.note}")
     out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
     place = out.resolve()  # "." has no name to put a folder beside
     name = f"out-{sha256_json(str(place))[:16]}"

@@ -101,7 +101,7 @@ class Recipe:
             model's, at most recover_tokens), or "no".
         lora_rank: rank of LoRA adapters that are trained instead of all weights, and merged; None trains all.
         qat: recovery trains what quantized GGUF files will hold, where that can be done, in place of rounding
-            afterwards.
+            afterwards; None does so where rounding loses too much (gguf-q2_0).
         distill: share of the dense model's predictions in the fine-tuning target at the first step. It would
             be 0 at the last, but ends with the windows that were calibrated on. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
@@ -138,7 +138,7 @@ class Recipe:
     recover_tokens: Count = 375_000
     time: Annotated[int, BeforeValidator(parse_time)] | None = None
     recover: Literal["tokens", "dense", "no"] = "tokens"
-    qat: bool = False
+    qat: bool | None = None
     distill: _Share = 0.5
     lora_rank: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0

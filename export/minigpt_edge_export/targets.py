@@ -11,20 +11,30 @@ and heads x head_dim. `candidates` therefore asks llama.cpp which types a model 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from minigpt_edge_runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """One of llama.cpp's recipes: what rows must divide by, and whether it refuses without an imatrix."""
+    """One of llama.cpp's recipes.
+
+    Attributes:
+        multiple: what rows must divide by.
+        needs_imatrix: whether it refuses without an importance matrix.
+        others: matrices of a block that we give another type than the recipe does, such as "ffn_down".
+        note: what a user should know before choosing it.
+    """
 
     multiple: int
     needs_imatrix: bool = False
+    others: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
-# Left out: mxfp4_moe (for experts; a dense model gets Q8_0); nvfp4, q1_0, q2_0 (too few builds read them).
+# Left out: mxfp4_moe (for experts; a dense model gets Q8_0); nvfp4, q1_0 (too few builds read them).
 QUANTIZATIONS: dict[str, Quantization] = {
     **{name: Quantization(1) for name in ("f32", "f16", "bf16")},
     **{name: Quantization(32) for name in ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl")},
@@ -33,6 +43,13 @@ QUANTIZATIONS: dict[str, Quantization] = {
     **{name: Quantization(256) for name in ("tq2_0", "tq1_0")},
     **{name: Quantization(256, True) for name in ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs")},
     **{name: Quantization(256, True) for name in ("iq2_xxs", "iq1_m", "iq1_s")},
+    # Two bits for what an FFN's neurons write cost more than for all else together (docs/decisions.md 65).
+    "q2_0": Quantization(
+        64,
+        others={"ffn_down": "iq4_nl"},
+        note="two bits; llama.cpp has fast code for it on ARM and GPUs, x86 processors decode it about five "
+        "times slower than gguf-iq4_nl",
+    ),
 }
 
 
@@ -47,7 +64,11 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
 }
 
 # What recovery can train for -> the type of `gguf.grids`.
-_TRAINED = {"q4": "IQ4_NL", "q5": "Q5_0", "q4_0": "Q4_0", "iq4_nl": "IQ4_NL", "q5_0": "Q5_0"}
+_TRAINED = {
+    **{"q4": "IQ4_NL", "q5": "Q5_0", "q4_0": "Q4_0", "iq4_nl": "IQ4_NL", "q5_0": "Q5_0"},
+    "q2_0": "Q2_0",
+}
+_ROUNDING_FAILS = frozenset({"Q2_0"})  # types that are trained unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,16 @@ class Target:
         whose grid has scales of scales."""
         name = self.name.removeprefix("gguf-")
         return _TRAINED.get(name) if self.format == "gguf" else None
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether rounding afterwards loses so much that recovery trains on the grid by default."""
+        return self.grid in _ROUNDING_FAILS
+
+    @property
+    def note(self) -> str:
+        """What a user should know before choosing it; empty for most."""
+        return QUANTIZATIONS[self.types[0]].note if self.format == "gguf" and self.exact else ""
 
     @property
     def quantized(self) -> bool:

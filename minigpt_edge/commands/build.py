@@ -143,10 +143,10 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
     "Fine-tune LoRA adapters of this rank, merged at the end, instead of all weights.",
 )
 @click.option(
-    "--qat",
-    is_flag=True,
-    help="Fine-tune the numbers that a file of four or five bits will hold, in place of rounding afterwards, "
-    "which is as good for gguf-q4 so far (docs/quantization.md).",
+    "--qat/--no-qat",
+    default=None,
+    help="Fine-tune the numbers that the file will hold, or round afterwards, which is better for four and "
+    "five bits so far (docs/quantization.md) [default: --qat for gguf-q2_0 alone].",
 )
 @click.option("--no-recover", is_flag=True, help="Do without fine-tuning.")
 @click.option("--no-baseline", is_flag=True, help="Don't measure the dense model.")

@@ -53,7 +53,7 @@ def targets() -> Rows:
     from minigpt_edge_export.targets import list_targets
 
     return [
-        {"name": t.name, "about": "" if t.exact else f"the best of {', '.join(t.types)}"}
+        {"name": t.name, "about": t.note if t.exact else f"the best of {', '.join(t.types)}"}
         for t in list_targets()
     ]
 

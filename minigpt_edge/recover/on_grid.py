@@ -22,9 +22,9 @@ from torch import Tensor, nn  # noqa: TID253
 from minigpt_edge.recover.config import FileGrid
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.grids import GRIDS, Grid
-from minigpt_edge_export.gguf.quantize import imatrix_from_file
+from minigpt_edge_export.gguf.quantize import imatrix_from_file, matrices_in
 from minigpt_edge_runtime.errors import EdgeError
-from minigpt_edge_runtime.formats.gguf_names import BLOCK, gguf_name
+from minigpt_edge_runtime.formats.gguf_names import gguf_name
 
 FIT_EVERY = 8  # steps
 SCALES = "scales.safetensors"  # in a training checkpoint
@@ -53,7 +53,7 @@ class _Matrix:
 
 
 class OnGrid:
-    """The matrices of a model that its file holds in one type.
+    """The matrices of a model that its file holds in one type; others are trained in float32.
 
     Args:
         model: as `load_model` gives it.
@@ -62,8 +62,8 @@ class OnGrid:
         compiled: compile the rounding; without that it takes as long as a step.
 
     Raises:
-        EdgeError: no row of the model divides by the type's block, or the importance matrix is damaged or
-            lacks a matrix.
+        EdgeError: the file would hold no matrix in that type, since no row divides by its block, or the
+            importance matrix is damaged or lacks a matrix.
     """
 
     def __init__(self, model: nn.Module, checkpoint: Path, file: FileGrid, *, compiled: bool) -> None:
@@ -142,11 +142,12 @@ class OnGrid:
 def _matrices(
     model: nn.Module, checkpoint: Path, grid: Grid, importance: Mapping[str, Any]
 ) -> Iterator[_Matrix]:
-    """The blocks' matrices whose rows divide by the grid's block."""
+    """The matrices that the file holds in the grid's type."""
     decoder, seen = read_checkpoint(checkpoint), set()
-    for name, shape in decoder.shapes().items():
+    shapes = decoder.shapes()
+    for name in matrices_in(decoder, grid.name):
         source, entry = decoder.source_name(name), gguf_name(name)
-        if len(shape) < 2 or not entry.startswith(f"{BLOCK}.") or source in seen or shape[1] % grid.block:
+        if source in seen or shapes[name][1] % grid.block:  # a row may be longer in the file
             continue
         seen.add(source)  # query, key and value may be one matrix, of the same inputs
         if entry not in importance:

@@ -20,6 +20,7 @@ from minigpt_edge.stages.context import BuildContext
 from minigpt_edge.stages.stage import Stage, StageSpec, code_hash, run_stage
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.grids import GRIDS
+from minigpt_edge_export.gguf.quantize import matrices_in
 from minigpt_edge_export.targets import Target
 from minigpt_edge_runtime.files import sha256_json
 
@@ -200,7 +201,8 @@ def recover_targets(
 
 def wanted_grid(recipe: Recipe, target: Target) -> str | None:
     """The type whose grid is to be trained on for a target; None where it is quantized afterwards."""
-    return target.grid if recipe.qat and recipe.recover == "tokens" else None
+    asked = target.needs_training if recipe.qat is None else recipe.qat
+    return target.grid if asked and recipe.recover == "tokens" else None
 
 
 def _grid_of(context: BuildContext, target: Target, checkpoint: Path) -> str | None:
@@ -212,10 +214,7 @@ def _grid_of(context: BuildContext, target: Target, checkpoint: Path) -> str | N
         reason = "adapters and shards are trained in float32"
     elif pruner_of(prune_settings(context.recipe)).masks and 0 not in GRIDS[kind].levels:
         reason = f"{kind} has no level for a mask's zeros"
-    elif not any(
-        len(shape) == 2 and shape[1] % GRIDS[kind].block == 0 and name.startswith("blocks.")
-        for name, shape in read_checkpoint(checkpoint).shapes().items()
-    ):
+    elif not matrices_in(read_checkpoint(checkpoint), kind):
         reason = f"no row of this model divides by {kind}'s blocks"
     if reason:
         context.log.line("recover", f"{target.name} is quantized after training, not trained for: {reason}")

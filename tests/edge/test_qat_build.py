@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, dequantize
+from ggml_decode import quantized_tensors
+from gguf import GGUFReader
 from source import ROOT
 from tiny_build import SMALL, write_corpus, write_model
 
@@ -44,15 +45,16 @@ def build(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def unequal(file: Path, checkpoint: Path) -> tuple[int, int]:
-    """How many of a file's block matrices hold other numbers than a checkpoint, and how many there are."""
+def unequal(file: Path, checkpoint: Path, kind: str = "IQ4_NL") -> tuple[int, int]:
+    """How many of a file's block matrices of a type hold other numbers than a checkpoint, and how many there
+    are."""
     decoder = read_checkpoint(checkpoint)
     layout = layout_of(decoder)
     contents, found = tensors_of(decoder, layout), []
-    for tensor in GGUFReader(file).tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+    for tensor, held in quantized_tensors(file).values():
+        if tensor.name.startswith("blk.") and tensor.type == kind:
             values = load_tensor(decoder, layout, tensor.name, contents[tensor.name])
-            found.append(np.array_equal(dequantize(tensor.data, tensor.tensor_type), values))
+            found.append(np.array_equal(held, values))
     return found.count(False), len(found)
 
 
@@ -86,6 +88,21 @@ def test_without_it_all_files_are_made_of_one_model(place: Path) -> None:
     assert checkpoint
     wrong, matrices = unequal(place / "plain" / "plain-iq4_nl.gguf", Path(checkpoint[1]))
     assert wrong == matrices > 20
+
+
+def test_two_bits_are_trained_unless_the_user_says_otherwise(place: Path) -> None:
+    options = ("--target", "gguf-q2_0", "--out", "two", "--no-baseline")
+    done = build(place, *options)
+    assert "gguf-q2_0: two bits; llama.cpp has fast code for it on ARM" in done.stderr
+    assert "on Q2_0's grid" in done.stderr
+    file = place / "two" / "two-q2_0.gguf"
+    checkpoints = sorted((place / "cache" / "work").glob("recover-*/config.json"))
+    found = [unequal(file, path.parent, "Q2_0") for path in checkpoints]
+    assert (0, found[0][1]) in found and found[0][1] > 2  # few rows of this model are multiples of 64
+    done = build(place, *options, "--no-qat", "--force")
+    assert "on Q2_0's grid" not in done.stderr
+    checkpoints = sorted((place / "cache" / "work").glob("recover-*/config.json"))
+    assert all(unequal(file, path.parent, "Q2_0")[0] for path in checkpoints)
 
 
 def test_what_adapters_can_not_do_is_said(place: Path) -> None:

@@ -274,9 +274,8 @@ class _Assembly:
         header = self._headers[kind]
         infos = b"".join(_infos(header.tensors))
         with open(self._files[kind], "rb") as file:
-            start = file.read(header.file_bytes - sum(tensor.nbytes for tensor in header.tensors))
-        at = start.index(infos)
-        return start[:at], padded(at + len(infos))
+            start = file.read(header.data_start)
+        return start[: start.index(infos)], header.data_start
 
 
 def _infos(tensors: Sequence[TensorInfo]) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigpt_edge_export.decoder import Decoder
-from minigpt_edge_export.gguf.layout import fitted_imatrix, tensor_shapes
+from minigpt_edge_export.gguf.layout import fitted_imatrix, layout_of, tensor_shapes, tensors_of
 from minigpt_edge_export.gguf.write import write_outline
 from minigpt_edge_export.targets import QUANTIZATIONS, UNQUANTIZED
 from minigpt_edge_export.weights import Weights, listed
@@ -80,8 +80,8 @@ def quantize(
     request = _Request(quantization, threads)
     if imatrix is not None:
         request.set_imatrix(_checked_imatrix(imatrix, tensors))
-    if tensor_types:
-        request.set_types(tensors, tensor_types)
+    demanded = _demanded(tensors, tensor_types or {})  # the first pattern that matches decides
+    request.set_types(demanded | _others(quantization, {n: info.shape[0] for n, info in tensors.items()}))
     need_space(destination.parent, source.stat().st_size, f"quantizing to {quantization}")
     with replacing(destination) as temporary:
         request.run(source, temporary)
@@ -115,6 +115,7 @@ def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True)
         return {name: quantization.upper() if len(shape) > 1 else "F32" for name, shape in shapes.items()}
     request = _Request(quantization, 1)
     request.parameters.dry_run = True
+    request.set_types(_others(quantization, {name: shape[-1] for name, shape in shapes.items()}))
     if imatrix:
         request.set_imatrix({"none": np.ones(1, dtype=np.float32)})
     with tempfile.TemporaryDirectory() as folder:
@@ -129,6 +130,21 @@ def expected_types(decoder: Decoder, quantization: str, *, imatrix: bool = True)
             "this llama-cpp-python is not supported yet",
         )
     return types
+
+
+def matrices_in(decoder: Decoder, kind: str) -> list[str]:
+    """The blocks' matrices that a file of a type holds in it: all but those whose rows do not divide.
+
+    Args:
+        kind: of `gguf.grids`, such as "IQ4_NL".
+
+    Returns:
+        canonical names, such as "blocks.3.up.weight".
+    """
+    types = expected_types(decoder, kind.lower())
+    tensors = tensors_of(decoder, layout_of(decoder))
+    held = [part for name, tensor in tensors.items() if types[name] == kind for part in tensor.parts]
+    return [part for part in held if part.startswith("blocks.")]
 
 
 def expected_sizes(decoder: Decoder, types: Mapping[str, str]) -> dict[str, int]:
@@ -182,16 +198,11 @@ class _Request:
         self.parameters.imatrix = entries
         self._alive.append(entries)
 
-    def set_types(self, tensors: Mapping[str, TensorInfo], patterns: Mapping[str, str]) -> None:
-        """Demand types for tensors whose names match a pattern."""
-        overrides = (self.library.llama_model_tensor_override * (len(patterns) + 1))()
-        for override, (pattern, name) in zip(overrides, patterns.items(), strict=False):
-            matches = [tensor for tensor in tensors.values() if re.search(pattern, tensor.name)]
-            if not matches:
-                raise UsageError(
-                    f"no tensor is called {pattern!r}", "patterns are regular expressions on GGUF names"
-                )
-            override.pattern, override.type = pattern.encode(), _fitting(name, *matches)
+    def set_types(self, types: Mapping[str, int]) -> None:
+        """Demand types, by number, for tensors whose names match a pattern."""
+        overrides = (self.library.llama_model_tensor_override * (len(types) + 1))()
+        for override, (pattern, number) in zip(overrides, types.items(), strict=False):
+            override.pattern, override.type = pattern.encode(), number
         self.parameters.tt_overrides = overrides
         self._alive.append(overrides)
 
@@ -207,6 +218,30 @@ class _Request:
             reason = said[-1].strip() if said else "no reason given"
             raise EdgeError(f"llama.cpp could not quantize to {self.quantization}: {reason}", None)
         return log
+
+
+def _demanded(tensors: Mapping[str, TensorInfo], patterns: Mapping[str, str]) -> dict[str, int]:
+    """The numbers of the types that a caller demands by pattern; errors as `quantize`."""
+    found = {}
+    for pattern, name in patterns.items():
+        matches = [tensor for tensor in tensors.values() if re.search(pattern, tensor.name)]
+        if not matches:
+            raise UsageError(
+                f"no tensor is called {pattern!r}", "patterns are regular expressions on GGUF names"
+            )
+        found[pattern] = _fitting(name, *matches)
+    return found
+
+
+def _others(quantization: str, rows: Mapping[str, int]) -> dict[str, int]:
+    """The numbers of the types that `Quantization.others` wants, where they fit; `rows` has lengths."""
+    found = {}
+    for part, kind in _known(quantization).others.items():
+        number, block, _ = TYPES[kind.upper()]
+        for name, length in rows.items():
+            if name.startswith(f"{BLOCK}.") and name.endswith(f".{part}.weight") and length % block == 0:
+                found[f"^{re.escape(name)}$"] = number
+    return found
 
 
 def _fitting(name: str, *tensors: TensorInfo) -> int:

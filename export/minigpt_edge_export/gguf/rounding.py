@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader
 
 from minigpt_edge_export.decoder import Decoder
 from minigpt_edge_export.gguf.grids import GPTQ_TYPES, GRIDS, Grid, find_codes
 from minigpt_edge_export.gguf.layout import layout_of, load_tensor, tensors_of
 from minigpt_edge_export.gptq import quantize_gptq
+from minigpt_edge_runtime.formats.gguf_header import read_header
 
 _SHARES = (0.9, 0.97, 1.03)  # of the scale that makes the largest weight an outermost level
 
@@ -66,12 +66,14 @@ class Rounding:
 
     def improve(self, path: Path) -> None:
         """Write what is better into a file that `quantize` wrote, in the types that it gave the tensors."""
-        for tensor in GGUFReader(path, "r+").tensors:
-            kind = tensor.tensor_type.name
-            ours = kind in GRIDS and tensor.name in self._contents
-            blocks = self._known(tensor.name, kind) if ours else None
-            if blocks is not None:
-                tensor.data[...] = blocks.reshape(tensor.data.shape)
+        header = read_header(path)
+        with open(path, "r+b") as file:
+            for tensor in header.tensors:
+                ours = tensor.type in GRIDS and tensor.name in self._contents
+                blocks = self._known(tensor.name, tensor.type) if ours else None
+                if blocks is not None:
+                    file.seek(header.data_start + tensor.offset)
+                    file.write(blocks.tobytes())
 
     def _values(self, name: str) -> np.ndarray:
         return load_tensor(self._decoder, self._layout, name, self._contents[name])

@@ -39,6 +39,7 @@ FILE_TYPES: dict[int, str] = {
     19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
     26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0",
     37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0",
+    41: "Q2_0",
 }  # fmt: skip
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -74,6 +75,7 @@ class GgufHeader:
     metadata: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
     file_bytes: int
+    data_start: int  # in bytes; offsets of tensors count from here
 
     @property
     def architecture(self) -> str:
@@ -216,7 +218,7 @@ def _parse(data: mmap.mmap, path: Path) -> GgufHeader:
     need = max((start + info.offset + info.nbytes for info in infos), default=start)
     if infos and need > len(data):
         raise _truncated(path, len(data), need)
-    return GgufHeader(version, metadata, infos, len(data))
+    return GgufHeader(version, metadata, infos, len(data), start)
 
 
 def _tensor_infos(reader: _Reader, count: int, path: Path) -> Iterator[TensorInfo]:

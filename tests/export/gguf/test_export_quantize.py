@@ -127,7 +127,22 @@ def test_dead_channels_do_no_harm(make: Callable[..., Checkpoint], tmp_path: Pat
     importance = {name: np.zeros_like(values) for name, values in imatrix_for(source).items()}
     for name in names:
         quantize(source, tmp_path / "q.gguf", name, imatrix=importance, threads=1)
-        assert np.isfinite(matrix(tmp_path / "q.gguf", "blk.0.ffn_down.weight")).all(), name
+        with open_engine(tmp_path / "q.gguf", 32, 1, logits_all=True) as engine:
+            assert np.isfinite(engine.logits([5, 6, 7])).all(), name
+
+
+def test_two_bits_for_all_but_ffn_outputs(make: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    source, path = f16(make, tmp_path, MIXED), tmp_path / "q.gguf"
+    quantize(source, path, "q2_0", threads=1)
+    header = read_header(path)
+    assert header.quantization == "Q2_0"
+    types = {tensor.name: tensor.type for tensor in header.tensors}
+    assert {kind for name, kind in types.items() if "ffn_down" in name} == {"IQ4_NL"}
+    assert {kind for name, kind in types.items() if "ffn_up" in name or "attn_q" in name} == {"Q2_0"}
+    assert types["token_embd.weight"] == "Q8_0"
+    quantize(source, path, "q2_0", threads=1, tensor_types={r"blk\.1\.ffn_down": "q8_0"})
+    types = {tensor.name: tensor.type for tensor in read_header(path).tensors}
+    assert types["blk.0.ffn_down.weight"] == "IQ4_NL" and types["blk.1.ffn_down.weight"] == "Q8_0"
 
 
 def test_bytes_do_not_depend_on_threads(make: Callable[..., Checkpoint], tmp_path: Path) -> None:
