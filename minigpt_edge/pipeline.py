@@ -17,7 +17,7 @@ from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.settings import check_recipe, prune_settings
 from minigpt_edge.prune.stage import plan_only, prune_stage
 from minigpt_edge.recipe import Recipe, time_text
-from minigpt_edge.recover.stage import recover_targets
+from minigpt_edge.recover.stage import recover_targets, wanted_grid
 from minigpt_edge.report.build_report import BuildReport
 from minigpt_edge.ship.finished import ModelStages
 from minigpt_edge.ship.ship import Shipment, ship
@@ -66,6 +66,9 @@ def build(
     for target in targets:
         if target.note:
             log.line("targets", f"{target.name}: {target.note}")
+        if target.needs_training and wanted_grid(recipe, target) is None:
+            reason = "rounding to it loses most of what the model knows; recovery could train for it"
+            log.line("targets", f"{target.name} is quantized after training: {reason}", warning=True)
     out = recipe.out or Path(f"{base.name}-{recipe.domain or Path(recipe.corpus[0]).stem}".lower())
     place = out.resolve()  # "." has no name to put a folder beside
     name = f"out-{sha256_json(str(place))[:16]}"
