@@ -34,7 +34,8 @@ def build(
         target: what to export; several targets in a list.
         quiet: don't log to stderr.
         options: those of the command with underscores, such as `corpus`, `model`, `out`, `sparsity=0.3`,
-            `max_size="40MB"`, `time="1h"`, `method`, `no_recover=True`, `threads` or `offline`.
+            `max_size="40MB"`, `time="1h"`, `method`, `no_recover=True`, `threads`, `device` or
+            `offline`.
 
     Returns:
         The bundle's directory, the checkpoint of the small model, the report (`to_json()` gives the content
@@ -74,7 +75,7 @@ def evaluate(
             by default the domain's text, completions and, where there are any, questions.
         quiet: don't log to stderr.
         options: those of the command: `domain`, `file`, `base_model`, `limit`, `beside_base`,
-            `paper_scoring`, `source`, `threads`, `offline` and `no_verify`.
+            `paper_scoring`, `source`, `threads`, `device`, `offline` and `no_verify`.
 
     Returns:
         What the command prints as JSON.

@@ -24,6 +24,7 @@ from minigpt_edge.ship.ship import Shipment, ship
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
+from minigpt_edge.stages.device import CPU, describe, resolve
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge.stages.stage import locked
 from minigpt_edge_export.targets import Target, list_targets, parse_target
@@ -118,8 +119,11 @@ def _checked(recipe: Recipe) -> list[Target]:
 
 
 def _context(recipe: Recipe, log: Log) -> BuildContext:
+    device = resolve(recipe.device)
+    if recipe.device != CPU:
+        log.line("device", describe(device))
     base = base_model.resolve_model(recipe.model, adapter=recipe.adapter, offline=recipe.offline)
-    return BuildContext(recipe.work or cache_dir() / "work", recipe, base, log)
+    return BuildContext(recipe.work or cache_dir() / "work", replace(recipe, device=device), base, log)
 
 
 def _stages(context: BuildContext, targets: Sequence[Target]) -> tuple[BuildContext, ModelStages]:

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.checked import Count, problem
+from minigpt_edge.stages.device import CPU, check_form
 from minigpt_edge_runtime.bench.memory import parse_amount, parse_size
 from minigpt_edge_runtime.errors import UsageError
 
@@ -105,6 +106,8 @@ class Recipe:
         distill: share of the dense model's predictions in the fine-tuning target at the first step. It would
             be 0 at the last, but ends with the windows that were calibrated on. 0 does without.
         seed, threads: with both equal, results are equal to the byte.
+        device: where calibration, pruning, recovery and evaluation compute: "cpu", "auto", or as torch names
+            it.
         max_memory: bytes that pruning and recovery may take; None for what is free.
         baseline: also measure the dense model.
         out: the bundle; None for MODEL-DOMAIN in the current directory.
@@ -143,6 +146,7 @@ class Recipe:
     lora_rank: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Count = 1
+    device: Annotated[str, BeforeValidator(check_form)] = CPU
     max_memory: _Size | None = None
     baseline: bool = True
     out: Path | None = None

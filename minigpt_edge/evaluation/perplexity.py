@@ -17,6 +17,7 @@ from minigpt_edge.models.forward import (
     load_fast,
     read_tokenizer,
 )
+from minigpt_edge.stages.device import CPU, here
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,10 +51,10 @@ def pad(sequences: Sequence[Sequence[int]]) -> Tensor:
     """Token ids [n, width], with padding on the right, where a causal model does not look."""
     import torch
 
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
+    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64, device=CPU)
     for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-    return ids
+        ids[row, : len(sequence)] = torch.tensor(sequence, device=CPU)
+    return here(ids)
 
 
 def batches(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Batch]:
@@ -72,10 +73,10 @@ def batches(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[B
     made = []
     for group in groups:
         ids = pad([sequences[number] for number in group])
-        scored = torch.zeros(ids.shape, dtype=torch.bool)
+        scored = torch.zeros(ids.shape, dtype=torch.bool, device=CPU)
         for row, number in enumerate(group):
             scored[row, starts[number] : len(sequences[number])] = True
-        made.append(Batch(torch.tensor(group), ids, scored))
+        made.append(Batch(torch.tensor(group), ids, here(scored)))
     return made
 
 
@@ -84,7 +85,7 @@ def sum_nll(model: nn.Module, sequences: Sequence[Sequence[int]]) -> float:
 
     Args:
         model: a causal language model with `base_model` and output embeddings.
-        sequences: token ids; each is scored on its own, under bf16 autocast where the processor has bf16.
+        sequences: token ids; each is scored on its own, under bf16 autocast where the device has bf16.
     """
     import torch
 
@@ -98,7 +99,7 @@ def sum_nll(model: nn.Module, sequences: Sequence[Sequence[int]]) -> float:
         for batch in batches(scored, [1] * len(scored)):
             hidden = hidden_states(model, batch.ids)[:, :-1][batch.scored[:, 1:]]
             nll = chunked_nll(*head_of(model, hidden), batch.ids[batch.scored])
-            total += float(nll.double().sum())
+            total += float(nll.cpu().double().sum())
     model.train(was_training)
     return total
 

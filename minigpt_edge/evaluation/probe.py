@@ -19,6 +19,7 @@ from minigpt_edge.models.archs.base import Arch
 from minigpt_edge.models.chunked_loss import logit_chunks, nll
 from minigpt_edge.models.forward import head_of
 from minigpt_edge.models.precision import compute_dtype
+from minigpt_edge.stages.device import CPU
 
 KEPT_BYTES = 2**29  # of hidden states between blocks; with more of them, only every nth block's are kept
 
@@ -35,24 +36,24 @@ class Measured:
     @property
     def nll_per_token(self) -> float:
         """Over all scored tokens."""
-        return float(self.nll.sum() / self.tokens.sum())
+        return float(self.nll.sum()) / int(self.tokens.sum())
 
     @property
     def log_loss(self) -> Tensor:
         """Nats per scored token of each sequence, float64."""
-        return self.nll / self.tokens
+        return self.nll / self.tokens.cpu()
 
     @property
     def accuracy(self) -> float:
         """The share of sequences whose first scored token is the likeliest."""
-        return float(self.right.double().mean())
+        return float(self.right.cpu().double().mean())
 
 
 class Probe:
     """Token sequences, of which a model is scored on the tokens from a start on.
 
     The model it is made with is the dense one. A call for another names the first block that may differ from
-    it: the hidden states before that block are the dense model's. Products are in bf16 where the processor
+    it: the hidden states before that block are the dense model's. Products are in bf16 where the device
     has it; hidden states between blocks are float32, as in training and in `perplexity`.
 
     Args:
@@ -89,7 +90,7 @@ class Probe:
 
     def measure(self, model: Any, first: int = 0) -> Measured:
         """Score a model whose blocks before `first` are the dense model's."""
-        losses = torch.zeros(self.count, dtype=torch.float64)
+        losses = torch.zeros(self.count, dtype=torch.float64, device=CPU)
         tokens = torch.zeros(self.count, dtype=torch.int64)
         right = torch.zeros(self.count, dtype=torch.bool)
         with torch.inference_mode():
@@ -101,7 +102,7 @@ class Probe:
                     (nll(logits, wanted), self._is_likeliest(logits, wanted)) for logits, wanted in chunks
                 ]
                 row = batch.rows[:, None].expand_as(batch.scored)[batch.scored]
-                losses.index_add_(0, row, torch.cat([loss for loss, _ in found]).double())
+                losses.index_add_(0, row.cpu(), torch.cat([loss for loss, _ in found]).cpu().double())
                 tokens.index_add_(0, row, torch.ones_like(row))
                 opens = batch.first[batch.scored]
                 right[row[opens]] = torch.cat([likeliest for _, likeliest in found])[opens]

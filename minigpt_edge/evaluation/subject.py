@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.stages.device import CPU, computing_on
 from minigpt_edge_runtime.bundle.open import open_bundle
 from minigpt_edge_runtime.engines.engine import Engine
 from minigpt_edge_runtime.engines.open import open_engine
@@ -39,12 +40,12 @@ class Subject:
     corpus: str | None = None
 
     @contextmanager
-    def open(self, threads: int) -> Iterator[Engine]:
-        """The engine, ready to score."""
+    def open(self, threads: int, device: str = CPU) -> Iterator[Engine]:
+        """The engine, ready to score; that of a checkpoint computes on a device that `resolve` gave."""
         if self.path.is_dir():
             from minigpt_edge.evaluation.torch_engine import TorchEngine
 
-            with TorchEngine(self.path, threads=threads) as engine:
+            with computing_on(device), TorchEngine(self.path, threads=threads) as engine:
                 yield engine  # type: ignore[misc]
         else:
             with open_engine(self.path, None, threads, logits_all=True) as engine:

@@ -99,5 +99,5 @@ class TorchEngine(Engine):
             found = []
             for row, text in enumerate(texts):
                 read, weight = head_of(self.model, hidden[row, first[row] : len(text)])
-                found.append((read @ weight.to(read.dtype).t()).float().numpy())
+                found.append((read @ weight.to(read.dtype).t()).float().cpu().numpy())
         return found

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt_edge.models import archs
 from minigpt_edge.models.safetensors_stream import Tensor, write_tensors
 from minigpt_edge.models.sizes import repeat_rope, write_sizes
+from minigpt_edge.stages.device import here
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import BUFFERS
 from minigpt_edge_export.decoder import check_weights
@@ -79,6 +80,8 @@ def write_converted(
 def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = None) -> nn.Module:
     """The model of a checkpoint directory in float32, in evaluation mode, blocks sized as the config says.
 
+    It is on the device that is computed on.
+
     Args:
         lazy: the blocks' weights are read when they are needed, see `resident`.
         changed: folder for blocks of a lazy model that are changed; without it they can only be read.
@@ -102,7 +105,7 @@ def load_model(directory: Path, *, lazy: bool = False, changed: Path | None = No
         resident.offload_blocks(model, arch, config["head_dim"], weights, changed)
         names = [name for name in names if not name.startswith(f"{arch.blocks_path}.")]
     try:
-        stored = {name: torch.from_numpy(weights.load(name)) for name in names}
+        stored = {name: here(torch.from_numpy(weights.load(name))) for name in names}
         state = arch.from_stored(stored, config["head_dim"])
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
@@ -173,7 +176,7 @@ def save_model(model: nn.Module, source: Path, directory: Path) -> None:
     config["dtype"] = "float32"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FACTORS).unlink(missing_ok=True)  # They belong to the weights that are replaced.
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    state = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     if lazy:
         resident.write_shards(model, arch, state, directory)
     else:
@@ -198,7 +201,7 @@ def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torc
         f"{name}.{part}": t for name, pair in factors.items() for part, t in zip("ba", pair, strict=True)
     }
     with replacing(directory / FACTORS) as path:
-        save_file({n: t.detach().float().contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
+        save_file({n: t.detach().float().cpu().contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
 
 
 def trim_embeddings(model: Any, tokens: Sequence[int]) -> None:

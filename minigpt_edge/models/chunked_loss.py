@@ -44,7 +44,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftLabels | None) -> Tensor:
         cast = weight.detach().to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float64)
+        sums = torch.float32 if hidden.device.type == "mps" else torch.float64  # Metal has no float64
+        total = torch.zeros((), dtype=sums)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
         tokens = len(hidden)
@@ -59,7 +60,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits, log_p = narrow[: len(x)], normal[: len(x)]
             torch.mm(x, cast.t(), out=logits)
             torch.log_softmax(wide[: len(x)].copy_(logits), -1, out=log_p)
-            total -= log_p.gather(1, y[:, None]).sum(dtype=torch.float64)
+            total -= log_p.gather(1, y[:, None]).sum(dtype=sums)
             p = log_p.exp_().scatter_add_(1, y[:, None], torch.full_like(log_p[:, :1], -label_share))
             if soft and teacher_p is not None:
                 torch.mm(soft.hidden[part], soft.weight.t(), out=logits)

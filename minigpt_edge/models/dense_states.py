@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt_edge.stages.device import here
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def save_states(ids: Tensor, hidden: Tensor, model: Any, path: Path) -> None:
         _, head = head_of(model, hidden[:1])
         tensors = {IDS: ids.int(), HIDDEN: hidden, HEAD: head.detach().half()}
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def compute_states(model: Any, ids: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def compute_states(model: Any, ids: Tensor) -> Tensor:
 
     step = max(1, TOKENS_AT_ONCE // ids.shape[1])
     with torch.inference_mode():
-        return torch.cat([hidden_states(model, rows.long()).half() for rows in ids.split(step)])
+        return torch.cat([hidden_states(model, here(rows.long())).half() for rows in ids.split(step)])
 
 
 class DenseStates:
@@ -70,7 +71,7 @@ class DenseStates:
         try:
             self._file: Any = safe_open(path, framework="pt")
             self.ids = self._file.get_tensor(IDS)
-            self.head = self._file.get_tensor(HEAD).to(compute_dtype())
+            self.head = here(self._file.get_tensor(HEAD).to(compute_dtype()))
             self._hidden = self._file.get_slice(HIDDEN)
         except (OSError, SafetensorError) as error:
             raise EdgeError(f"{path} is damaged ({error})", "make it again: delete its folder") from error
@@ -79,7 +80,7 @@ class DenseStates:
         """What the head reads on windows first ... last - 1, [(last - first) * s, width] in its dtype."""
         import torch
 
-        read = self._hidden[first:last].flatten(0, 1).to(self.head.dtype)
+        read = here(self._hidden[first:last].flatten(0, 1).to(self.head.dtype))
         if self.head.shape[1] == read.shape[1]:
             return read
         return torch.cat((read, read.new_ones(len(read), 1)), 1)

@@ -43,13 +43,11 @@ def load_fast(directory: Path, *, lazy: bool = False) -> nn.Module:
 
 
 def hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """What the head reads [batch, s, width] for token ids [batch, s], in bf16 where the processor has it."""
-    import torch
-
-    from minigpt_edge.models.precision import compute_dtype
+    """What the head reads [batch, s, width] for token ids [batch, s], in bf16 where the device has it."""
+    from minigpt_edge.models.precision import autocast, compute_dtype
 
     dtype = compute_dtype()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+    with autocast(dtype):
         body: Any = model.base_model
         return body(input_ids=ids, use_cache=False).last_hidden_state.to(dtype)
 

@@ -1,22 +1,33 @@
-"""In which dtype a forward or backward pass multiplies: the one that this processor multiplies faster."""
+"""In which dtype a forward or backward pass multiplies: the one that the device multiplies faster."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
 import torch  # noqa: TID253 - imported by stages that compute only
+from torch import Tensor  # noqa: TID253
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the device that is computed on multiplies it faster than float32, else float32."""
+    return _dtype_of(torch.get_default_device())
 
 
 @cache
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it faster than float32, else float32.
+def _dtype_of(device: torch.device) -> torch.dtype:
+    """That of a processor or an accelerator.
 
     Intel's AVX512-BF16 without AMX reaches half of float32's rate, and where a processor has neither it is a
     tenth (docs/decisions.md 35).
     """
+    if device.type != "cpu":
+        says: Any = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+        native = {"including_emulation": False} if device.type == "cuda" else {}
+        known = says(**native) if says else device.type == "mps"  # which has it where torch runs
+        return torch.bfloat16 if known else torch.float32
     from minigpt_edge_runtime.device import cpu_model
 
     supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -28,14 +39,32 @@ def compute_dtype() -> torch.dtype:
 def products_of(dtype: torch.dtype) -> Iterator[None]:
     """Float32 matrix products of values that were computed in a dtype.
 
-    For bfloat16: factors are rounded to it, sums are not. That is exact for bfloat16 input. A plain bfloat16
-    product would round the sums too, and a Gram matrix would not be positive definite.
+    For bfloat16: factors are rounded to it, or to TF32, which holds all of its numbers; sums are not. That is
+    exact for bfloat16 input. A plain bfloat16 product would round the sums too, and a Gram matrix would not
+    be positive definite.
     """
-    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    on_cuda = torch.get_default_device().type == "cuda"
+    products: Any = torch.backends.cuda.matmul if on_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
     if dtype is torch.bfloat16:
-        products.fp32_precision = "bf16"
+        products.fp32_precision = "tf32" if on_cuda else "bf16"
     try:
         yield
     finally:
         products.fp32_precision = before
+
+
+def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Products of float32 weights in a dtype, on the device that is computed on."""
+    kind = torch.get_default_device().type
+    return torch.autocast(kind, torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """No product in another dtype than its factors have."""
+    return torch.autocast(torch.get_default_device().type, enabled=False)
+
+
+def widest(tensor: Tensor) -> Tensor:
+    """A tensor in float64, moved to the processor where the device has none (Metal)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -16,6 +16,7 @@ import torch  # noqa: TID253 - imported where models are loaded only
 from torch import nn  # noqa: TID253
 
 from minigpt_edge.models.archs.base import Arch
+from minigpt_edge.stages.device import here
 from minigpt_edge_export.architectures.base import BUFFERS
 from minigpt_edge_export.weights import WEIGHTS, Weights
 from minigpt_edge_runtime.errors import EdgeError
@@ -45,7 +46,7 @@ class OnDisk:
             EdgeError: the weights do not fit the block.
         """
         names = [n for n in self.weights.shapes if n.startswith(self.prefix) and not BUFFERS.search(n)]
-        stored = {name: torch.from_numpy(self.weights.load(name)) for name in names}
+        stored = {name: here(torch.from_numpy(self.weights.load(name))) for name in names}
         found = self.arch.from_stored(stored, self.head_dim)
         state = {name.removeprefix(self.prefix): tensor for name, tensor in found.items()}
         for name, parameter in block.named_parameters():
@@ -63,7 +64,7 @@ class OnDisk:
         if self.path is None:
             raise ValueError("the model was loaded for reading")
         state = {self.prefix + name: tensor.detach() for name, tensor in block.state_dict().items()}
-        stored = {n: t.contiguous() for n, t in self.arch.to_stored(state, self.head_dim).items()}
+        stored = {n: t.cpu().contiguous() for n, t in self.arch.to_stored(state, self.head_dim).items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         need_space(self.path.parent, sum(t.nbytes for t in stored.values()), "a pruned block")
         try:
@@ -116,11 +117,11 @@ def offload(block: Any, tensors: list[torch.Tensor]) -> Callable[[], list[torch.
     path, count = source.path.with_suffix(".by"), len(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     need_space(path.parent, sum(tensor.nbytes for tensor in tensors), "what a block was measured by")
-    save_file({str(index): tensor.contiguous() for index, tensor in enumerate(tensors)}, path)
+    save_file({str(index): tensor.cpu().contiguous() for index, tensor in enumerate(tensors)}, path)
 
     def read() -> list[torch.Tensor]:
         stored = load_file(path)
-        return [stored[str(index)] for index in range(count)]
+        return [here(stored[str(index)]) for index in range(count)]
 
     return read
 

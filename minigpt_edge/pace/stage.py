@@ -149,9 +149,10 @@ def _reading_stage(context: BuildContext, text: Stage) -> Stage:
     window = min(WINDOW, base.context)
 
     def make(out: Path) -> dict[str, Any]:
-        free = available()
         texts = TrainingTexts.of(text.path)
-        found = forward_pace(base.path, texts, window=window, threads=recipe.threads, clock=context.clock)
+        with context.computing():
+            free = available()
+            found = forward_pace(base.path, texts, window=window, threads=recipe.threads, clock=context.clock)
         return {**found, "free_bytes": free}
 
     context.log.step("time: speed of the dense model")
@@ -159,7 +160,12 @@ def _reading_stage(context: BuildContext, text: Stage) -> Stage:
         context.work,
         StageSpec(
             "pace-dense",
-            settings={"window": window, "threads": recipe.threads, **parallel.process_setting()},
+            settings={
+                "window": window,
+                "threads": recipe.threads,
+                **parallel.process_setting(),
+                **context.device_setting,
+            },
             inputs={"model": base.fingerprint, "corpus": text.digest},
             code=CODE,
             together=True,

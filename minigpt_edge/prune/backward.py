@@ -12,8 +12,9 @@ from torch.nn import functional  # noqa: TID253
 from minigpt_edge.models.archs.base import Arch
 from minigpt_edge.models.chunked_loss import chunk_rows
 from minigpt_edge.models.forward import head_of
-from minigpt_edge.models.precision import compute_dtype
+from minigpt_edge.models.precision import autocast, compute_dtype
 from minigpt_edge.models.resident import resident
+from minigpt_edge.stages.device import CPU, here
 
 MICRO_BATCH_TOKENS = 2048
 IGNORED = -100  # a label that does not count
@@ -33,7 +34,7 @@ def backward(
 ) -> Iterator[tuple[int, Any, T]]:
     """The gradients of the summed cross-entropy over `windows`, for every block from the last to the first.
 
-    Products are in bf16 where the processor has it; so is what enters a block, which is kept.
+    Products are in bf16 where the device has it; so is what enters a block, which is kept.
 
     Args:
         model: float32; none of its parameters gets a gradient but those that `prepare` asks for.
@@ -61,12 +62,15 @@ def backward(
 
 
 def sampled(seed: int) -> Label:
-    """Labels drawn from the model itself, by inverse CDF: ten times as fast as multinomial."""
+    """Labels drawn from the model itself, by inverse CDF: ten times as fast as multinomial.
+
+    The random numbers are the processor's, so that every device draws the same.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def label(logits: Tensor, _: Tensor) -> Tensor:
         cumulative = logits.softmax(-1).cumsum(-1)
-        drawn = torch.rand(len(logits), 1, generator=generator) * cumulative[:, -1:]
+        drawn = here(torch.rand(len(logits), 1, generator=generator, device=CPU)) * cumulative[:, -1:]
         return torch.searchsorted(cumulative, drawn)[:, 0].clamp(max=logits.shape[-1] - 1)
 
     return label
@@ -79,7 +83,7 @@ def _batches(windows: Tensor) -> list[slice]:
 
 def _run(arch: Arch, block: Any, hidden: Tensor, position: tuple[Tensor, ...]) -> Tensor:
     dtype = compute_dtype()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+    with autocast(dtype):
         after = arch.forward(block, hidden, tuple(part.to(dtype) for part in position))
     return after
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from minigpt_edge.stages.device import free_memory
 from minigpt_edge.stages.memory import PROCESS, check
 
 GRAMS = 5  # matrices of a half's width that a refit holds
@@ -37,7 +38,8 @@ def of_pruning(config: dict[str, Any], parameters: int, tokens: int, *, lazy: bo
 
 
 def stays_on_disk(base: Path, calibration_tokens: int, limit: int | None, *, may: bool) -> bool:
-    """Whether a model's blocks stay on disk while it is pruned: it is large, or the limit asks for it.
+    """Whether a model's blocks stay on disk while it is pruned: it is large, or the limit or the accelerator
+    asks for it.
 
     The result is the same to the bit. `may` is False for methods that need the whole model.
 
@@ -48,7 +50,8 @@ def stays_on_disk(base: Path, calibration_tokens: int, limit: int | None, *, may
 
     config, parameters = read_config(base), stored_parameters(base)
     whole = of_pruning(config, parameters, calibration_tokens, lazy=False)
-    lazy = may and (is_large(base) or (limit is not None and whole > limit))
+    room = free_memory() if limit is None else limit  # an accelerator's is small beside the processor's
+    lazy = may and (is_large(base) or (room is not None and whole > room))
     needed = of_pruning(config, parameters, calibration_tokens, lazy=True) if lazy else whole
     more = "free some memory" if limit is None else "allow more with --max-memory"
     if may and not lazy:

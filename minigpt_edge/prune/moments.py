@@ -10,6 +10,7 @@ from torch import Tensor  # noqa: TID253
 
 from minigpt_edge.models.precision import products_of
 from minigpt_edge.stages import parallel
+from minigpt_edge.stages.device import CPU
 
 GRAM_COLUMNS = 256
 CHUNK_TOKENS = 4096
@@ -62,7 +63,7 @@ class Moments:
 
     def all_reduce(self) -> None:
         """Sum over the processes, each of which has added its own tokens."""
-        scalars = torch.tensor([self.energy, self.tokens], dtype=torch.float64)
+        scalars = torch.tensor([self.energy, self.tokens], dtype=torch.float64, device=CPU)
         parallel.all_reduce(self.gram, self.cross, scalars)
         self.energy, self.tokens = float(scalars[0]), int(scalars[1])
 
@@ -110,6 +111,6 @@ class Means:
                 wide = part.float()
                 sums = sums + torch.stack((wide.square().sum(0), wide.sum(0), wide.abs().sum(0)))
                 tokens += len(part)
-        summed, count = torch.as_tensor(sums), torch.tensor(float(tokens), dtype=torch.float64)
+        summed, count = torch.as_tensor(sums), torch.tensor(float(tokens), dtype=torch.float64, device=CPU)
         parallel.all_reduce(summed, count)
         return cls(*(summed / count.item()))

@@ -67,7 +67,7 @@ def lies_on_grid(model: Any, arch: Arch) -> bool:
     They would no longer be in another order: a block of such a type is inputs that follow each other.
     """
     with resident(arch.blocks(model)[0]) as block:
-        matrix = arch.part(block, "up").weight.detach().numpy()
+        matrix = arch.part(block, "up").weight.detach().cpu().numpy()
     return any(find_codes(matrix, GRIDS[kind]) for kind in GPTQ_TYPES)
 
 

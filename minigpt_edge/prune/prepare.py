@@ -25,6 +25,7 @@ from minigpt_edge.prune.methods.registry import pruner_of
 from minigpt_edge.prune.plan import check_plan, read_plan
 from minigpt_edge.prune.vocabulary.choose import count_tokens, token_ids
 from minigpt_edge.prune.vocabulary.trim import trim_checkpoint
+from minigpt_edge.stages.device import here
 from minigpt_edge_runtime.errors import EdgeError
 from minigpt_edge_runtime.files import need_space
 
@@ -118,4 +119,4 @@ def calibration_windows(
             f"{settings.calibration_tokens:,} tokens needs {needed}",
             "give more text, or a lower --calibration-tokens",
         )
-    return torch.from_numpy(np.stack(windows)[:, :-1]).long()
+    return here(torch.from_numpy(np.stack(windows)[:, :-1]).long())

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch  # noqa: TID253 - imported on demand
 from torch import Tensor  # noqa: TID253
 
+from minigpt_edge.models.precision import widest
+from minigpt_edge.stages.device import CPU, here
+
 DAMPING = 0.01  # This share of each unit's energy keeps the inverse of a Gram matrix tame.
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 DIRECTIONS = 256  # The ridge is chosen on so many random directions of the outputs.
@@ -63,7 +66,7 @@ class Refitted:
         if group == 1:
             return (self.weighted * self.fitted).sum(1) / self.inverse.diagonal()
         count = len(self.units) // group
-        own = self.inverse.view(count, group, count, group)[range(count), :, range(count)]
+        own = self.inverse.view(count, group, count, group).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         fitted, weighted = (part.view(count, group, -1) for part in (self.fitted, self.weighted))
         left = torch.cholesky_solve(fitted, torch.linalg.cholesky(own))
         return (left * weighted).sum((1, 2))
@@ -95,9 +98,9 @@ def refit(gram: Tensor, cross: Tensor, weight: Tensor, ridge: float) -> Tensor:
     Args:
         gram: [kept, kept]; cross: [kept, outputs]; weight: [kept, outputs]. Computed in float64.
     """
-    lower, scale = factor(gram.double(), ridge)
-    right = cross.double() * scale[:, None] + ridge * weight.double() / scale[:, None]
-    return (torch.cholesky_solve(right, lower) * scale[:, None]).float()
+    lower, scale = factor(widest(gram), ridge)
+    right = widest(cross) * scale[:, None] + ridge * widest(weight) / scale[:, None]
+    return here((torch.cholesky_solve(right, lower) * scale[:, None]).float())
 
 
 def best_ridge(gram: Tensor, cross: Tensor, weight: Tensor, held_gram: Tensor, held_cross: Tensor) -> float:
@@ -110,7 +113,8 @@ def best_ridge(gram: Tensor, cross: Tensor, weight: Tensor, held_gram: Tensor, h
     """
     outputs = cross.shape[1]
     if outputs > DIRECTIONS:
-        mix = torch.randn(outputs, DIRECTIONS, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        mix = here(torch.randn(outputs, DIRECTIONS, generator=generator, device=CPU))
         cross, weight, held_cross = cross @ mix, weight @ mix, held_cross @ mix
     errors = {r: output_error(held_gram, held_cross, 0.0, refit(gram, cross, weight, r)) for r in RIDGES}
     return min(errors, key=errors.__getitem__)

@@ -61,7 +61,7 @@ def write_pruned(context: PruneContext, pruned: Pruned) -> dict[str, Any]:
     if pruned.factors:
         save_factors(out / CHECKPOINT, pruned.factors)
     unused = HEAD if config.get("tie_word_embeddings") else EMBEDDING
-    entries = {n: squares.float().contiguous() for n, squares in importance.items() if n != unused}
+    entries = {n: squares.float().cpu().contiguous() for n, squares in importance.items() if n != unused}
     save_file(entries, out / IMPORTANCE)
     write_plan(plan, out / PLAN)
     return {

@@ -36,7 +36,7 @@ def spelling_cost(
         windows: token ids of the base vocabulary, int64 [n, s].
         order: of removal.
     """
-    used = np.bincount(windows.flatten(), minlength=vocabulary.rows)
+    used = np.bincount(windows.flatten().cpu(), minlength=vocabulary.rows)
     misses = np.cumsum(used[order.removed])
     count = int(np.searchsorted(misses, MISSES)) + 1
     kept = order.tokens(len(order.kept) + max(0, len(order.removed) - count))
@@ -83,4 +83,4 @@ def _loss(model: Any, ids: list[int]) -> float:
     """Summed nats of all but the first of these ids."""
     with torch.no_grad():  # blocks from the disk must remain able to have gradients
         hidden, weight = head_of(model, hidden_states(model, torch.tensor([ids]))[0, :-1])
-        return float(chunked_nll(hidden, weight, torch.tensor(ids[1:])).sum(dtype=torch.float64))
+        return float(chunked_nll(hidden, weight, torch.tensor(ids[1:])).cpu().sum(dtype=torch.float64))

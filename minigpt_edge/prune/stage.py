@@ -27,7 +27,8 @@ CODE = ("minigpt_edge.prune", *EVALUATE_CODE)
 def plan_only(context: BuildContext, text: Stage) -> dict[str, Any]:
     """What a build would keep of each block and how large its files would be; see `result.preview`."""
     targets = [name for name in context.recipe.targets if parse_target(name).format == "gguf"]
-    return preview(_inputs(context, text, "plan"), targets)
+    with context.computing():
+        return preview(_inputs(context, text, "plan"), targets)
 
 
 def _inputs(context: BuildContext, text: Stage, verb: str) -> PruneInputs:
@@ -52,7 +53,7 @@ def prune_stage(context: BuildContext, text: Stage) -> Stage:
 
     def make(out: Path) -> dict[str, Any]:
         validation = text.path / VALIDATION
-        with parallel.own_folder(out) as folder:
+        with context.computing(), parallel.own_folder(out) as folder:
             prepared = prepare(inputs, folder)
             log.step("prune: evaluation")
             between = {} if parallel.rank() else vocabulary_quality(prepared, validation)
@@ -63,7 +64,7 @@ def prune_stage(context: BuildContext, text: Stage) -> Stage:
         if parallel.rank():
             return metrics
         del prepared
-        quality = evaluate_checkpoint(out / CHECKPOINT, text, context.recipe.threads)
+        quality = evaluate_checkpoint(out / CHECKPOINT, text, context)
         return {**metrics, "between": between, "quality": quality}
 
     log.step("prune")
@@ -71,7 +72,12 @@ def prune_stage(context: BuildContext, text: Stage) -> Stage:
         context.work,
         StageSpec(
             "prune",
-            settings={**asdict(inputs.settings), "terms": inputs.terms, **parallel.process_setting()},
+            settings={
+                **asdict(inputs.settings),
+                "terms": inputs.terms,
+                **parallel.process_setting(),
+                **context.device_setting,
+            },
             inputs={
                 "model": inputs.fingerprint,
                 "corpus": text.digest,

@@ -13,7 +13,7 @@ from functools import partial
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
-from minigpt_edge.models.precision import compute_dtype
+from minigpt_edge.models.precision import compute_dtype, without_autocast
 from minigpt_edge.prune.moments import add_gram, mirror
 
 
@@ -41,7 +41,7 @@ class WeightedGram:
         output.register_hook(partial(self._backward, inputs[0].detach().flatten(0, -2)))
 
     def _backward(self, read: Tensor, gradient: Tensor) -> None:
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast():
             self._add(read, gradient.flatten(0, -2))
 
     def _add(self, read: Tensor, gradient: Tensor) -> None:

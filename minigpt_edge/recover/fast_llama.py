@@ -17,7 +17,7 @@ import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
-from minigpt_edge.models.attention import causal_attention
+from minigpt_edge.models.attention import FUSED, causal_attention, fused_attention
 from minigpt_edge.models.precision import compute_dtype
 
 QUERY_ROWS = 128  # of the score matrix at a time: fewer do less beyond the diagonal but compile for longer
@@ -127,7 +127,11 @@ def attention_part(x: Tensor, positions: Positions, weights: AttentionWeights, e
         Linear.apply(flat, w).view(batch, s, -1, d) for w in (weights.q, weights.k, weights.v)
     )
     queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
-    mixed = CausalAttention.apply(*(t.transpose(1, 2) for t in (queries, keys, values)), mask, d**-0.5)
+    q, k, v = (t.transpose(1, 2) for t in (queries, keys, values))
+    if x.device.type in FUSED:
+        mixed = fused_attention(q, k, v, d**-0.5)
+    else:
+        mixed = CausalAttention.apply(q, k, v, mask, d**-0.5)
     return x + Linear.apply(mixed.transpose(1, 2).reshape(batch * s, -1), weights.o).view_as(x)
 
 

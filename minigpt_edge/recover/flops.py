@@ -31,15 +31,18 @@ def training_flops(model: nn.Module, length: int) -> float:
 def matmul_flops(
     size: int = 2048, seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Operations per second of a square product in the training dtype on all threads, the best of some."""
+    """Operations per second of a square product in the training dtype, the best of some, on the device that
+    is computed on: all threads, if that is a processor."""
     import torch
 
     from minigpt_edge.models.precision import compute_dtype
+    from minigpt_edge.stages.device import wait
 
     a = torch.ones(size, size, dtype=compute_dtype())
     best, deadline = float("inf"), time.monotonic() + seconds
     while time.monotonic() < deadline or best == float("inf"):
         begun = clock()
         torch.mm(a, a.t())
+        wait()
         best = min(best, clock() - begun)
     return 2 * size**3 / best

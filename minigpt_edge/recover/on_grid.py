@@ -20,6 +20,7 @@ import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
 from minigpt_edge.recover.config import FileGrid
+from minigpt_edge.stages.device import here
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.grids import GRIDS, Grid
 from minigpt_edge_export.gguf.quantize import imatrix_from_file, matrices_in
@@ -129,14 +130,14 @@ class OnGrid:
         from safetensors.torch import save_file
 
         if self.scales:
-            save_file({name: scale.half() for name, scale in self.scales.items()}, folder / SCALES)
+            save_file({name: scale.half().cpu() for name, scale in self.scales.items()}, folder / SCALES)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         from safetensors.torch import load_file
 
         if (folder / SCALES).is_file():
-            self.scales = {name: scale.float() for name, scale in load_file(folder / SCALES).items()}
+            self.scales = {name: here(scale.float()) for name, scale in load_file(folder / SCALES).items()}
 
 
 def _matrices(
@@ -152,7 +153,7 @@ def _matrices(
         seen.add(source)  # query, key and value may be one matrix, of the same inputs
         if entry not in importance:
             raise EdgeError(f"the importance matrix lacks {entry}", "calibrate again")
-        squares = torch.from_numpy(importance[entry])
+        squares = here(torch.from_numpy(importance[entry]))
         squares = squares + _FLOOR * squares.mean() + 1e-30
         parameter = model.get_parameter(source)
         yield _Matrix(source, parameter, squares.view(-1, grid.block), decoder.architecture.transposed)

@@ -21,6 +21,7 @@ from minigpt_edge.recover.training_checkpoint import (
     save_weights,
 )
 from minigpt_edge.stages import parallel
+from minigpt_edge.stages.device import CPU
 from minigpt_edge_runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ class Session:
             model = load_fast(self.checkpoint)
             for name, tensor in whole_weights(self.model).items():
                 put_weight(model, name, tensor)
-        nll = torch.tensor(sum_nll(model, parallel.share(self.validation.sequences)), dtype=torch.float64)
+        summed = sum_nll(model, parallel.share(self.validation.sequences))
+        nll = torch.tensor(summed, dtype=torch.float64, device=CPU)
         parallel.all_reduce(nll)
         return summary(float(nll), self.validation.windows)
 

@@ -105,6 +105,7 @@ class RecoveryJob:
                 **({"keep_zeros": True} if self.keep_zeros else {}),
                 **({"grid": [self.kind, self.plain_share]} if self.kind else {}),
                 **parallel.process_setting(),
+                **self.context.device_setting,
             },
             inputs={
                 "pruned": self.pruned.digest,
@@ -147,15 +148,16 @@ class RecoveryJob:
         from minigpt_edge.recover.config import TrainingTexts
         from minigpt_edge.recover.recover import recover
 
-        self.room.check(self.micro)
-        return recover(
-            self.pruned.path / CHECKPOINT,
-            out,
-            TrainingTexts.of(self.text.path),
-            config,
-            before=self.pruned.metrics["quality"],
-            on_progress=on_progress,
-        )
+        with self.context.computing():
+            self.room.check(self.micro)
+            return recover(
+                self.pruned.path / CHECKPOINT,
+                out,
+                TrainingTexts.of(self.text.path),
+                config,
+                before=self.pruned.metrics["quality"],
+                on_progress=on_progress,
+            )
 
     @property
     def fork(self) -> Path:

@@ -31,6 +31,7 @@ from minigpt_edge.recover.objective import Objective
 from minigpt_edge.recover.sharding import is_sharded, load_optimizer, save_optimizer, shard
 from minigpt_edge.recover.training_checkpoint import load_weights, save_weights
 from minigpt_edge.stages import parallel
+from minigpt_edge.stages.device import CPU, here
 from minigpt_edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class RecoveryTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """Mean loss in nats of predicting every id of inputs["ids"] [batch, length + 1] but the first."""
-        loss: Tensor = model(inputs["ids"], self._soft(inputs["numbers"]))
+        loss: Tensor = model(here(inputs["ids"]), self._soft(inputs["numbers"]))
         if not math.isfinite(loss.item()):
             raise EdgeError(
                 f"recovery diverged at step {self.state.global_step + 1}: the loss is not a number",
@@ -64,7 +65,15 @@ class RecoveryTrainer(Trainer):
         """Forward and backward pass, on the file's grid where there is one."""
         with self.session.at_step(self.state.global_step):
             loss: Tensor = super().training_step(*args, **kwargs)
-        return loss
+        return loss.to(self.args.device)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does, but nothing is moved: the model is where it is computed on."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.device_placement = False
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        pass
 
     def _soft(self, numbers: Tensor) -> SoftLabels | None:
         """What the teacher says of these consecutive windows; None beyond those that it teaches."""
@@ -131,7 +140,7 @@ class _Windows(Dataset[dict[str, Tensor]]):
         return len(self.ids)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        return {"ids": torch.from_numpy(self.ids[number]).long(), "numbers": torch.tensor(number)}
+        return {"ids": torch.from_numpy(self.ids[number]).long(), "numbers": torch.tensor(number, device=CPU)}
 
 
 class Follow(TrainerCallback):
@@ -249,7 +258,7 @@ def _arguments(session: Session) -> TrainingArguments:
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
         seed=config.seed,
-        use_cpu=True,
+        use_cpu=True,  # of what is the Trainer's own; our model is where it is computed on
         save_strategy="no",
         logging_strategy="no",
         logging_nan_inf_filter=False,

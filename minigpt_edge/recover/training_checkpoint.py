@@ -92,7 +92,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     weights = whole_weights(model)
     if parallel.rank() == 0:
         with replacing(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+            save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, temporary)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

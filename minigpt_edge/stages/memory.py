@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from minigpt_edge.stages.device import free_memory
 from minigpt_edge_runtime.errors import EdgeError
 
 PROCESS = 900 << 20  # torch, transformers and what they load
@@ -23,9 +24,12 @@ _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memor
 
 
 def available() -> int:
-    """Bytes that this process may still take, swap left out."""
+    """Bytes that this process may still take of what is computed on: an accelerator's memory, or the
+    processor's, swap left out."""
     import psutil
 
+    if (on_device := free_memory()) is not None:
+        return on_device
     free = int(psutil.virtual_memory().available)
     for path in _CGROUPS:
         with suppress(OSError, ValueError):  # "max" is no number

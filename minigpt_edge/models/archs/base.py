@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights  # noqa: TID253
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb  # noqa: TID253
 
 from minigpt_edge.models.attention import causal_attention
+from minigpt_edge.models.precision import without_autocast
 from minigpt_edge_export.architectures import architecture_of
 from minigpt_edge_export.architectures.base import ATTENTION
 from minigpt_edge_export.decoder import Block, block_shapes
@@ -173,8 +174,8 @@ class Arch:
         attention, ffn = self.writers(block)
         if groups is not None:
             dim, size = self.head_dim(block), self.group_size(block)
-            keys = (groups[:, None] * dim + torch.arange(dim)).flatten()
-            mixed = (groups[:, None] * size + torch.arange(size)).flatten()
+            keys = (groups[:, None] * dim + torch.arange(dim, device=groups.device)).flatten()
+            mixed = (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
             for linear, rows in zip(attention, (mixed, keys, keys), strict=True):
                 _slice(linear, rows)
             _slice(self.attention_out(block), columns=mixed)
@@ -219,7 +220,9 @@ class Arch:
     def resize(self, block: nn.Module, entry: dict[str, int]) -> None:
         """Give an uninitialised block the sizes of its `per_layer_config` entry."""
         heads, groups = entry["num_attention_heads"], entry["num_key_value_heads"]
-        self.cut(block, groups=torch.arange(groups), kept_neurons=torch.arange(entry["intermediate_size"]))
+        with torch.device("meta"):  # where an uninitialised block is
+            neurons = torch.arange(entry["intermediate_size"])
+            self.cut(block, groups=torch.arange(groups), kept_neurons=neurons)
         if heads != groups * self.repeats(block):
             raise ValueError(f"{heads} heads do not share {groups} key/value heads evenly")
 
@@ -275,7 +278,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, position: Position) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if position:
         q, k = apply_rotary_pos_emb(q, k, *position)
-    with torch.autocast("cpu", enabled=False):  # it would widen the softmax
+    with without_autocast():  # it would widen the softmax
         mixed, _ = causal_attention(q.to(v.dtype), k.to(v.dtype), v, dim**-0.5)
     return mixed.transpose(1, 2).reshape(batch, length, -1)
 

@@ -152,7 +152,7 @@ class _Forward:
                 stream = self.run(index, stream)
             final = self.arch.final_norm(self.model, stream)[:, :-1].to(self.dtype).flatten(0, 1)
             nll = chunked_nll(*head_of(self.model, final), windows[rows, 1:].flatten())
-            total, count = total + float(nll.double().sum()), count + len(nll)
+            total, count = total + float(nll.cpu().double().sum()), count + len(nll)
         return total / count
 
 
