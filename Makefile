@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 SOURCES := minigpt_edge export runtime tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz reliability docs sbom clean
+.PHONY: help setup demo test test-fast test-slow test-gpu lint type fmt check bench bench-methods bench-families bench-domains bench-sizes fuzz reliability docs sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test-fast: $(READY) ## the edit loop: tests without whole builds, trainings, ser
 
 test-slow: $(READY) ## run the tests with real models and installations (minutes)
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY) ## run the tests that need an accelerator, against the processor (minutes)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check $(SOURCES)

@@ -2,10 +2,13 @@
 
     python3 -m venv .venv && .venv/bin/python tools/install.py
 
-Needs pip and a C++ compiler. Three steps, because two of the packages need care: torch (the CPU build, where
-the package index offers one with gigabytes of CUDA libraries) and llama-cpp-python (compiled here, with only
-the parts that are used). Everything is pinned by constraints.txt, and pip takes no file whose sha256 is not
-in hashes.txt (tools/lock.py writes it).
+Needs pip and a C++ compiler. Three steps, because two of the packages need care: torch (on Linux the CPU
+build, or one for the GPU that is there) and llama-cpp-python (compiled here, with only the parts that are
+used). Everything is pinned by constraints.txt, and pip takes no file whose sha256 is not in hashes.txt
+(tools/lock.py writes it), but for the libraries that torch for a GPU brings along.
+
+TORCH in the environment chooses torch's build: cpu, cuda (the package index's own, with CUDA), or a folder of
+download.pytorch.org/whl such as cu126, rocm7.0 or xpu. Without it: cuda where nvidia-smi is, else cpu.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 HASHES = ROOT / "hashes.txt"
 SLIM = ROOT / "tools" / "llama_cpp.cmake"
-CPU_TORCH = "https://download.pytorch.org/whl/cpu"
+TORCH = "https://download.pytorch.org/whl"
+CPU, CUDA = "cpu", "cuda"  # builds of torch
+PYPI = "https://pypi.org/simple"
 BUILD = ("editables", "hatchling")  # what installs the project itself
 DEVELOPMENT = (
     "jsonschema",
@@ -60,21 +65,39 @@ def main() -> int:
 
 
 def torch() -> bool:
-    """Install the pinned torch; on Linux the build without CUDA, if it can be had."""
-    wanted = pinned("torch")
-    if installed("torch") == wanted:
+    """Install the pinned torch in the build that was asked for, or that fits this machine."""
+    wanted, build = pinned("torch"), torch_build()
+    if installed("torch") == wanted and (build in (built("torch"), None) or not os.environ.get("TORCH")):
+        return True  # nothing that works is replaced unasked
+    if build is None:
+        return pip(f"torch=={wanted}")
+    if build == CUDA:
+        say(f"torch {wanted} with CUDA, several GB (TORCH=cpu: 190 MB); NVIDIA's libraries have no hash here")
+        return checked([f"torch=={wanted}"], "--no-deps", "--force-reinstall") and pip(f"torch=={wanted}")
+    place = f"{TORCH}/{build}"
+    if build != CPU:
+        say(f"torch {wanted}+{build} from {place}, several GB, which have no hash here")
+        return pip("--index-url", place, "--extra-index-url", PYPI, f"torch=={wanted}+{build}")
+    say(f"torch {wanted} for the CPU, about 190 MB")
+    index = ("--no-deps", "--extra-index-url", place, "--retries", "1", "--timeout", "15")
+    known = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
+    if checked([f"torch=={wanted}+cpu"], *index) if known else pip(*index, f"torch=={wanted}+cpu"):
         return True
-    if sys.platform == "linux":
-        say(f"torch {wanted} for the CPU, about 190 MB")
-        index = ("--no-deps", "--extra-index-url", CPU_TORCH, "--retries", "1", "--timeout", "15")
-        known = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
-        if checked([f"torch=={wanted}+cpu"], *index) if known else pip(*index, f"torch=={wanted}+cpu"):
-            return True
-        say(
-            f"no CPU build of torch within reach (it is at {CPU_TORCH}); the package index's own follows, "
-            "which on Linux brings several GB of CUDA libraries that nothing here uses"
-        )
+    say(
+        f"no CPU build of torch within reach (it is at {place}); the package index's own follows, "
+        "which on Linux brings several GB of CUDA libraries that this machine does not need"
+    )
     return pip(f"torch=={wanted}")
+
+
+def torch_build() -> str | None:
+    """The build of torch to install; None where there is one alone (macOS and Windows, unless asked for)."""
+    asked = os.environ.get("TORCH", "").strip().lower()
+    if asked and not re.fullmatch(r"[a-z0-9.]+", asked):
+        sys.exit(fail(f"TORCH={asked} is no build of torch", "such as cpu, cuda, cu126, rocm7.0 or xpu"))
+    if asked or sys.platform != "linux":
+        return asked or None
+    return CUDA if shutil.which("nvidia-smi") else CPU
 
 
 def llama_cpp() -> bool:
@@ -145,6 +168,11 @@ def installed(name: str) -> str | None:
         return importlib.metadata.version(name).split("+")[0]
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def built(name: str) -> str:
+    """The local part of an installed version, "cuda" where it has none: what 2.13.0+cpu is built for."""
+    return importlib.metadata.version(name).partition("+")[2] or CUDA
 
 
 def pip(*arguments: str, **environment: str) -> bool:

@@ -1,9 +1,10 @@
 """How much of the machine's matrix-product rate recovery reaches.
 
-    python benchmarks/speed/finetune_speed.py [--threads 2] [--variant compiled] [--variant plain]
+    python benchmarks/speed/finetune_speed.py [--threads 2] [--device DEVICE] [--variant compiled …]
 
-Writes benchmarks/results/finetune_speed.json: "compiled" is what recovery does, "uncompiled" what it falls
-back to without a compiler, "plain" an ordinary loop around transformers' model under bf16 autocast.
+Writes benchmarks/results/finetune_speed.json, or on an accelerator finetune_speed-KIND.json: "compiled" is
+what recovery does, "uncompiled" what it falls back to without a compiler, "plain" an ordinary loop around
+transformers' model under bf16 autocast.
 
 The model has the size of the default build's shrunk one (30 blocks, hidden 576, FFN 800, 9 heads and 3 KV
 groups, vocabulary 16,384) with random weights; a step is forward, loss, backward, clipping and AdamW.
@@ -28,6 +29,7 @@ from minigpt_edge.models import forward
 from minigpt_edge.models.chunked_loss import chunked_cross_entropy
 from minigpt_edge.recover import fast_llama
 from minigpt_edge.recover.flops import matmul_flops, training_flops
+from minigpt_edge.stages.device import CPU, computing_on, describe, resolve, wait
 from minigpt_edge.stages.parallel import all_cores
 from minigpt_edge_runtime.bench.memory import peak_rss_bytes
 
@@ -59,7 +61,7 @@ def loss_function(variant: str, model: Any, ids: torch.Tensor) -> Callable[[], t
     if variant == "plain":
 
         def plain() -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(ids.device.type, dtype=torch.bfloat16):
                 return model(input_ids=known, labels=known, use_cache=False).loss
 
         return plain
@@ -93,20 +95,26 @@ def measure(variant: str, batch: int, length: int, seconds: float) -> dict[str, 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        wait()
         walls.append(time.perf_counter() - wall)
         cpus.append((time.process_time() - cpu) / threads)
-    matmul, cpu_matmul = matmul_flops(), threads * matmul_flops(clock=time.process_time)
+    matmul, wall = matmul_flops(), min(walls[1:])
     work = training_flops(model, length) * batch * length
-    wall, cpu = min(walls[1:]), min(cpus[1:])
-    return {
+    found = {
         "matmul_gflops": round(matmul / 1e9),
         "gflop_per_token": round(training_flops(model, length) / 1e9, 3),
         "tokens_per_second": round(batch * length / wall),
         "fraction": round(work / wall / matmul, 3),
-        "cpu_tokens_per_second": round(batch * length / cpu),
-        "cpu_fraction": round(work / cpu / cpu_matmul, 3),
         "prepare_seconds": round(prepared, 1),
         "steps": len(walls),
+    }
+    if ids.device.type != CPU:
+        return {**found, "peak_device_memory_mb": round(torch.accelerator.max_memory_allocated() / 1e6)}
+    cpu, cpu_matmul = min(cpus[1:]), threads * matmul_flops(clock=time.process_time)
+    return {
+        **found,
+        "cpu_tokens_per_second": round(batch * length / cpu),
+        "cpu_fraction": round(work / cpu / cpu_matmul, 3),
         "peak_memory_mb": round((peak_rss_bytes() or 0) / 1e6),
     }
 
@@ -117,6 +125,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=all_cores())
+    parser.add_argument("--device", default=CPU)
     parser.add_argument("--variant", dest="variants", action="append", choices=VARIANTS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
@@ -124,15 +133,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)
-    variants = {
-        name: measure(name, given.batch, given.length, given.seconds) for name in given.variants or VARIANTS
-    }
+    device, names = resolve(given.device), given.variants or VARIANTS
+    with computing_on(device):
+        variants = {name: measure(name, given.batch, given.length, given.seconds) for name in names}
+    kind = device.partition(":")[0]
     result = {
+        **({} if device == CPU else {"device": describe(device)}),
         "batch": [given.batch, given.length],
         "variants": variants,
         "threads": given.threads,
     }
-    write_result(RESULT, result)
+    write_result(RESULT if device == CPU else RESULT.with_stem(f"{RESULT.stem}-{kind}"), result)
     print(json.dumps(result, indent=2))
 
 

@@ -83,7 +83,7 @@ def describe(device: str) -> str:
     module: Any = torch.get_device_module(kind)
     title = module.get_device_name(kind) if hasattr(module, "get_device_name") else kind.type
     free = f", {_free(kind) / 2**30:.1f} GiB free" if _free(kind) else ""
-    return f"{device}, {title}{free}; not verified on such a device yet: see docs/usage.md"
+    return f"{device}, {title}{free}; not verified on such a device yet: see docs/devices.md"
 
 
 @contextmanager

@@ -1,23 +1,18 @@
-"""A second kind of device on a machine that has none: tensors that claim to be on it and are computed by the CPU.
+"""A second kind of device for machines that have none: tensors claim to be on it, and the CPU computes.
 
-Run as a program it is `minigpt-edge` with this device, called "pretend", and products in float32 on both:
-
-    python tests/tiny/pretend_device.py build --device pretend …
-
-An operation on tensors of both kinds raises, as it would on a GPU. So a tensor that is made in the wrong place
-is found, and results have to be those of the CPU to the bit. It is torch's own registration of backends
-written in Python (torch/utils/backend_registration.py), for whole processes: hence the program.
+An operation on tensors of both kinds raises, as it would on a GPU. So a tensor that is made in the wrong
+place is found, and results have to be those of the CPU. torch registers backends written in Python for a
+whole process (torch/utils/backend_registration.py): `pretended.py` is the program that does.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as tree
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+import torch  # noqa: TID253
+from torch.overrides import TorchFunctionMode  # noqa: TID253
+from torch.utils import _pytree as tree  # noqa: TID253
+from torch.utils import backend_registration  # noqa: TID253
 
 NAME = "pretend"
 FREE = 8 * 2**30  # bytes of its memory
@@ -54,6 +49,16 @@ class Held(torch.Tensor):
     def data(self, value: torch.Tensor) -> None:
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.content = value.content  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        made = Held(self.content.detach().clone())
+        if isinstance(self, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, self.requires_grad)
+        memo[id(self)] = made
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.content.__reduce_ex__(protocol)  # as a checkpoint is read again: onto the CPU
 
     def tolist(self) -> Any:
         return self.content.tolist()
@@ -99,7 +104,7 @@ class Made(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class Module(_DummyBackendModule):  # type: ignore[misc]
+class Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
     """What torch asks of a backend."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -114,7 +119,7 @@ class Module(_DummyBackendModule):  # type: ignore[misc]
 
 def register() -> None:
     """Make the device known to this process."""
-    _setup_privateuseone_for_python_backend(NAME, backend_module=Module())
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(compute, "PrivateUse1")  # type: ignore[no-untyped-call]
     globals()["_library"] = library  # what it registers goes with it
@@ -122,13 +127,3 @@ def register() -> None:
     torch.accelerator.empty_cache = lambda: None
     torch.accelerator.synchronize = lambda device=None: None
     torch.accelerator.device_count = lambda: 1
-
-
-if __name__ == "__main__":
-    from minigpt_edge.cli import main
-    from minigpt_edge.models import precision
-
-    register()
-    precision._dtype_of = lambda device: torch.float32
-    with Made():
-        main()

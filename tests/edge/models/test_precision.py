@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch  # noqa: TID253
 
-from minigpt_edge.models.precision import compute_dtype, products_of
+from minigpt_edge.models.precision import _dtype_of, products_of
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_the_processor_decides(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert compute_dtype.__wrapped__() is dtype
+    assert _dtype_of.__wrapped__(torch.device("cpu")) is dtype
 
 
 def test_products_of_float32_are_not_rounded() -> None:
