@@ -201,7 +201,9 @@ def save_factors(directory: Path, factors: Mapping[str, tuple[torch.Tensor, torc
         f"{name}.{part}": t for name, pair in factors.items() for part, t in zip("ba", pair, strict=True)
     }
     with replacing(directory / FACTORS) as path:
-        save_file({n: t.detach().float().cpu().contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
+        save_file(
+            {n: t.detach().float().cpu().contiguous() for n, t in tensors.items()}, path, {"format": "pt"}
+        )
 
 
 def trim_embeddings(model: Any, tokens: Sequence[int]) -> None:
