@@ -10,6 +10,7 @@ from typing import Any
 from minigpt_edge.ship.job import F16, Export
 from minigpt_edge.ship.reference import CODE as REFERENCE_CODE
 from minigpt_edge.ship.reference import checkpoint_hashes
+from minigpt_edge.stages.device import device_setting
 from minigpt_edge.stages.stage import Stage, StageSpec, run_stage
 from minigpt_edge_export.targets import PRECISIONS, Target
 from minigpt_edge_runtime.files import sha256_file
@@ -140,6 +141,7 @@ def _target_stage(
                 "metadata": job.metadata,
                 "max_bytes": job.max_bytes if target.format == "gguf" else None,
                 "threads": job.threads,
+                **device_setting(job.device),
             },
             inputs={
                 **inputs,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigpt_edge.prune.context import SENSITIVITY_TOKENS
+from minigpt_edge.stages.device import computing_on, here
 from minigpt_edge_export.decoder import read_checkpoint
 from minigpt_edge_export.gguf.rounding import Rounding
 
@@ -35,8 +36,9 @@ def round_matrices(job: Export, name: str, wanted: Mapping[str, set[str]]) -> Ro
     """
     rounding = Rounding(read_checkpoint(job.checkpoint), wanted, job.threads)
     if rounding.left:
-        for grams in _watched(job, name):
-            rounding.add(grams)
+        with computing_on(job.device):
+            for grams in _watched(job, name):
+                rounding.add(grams)
     return rounding
 
 
@@ -46,8 +48,9 @@ def pack_blocks(job: Export, name: str, precision: Precision) -> dict[str, Packe
 
     decoder = read_checkpoint(job.checkpoint)
     packed: dict[str, Packed] = {}
-    for grams in _watched(job, name):
-        packed |= pack_matrices(decoder, precision, grams, job.threads)
+    with computing_on(job.device):
+        for grams in _watched(job, name):
+            packed |= pack_matrices(decoder, precision, grams, job.threads)
     return packed
 
 
@@ -83,7 +86,7 @@ def weighted_grams(checkpoint: Path, corpus: Path, threads: int) -> Iterator[dic
     arch, model = archs.load_arch(config), load_fast(checkpoint, lazy=is_large(checkpoint))
     windows = _windows(checkpoint, corpus, min(WINDOW, config["max_position_embeddings"]))
     for index, _, sums in backward(model, arch, windows, sampled(_SEED), partial(_watch, arch)):
-        yield {f"blocks.{index}.{name}.weight": one.mean().numpy() for name, one in sums.items()}
+        yield {f"blocks.{index}.{name}.weight": one.mean().cpu().numpy() for name, one in sums.items()}
 
 
 def _windows(checkpoint: Path, corpus: Path, length: int) -> torch.Tensor:
@@ -98,7 +101,7 @@ def _windows(checkpoint: Path, corpus: Path, length: int) -> torch.Tensor:
     start, _ = read_texts(corpus / "validation.texts.json")
     documents, tokenizer = read_split(corpus, "train"), read_tokenizer(checkpoint)
     cut = TrainingWindows(documents, tokenizer, start, length=length, seed=_SEED)
-    return torch.from_numpy(cut.take(max(1, SENSITIVITY_TOKENS // length))[:, :-1]).long()
+    return here(torch.from_numpy(cut.take(max(1, SENSITIVITY_TOKENS // length))[:, :-1]).long())
 
 
 def _watch(arch: Arch, block: Any) -> dict[str, WeightedGram]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_edge.ship.reference import REFERENCE, reference_stage
+from minigpt_edge.stages.device import CPU
 from minigpt_edge.stages.stage import Stage
 from minigpt_edge_runtime.formats.tokenizer_files import TOKENIZER
 
@@ -29,6 +30,7 @@ class Export:
         text: the corpus stage: held-out texts for parity and choice.
         metadata: what a file says about itself: name, base_model, license.
         max_bytes: what no GGUF file may exceed; families fill it.
+        device: where the passes that tell GPTQ how to round compute.
     """
 
     work: Path
@@ -39,6 +41,7 @@ class Export:
     threads: int
     log: Log
     max_bytes: int | None = None
+    device: str = CPU
 
     def reference(self) -> Path:
         """The checkpoint's logits, computed once."""

@@ -111,6 +111,7 @@ def _finish(context: BuildContext, name: str, targets: Sequence[Target], models:
         threads=recipe.threads,
         log=context.log,
         max_bytes=recipe.max_size,
+        device=recipe.device,
     )
     sources: dict[Path, Stage] = {}
     files = []

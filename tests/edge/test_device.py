@@ -38,6 +38,7 @@ def compare(place: Path, case: str) -> None:
     if CASES[case].get("recover"):
         assert found["recovered"] < 1e-5
         assert found["resumed"] == 0.0
+        assert found["grams"] < 1e-5
         assert found["scored"]
 
 

@@ -3,8 +3,8 @@
     python tests/tiny/pretended.py PLACE [CASE ...]
 
 Prints a line of JSON for each case: which files of pruning differ ("pruned"), by how much the recovered
-weights do ("recovered"), by how much those of a recovery that was interrupted ("resumed"), and whether
-`evaluate` computes the same of them ("scored").
+weights do ("recovered"), by how much those of a recovery that was interrupted ("resumed"), by how much
+what GPTQ rounds by does ("grams"), and whether `evaluate` computes the same of them ("scored").
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from minigpt_edge.models import base_model
 from minigpt_edge.prune.stage import prune_stage
 from minigpt_edge.recipe import Recipe
 from minigpt_edge.recover.stage import RecoveryJob, recover_stage
+from minigpt_edge.ship.grams import weighted_grams
 from minigpt_edge.stages.console import Log
 from minigpt_edge.stages.context import BuildContext
+from minigpt_edge.stages.device import computing_on
 from minigpt_edge.stages.stage import Stage
 from minigpt_edge_runtime.files import sha256_file
 
@@ -106,6 +108,7 @@ def compare(place: Path, case: str) -> dict[str, Any]:
         one, other = (recovered for _, recovered in made)
         if one and other:
             found |= {"recovered": _distance(one, other), "resumed": _resumed(stages, case, other)}
+            found["grams"] = _grams_apart(other.path, text.path)
             found["scored"] = bool((_logits(other.path, "cpu") == _logits(other.path, DEVICE)).all())
     return found
 
@@ -130,6 +133,17 @@ def _resumed(stages: Any, case: str, whole: Stage) -> float:
         job.run(out, config, lambda entry: None)
         return _distance(whole, out)
     raise ValueError("the recovery was not interrupted")
+
+
+def _grams_apart(folder: Path, corpus: Path) -> float:
+    """The largest difference of the Gram matrices by which GPTQ rounds, in parts of the matrix's largest."""
+    import numpy as np
+
+    made = []
+    for device in ("cpu", DEVICE):
+        with computing_on(device):
+            made.append({n: g for grams in weighted_grams(folder, corpus, 1) for n, g in grams.items()})
+    return max(float(np.abs(gram - made[1][name]).max() / gram.max()) for name, gram in made[0].items())
 
 
 def _logits(folder: Path, device: str) -> Any:
