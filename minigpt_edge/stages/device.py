@@ -107,8 +107,10 @@ def computing_on(device: str) -> Iterator[None]:
     try:
         with torch.device(device):
             yield
-    except torch.OutOfMemoryError as error:
-        first = str(error).splitlines()[0]
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; Metal's is no more than that
+        first = str(error).partition("\n")[0]
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in first:
+            raise
         raise EdgeError(
             f"the memory of {device} is full ({first})",
             "close what else uses it, give fewer --calibration-tokens, --max-memory or --device cpu",

@@ -132,19 +132,32 @@ def test_evaluating_a_model_file_refuses_a_device(tmp_path: Path) -> None:
         run.evaluate(subject, (), run.Options(device="auto"))
 
 
-def test_a_full_device_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("2 GiB asked, 1 GiB free\nmore"),
+        RuntimeError("MPS backend out of memory (2 GiB asked)"),
+    ],
+)
+def test_a_full_device_is_one_message(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
     before = torch.are_deterministic_algorithms_enabled()
     with (
-        pytest.raises(EdgeError, match=r"the memory of meta:0 is full \(2 GiB asked") as raised,
+        pytest.raises(EdgeError, match=r"the memory of meta:0 is full \(.*2 GiB asked") as raised,
         device.computing_on("meta:0"),
     ):
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.zeros(1).device.type == "meta"
-        raise torch.OutOfMemoryError("2 GiB asked, 1 GiB free\nmore")
+        raise error
     assert "--device cpu" in (raised.value.hint or "")
     assert torch.are_deterministic_algorithms_enabled() is before
     assert torch.zeros(1).device.type == "cpu"
+
+
+def test_other_errors_keep_their_own_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    with pytest.raises(RuntimeError, match="shapes differ"), device.computing_on("meta:0"):
+        raise RuntimeError("shapes differ")
 
 
 def test_stages_are_kept_by_the_kind_of_device() -> None:
