@@ -12,6 +12,8 @@ from typing import Any
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
+from minigpt_edge.models.precision import sum_dtype
+
 CHUNK_BYTES = 64 * 2**20  # So many bytes of float32 logits exist at a time.
 
 
@@ -44,7 +46,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftLabels | None) -> Tensor:
         cast = weight.detach().to(hidden.dtype)
-        sums = torch.float32 if hidden.device.type == "mps" else torch.float64  # Metal has no float64
+        sums = sum_dtype(hidden.device)
         total = torch.zeros((), dtype=sums)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)

@@ -65,6 +65,11 @@ def without_autocast() -> AbstractContextManager[Any]:
     return torch.autocast(torch.get_default_device().type, enabled=False)
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """float64, or on Metal, which has none, float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def widest(tensor: Tensor) -> Tensor:
-    """A tensor in float64, moved to the processor where the device has none (Metal)."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    """A tensor in float64, moved to the processor where the device has none."""
+    return (tensor if sum_dtype(tensor.device) is torch.float64 else tensor.cpu()).double()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch  # noqa: TID253
 
-from minigpt_edge.models.precision import _dtype_of, products_of
+from minigpt_edge.models.precision import _dtype_of, products_of, sum_dtype
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,34 @@ def test_products_of_float32_are_not_rounded() -> None:
     with products_of(torch.bfloat16):  # exact for what was bfloat16 before
         few = a.bfloat16().float(), b.bfloat16().float()
         assert (few[0] @ few[1] - few[0].double() @ few[1].double()).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "dtype"),
+    [
+        ("cuda:0", SimpleNamespace(is_bf16_supported=lambda including_emulation: True), torch.bfloat16),
+        ("cuda:0", SimpleNamespace(is_bf16_supported=lambda including_emulation: False), torch.float32),
+        ("xpu:0", SimpleNamespace(is_bf16_supported=lambda: True), torch.bfloat16),
+        ("mps:0", SimpleNamespace(), torch.bfloat16),
+    ],
+)
+def test_an_accelerator_decides(
+    monkeypatch: pytest.MonkeyPatch, kind: str, module: SimpleNamespace, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert _dtype_of.__wrapped__(torch.device(kind)) is dtype
+
+
+def test_sums_of_what_was_bfloat16_are_exact_on_cuda_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda:0"))
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    with products_of(torch.bfloat16):
+        assert products.fp32_precision == "tf32"  # ten bits of fraction, where bfloat16 has seven
+    assert products.fp32_precision == before
+    with products_of(torch.float32):
+        assert products.fp32_precision == before
+
+
+def test_metal_has_no_float64() -> None:
+    kinds = {"cpu": torch.float64, "cuda:0": torch.float64, "mps:0": torch.float32}
+    assert {kind: sum_dtype(torch.device(kind)) for kind in kinds} == kinds
