@@ -70,6 +70,6 @@ def _attend(
 ) -> tuple[Tensor, None]:
     if mask is not None or q.shape[2] != k.shape[2]:
         raise ValueError("neither masks nor caches: pad on the right, where causal attention does not look")
-    with without_autocast():  # it would widen the softmax, and rotary positions did q and k
+    with without_autocast(q):  # it would widen the softmax, and rotary positions did q and k
         mixed, _lse = causal_attention(q.to(v.dtype), k.to(v.dtype), v, scaling)
     return mixed.transpose(1, 2), None

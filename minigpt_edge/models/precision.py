@@ -36,17 +36,17 @@ def _dtype_of(device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Float32 matrix products of values that were computed in a dtype.
+def products_of(values: Tensor) -> Iterator[None]:
+    """Float32 matrix products, on their device, of values that were computed in their dtype.
 
     For bfloat16: factors are rounded to it, or to TF32, which holds all of its numbers; sums are not. That is
     exact for bfloat16 input. A plain bfloat16 product would round the sums too, and a Gram matrix would not
     be positive definite.
     """
-    on_cuda = torch.get_default_device().type == "cuda"
+    on_cuda = values.device.type == "cuda"
     products: Any = torch.backends.cuda.matmul if on_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
-    if dtype is torch.bfloat16:
+    if values.dtype is torch.bfloat16:
         products.fp32_precision = "tf32" if on_cuda else "bf16"
     try:
         yield
@@ -60,9 +60,9 @@ def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return torch.autocast(kind, torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
-def without_autocast() -> AbstractContextManager[Any]:
-    """No product in another dtype than its factors have."""
-    return torch.autocast(torch.get_default_device().type, enabled=False)
+def without_autocast(values: Tensor) -> AbstractContextManager[Any]:
+    """No product on their device in another dtype than its factors have."""
+    return torch.autocast(values.device.type, enabled=False)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

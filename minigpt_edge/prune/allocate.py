@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch  # noqa: TID253 - imported by the pipeline's prune stage only
 from torch import Tensor, nn  # noqa: TID253
 
-from minigpt_edge.models.precision import compute_dtype
 from minigpt_edge.models.resident import offload
 from minigpt_edge.prune.backward import backward, sampled
 from minigpt_edge.prune.context import WIDTH_MULTIPLE, Done, unwatched
@@ -70,7 +69,7 @@ class _Probe(WeightedGram):
 
     def _add(self, read: Tensor, gradient: Tensor) -> None:
         super()._add(read, gradient)
-        add_gram(self._fisher, gradient.to(compute_dtype()))
+        add_gram(self._fisher, gradient.to(self._dtype))
         self._tokens += len(gradient)
 
 

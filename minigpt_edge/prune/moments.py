@@ -22,7 +22,7 @@ def add_gram(sums: Tensor, x: Tensor) -> None:
     What is below the diagonal means nothing until `mirror` fills it.
     """
     wide = x.float()
-    with products_of(x.dtype):
+    with products_of(x):
         for start in range(0, wide.shape[1], GRAM_COLUMNS):  # it is symmetric: only the upper blocks
             rows = slice(start, start + GRAM_COLUMNS)
             sums[rows, start:].addmm_(wide[:, rows].t(), wide[:, start:])
@@ -56,7 +56,7 @@ class Moments:
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add x [tokens, units], bfloat16 or float32, and float32 y [tokens, outputs]."""
         add_gram(self.gram, x)
-        with products_of(x.dtype):
+        with products_of(x):
             self.cross.addmm_(x.float().t(), y)
         self.energy += float(y.square().sum())
         self.tokens += len(x)

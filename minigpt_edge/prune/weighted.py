@@ -25,7 +25,7 @@ class WeightedGram:
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.linear = linear
+        self.linear, self._dtype = linear, compute_dtype()  # a backward pass may not know the device
         self._gram = torch.zeros(linear.in_features, linear.in_features)
         self._weight = 0.0
         self._handle = linear.register_forward_hook(self._forward)
@@ -41,11 +41,11 @@ class WeightedGram:
         output.register_hook(partial(self._backward, inputs[0].detach().flatten(0, -2)))
 
     def _backward(self, read: Tensor, gradient: Tensor) -> None:
-        with without_autocast():
+        with without_autocast(gradient):
             self._add(read, gradient.flatten(0, -2))
 
     def _add(self, read: Tensor, gradient: Tensor) -> None:
         """Add inputs [tokens, units] and gradients [tokens, outputs]."""
         size = gradient.float().square().sum(-1, keepdim=True)
         self._weight += float(size.sum())
-        add_gram(self._gram, (read * size.sqrt()).to(compute_dtype()))
+        add_gram(self._gram, (read * size.sqrt()).to(self._dtype))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,15 @@ def main(place: Path, wanted: list[str]) -> None:
 
     from minigpt_edge.models import checkpoint, precision
 
+    def float32_of(device: Any) -> Any:
+        """Whatever this CPU does. In the threads that torch starts for a device's backward passes the default
+        device is the CPU's, so that code there must not ask."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("the dtype is asked for where the device is not known")
+        return torch.float32
+
     pretend_device.register()
-    float32 = patch.object(precision, "_dtype_of", lambda device: torch.float32)  # whatever this CPU does
+    float32 = patch.object(precision, "_dtype_of", float32_of)
     with pretend_device.Made(), float32:
         for case in wanted or CASES:
             large = case == "on disk"

@@ -278,7 +278,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, position: Position) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if position:
         q, k = apply_rotary_pos_emb(q, k, *position)
-    with without_autocast():  # it would widen the softmax
+    with without_autocast(q):  # it would widen the softmax
         mixed, _ = causal_attention(q.to(v.dtype), k.to(v.dtype), v, dim**-0.5)
     return mixed.transpose(1, 2).reshape(batch, length, -1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch  # noqa: TID253
@@ -34,9 +35,9 @@ def test_the_processor_decides(
 def test_products_of_float32_are_not_rounded() -> None:
     a, b = torch.randn(64, 512), torch.randn(512, 64)
     exact = a.double() @ b.double()
-    with products_of(torch.float32):
+    with products_of(a):
         assert (a @ b - exact).abs().max() < 1e-3
-    with products_of(torch.bfloat16):  # exact for what was bfloat16 before
+    with products_of(a.bfloat16()):  # exact for what was bfloat16 before
         few = a.bfloat16().float(), b.bfloat16().float()
         assert (few[0] @ few[1] - few[0].double() @ few[1].double()).abs().max() < 1e-3
 
@@ -57,13 +58,14 @@ def test_an_accelerator_decides(
     assert _dtype_of.__wrapped__(torch.device(kind)) is dtype
 
 
-def test_sums_of_what_was_bfloat16_are_exact_on_cuda_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda:0"))
+def test_sums_of_what_was_bfloat16_are_exact_on_cuda_too() -> None:
+    values: Any = SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.bfloat16)
     products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
-    with products_of(torch.bfloat16):
+    with products_of(values):
         assert products.fp32_precision == "tf32"  # ten bits of fraction, where bfloat16 has seven
     assert products.fp32_precision == before
-    with products_of(torch.float32):
+    values.dtype = torch.float32
+    with products_of(values):
         assert products.fp32_precision == before
 
 
