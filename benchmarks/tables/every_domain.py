@@ -63,9 +63,10 @@ def section(results: Path) -> str:
             f" In {', '.join(apart)} the fine-tuned half is of another run than the pruned one, perhaps of "
             "another kind of processor: bfloat16 or float32 alone made up to 1 % in law."
         )
-    if rounded := [row["domain"] for row in rows if row.get("rounding") == "GPTQ"]:
+    if rounded := list(dict.fromkeys(row["domain"] for row in rows if row.get("rounding") == "GPTQ")):
         note += f" GPTQ rounded IQ4_NL in {', '.join(rounded)}, llama.cpp's quantizer elsewhere."
-    if wide := [f"{row['domain']}, {row['models']}" for row in rows if row.get("products") == "float32"]:
+    floats = (f"{row['domain']}, {row['models']}" for row in rows if row.get("products") == "float32")
+    if wide := list(dict.fromkeys(floats)):
         note += f" Known to be trained with float32 products, not bfloat16: {'; '.join(wide)}."
     columns = list(COLUMNS)
     if any(ON_GRID in row["files"] for row in rows):

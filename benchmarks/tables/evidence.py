@@ -194,16 +194,18 @@ def _learning(result: dict[str, Any]) -> list[str]:
     ]
     if not cells:
         return []
-    last = max(result["rows"], key=lambda row: row["date"])
+    cpus = dict.fromkeys(f"{row['device']['cpu']}, {row['threads']} threads" for row in result["rows"])
     note = (
         "Each line is a model of its own, 42 % removed, pruned and recovered with more tokens, or the dense "
-        "model fine-tuned on more; evaluations on validation windows are counted, files are not. "
+        "model fine-tuned on more; evaluations on validation windows are counted, files are not. Made one "
+        f"after another ({'; '.join(cpus)}; commits and dates in results.md), on machines that may differ in "
+        "speed."
     )
     table = _table(
         "Bits per byte over time",
         ["domain", "", "minutes", "bits per byte, F16"],
         cells,
-        note + _origin(last),
+        note,
     )
     return [f"{table}\n\n![Bits per byte over minutes](time.svg)"]
 
