@@ -121,7 +121,7 @@ def _checked(recipe: Recipe) -> list[Target]:
 def _context(recipe: Recipe, log: Log) -> BuildContext:
     device = resolve(recipe.device)
     if recipe.device != CPU:
-        log.line("device", describe(device))
+        log.line("device", describe(device, recipe.device))
     base = base_model.resolve_model(recipe.model, adapter=recipe.adapter, offline=recipe.offline)
     return BuildContext(recipe.work or cache_dir() / "work", replace(recipe, device=device), base, log)
 

@@ -138,7 +138,7 @@ def main() -> None:
         variants = {name: measure(name, given.batch, given.length, given.seconds) for name in names}
     kind = device.partition(":")[0]
     result = {
-        **({} if device == CPU else {"device": describe(device)}),
+        **({} if device == CPU else {"device": describe(device, given.device)}),
         "batch": [given.batch, given.length],
         "variants": variants,
         "threads": given.threads,

@@ -105,8 +105,9 @@ def evaluate(
             "leave it out, or add --beside-base: the base model is scored there",
         )
     if options.device != CPU:
-        options = dataclasses.replace(options, device=resolve(options.device))
-        log.line("device", describe(options.device))
+        device = resolve(options.device)
+        log.line("device", describe(device, options.device))
+        options = dataclasses.replace(options, device=device)
     given = names or default_tasks(subject.domain)
     wanted = list(dict.fromkeys(task for name in given for task in expand(name, subject.domain)))
     found = _Run(subject, options, log).results(wanted)

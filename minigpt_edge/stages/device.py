@@ -73,10 +73,11 @@ def resolve(name: str) -> str:
     return f"{wanted.type}:{index}"
 
 
-def describe(device: str) -> str:
-    """A device in words: its name, and its free memory."""
+def describe(device: str, asked: str) -> str:
+    """A resolved device in words, with its name and free memory; why it is no accelerator, if "auto" was
+    asked for."""
     if device == CPU:
-        return f"cpu{_because()}"
+        return f"cpu{_because() or ': torch finds no accelerator'}" if asked == AUTO else CPU
     import torch
 
     kind = torch.device(device)

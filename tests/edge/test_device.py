@@ -73,7 +73,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_the_accelerator_with_the_most_room() -> None:
     assert device.resolve("auto") == device.resolve("cuda") == "cuda:1"
     assert device.resolve("cuda:0") == "cuda:0"
-    assert device.describe("cuda:1").startswith("cuda:1, Card 9000, 7.0 GiB free")
+    assert device.describe("cuda:1", "auto").startswith("cuda:1, Card 9000, 7.0 GiB free")
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -104,12 +104,17 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_cuda")
-def test_torch_without_cuda_beside_a_gpu_says_how_to_install_the_other() -> None:
+def test_torch_without_cuda_beside_a_gpu_says_how_to_install_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(EdgeError, match="built without CUDA") as raised:
         device.resolve("cuda")
     assert "make setup TORCH=cuda" in (raised.value.hint or "")
     assert device.resolve("auto") == "cpu"
-    assert "built without CUDA" in device.describe("cpu")
+    assert "built without CUDA" in device.describe("cpu", "auto")
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    assert device.describe("cpu", "auto") == "cpu: torch finds no accelerator"
+    assert device.describe("cpu", "cpu:0") == "cpu"
 
 
 def test_the_command_says_it_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
