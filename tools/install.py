@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 HASHES = ROOT / "hashes.txt"
 SLIM = ROOT / "tools" / "llama_cpp.cmake"
-TORCH = "https://download.pytorch.org/whl"
+WHEELS = "https://download.pytorch.org/whl"
 CPU, CUDA = "cpu", "cuda"  # builds of torch
 PYPI = "https://pypi.org/simple"
 BUILD = ("editables", "hatchling")  # what installs the project itself
@@ -74,7 +74,7 @@ def torch() -> bool:
     if build == CUDA:
         say(f"torch {wanted} with CUDA, several GB (TORCH=cpu: 190 MB); NVIDIA's libraries have no hash here")
         return checked([f"torch=={wanted}"], "--no-deps", "--force-reinstall") and pip(f"torch=={wanted}")
-    place = f"{TORCH}/{build}"
+    place = f"{WHEELS}/{build}"
     if build != CPU:
         say(f"torch {wanted}+{build} from {place}, several GB, which have no hash here")
         return pip("--index-url", place, "--extra-index-url", PYPI, f"torch=={wanted}+{build}")

@@ -136,14 +136,14 @@ def main() -> None:
     device, names = resolve(given.device), given.variants or VARIANTS
     with computing_on(device):
         variants = {name: measure(name, given.batch, given.length, given.seconds) for name in names}
-    kind = device.partition(":")[0]
     result = {
         **({} if device == CPU else {"device": describe(device, given.device)}),
         "batch": [given.batch, given.length],
         "variants": variants,
         "threads": given.threads,
     }
-    write_result(RESULT if device == CPU else RESULT.with_stem(f"{RESULT.stem}-{kind}"), result)
+    path = RESULT if device == CPU else RESULT.with_stem(f"{RESULT.stem}-{device.partition(':')[0]}")
+    write_result(path, result)
     print(json.dumps(result, indent=2))
 
 

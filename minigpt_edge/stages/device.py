@@ -2,7 +2,8 @@
 
 A stage computes inside `computing_on`, which makes the accelerator torch's default device: tensors that code
 makes are made there. What comes from outside, from files and numpy, is moved by `here`. On the processor both
-do nothing, so that its results stay what they are to the bit.
+do nothing, so that its results stay what they are to the bit. The device that files run on is another matter:
+`minigpt_edge_runtime.device`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 CPU, AUTO = "cpu", "auto"
-FORM = re.compile(r"[a-z]+(:\d{1,3})?")
+_FORM = re.compile(r"[a-z]+(:\d{1,3})?")
 _KINDS = "auto, cpu, cuda, cuda:1, mps or xpu"
 # Results that do not depend on the order in which threads add need cuBLAS to know its workspace (NVIDIA's
 # documentation, "Results reproducibility"), before it starts.
@@ -33,7 +34,7 @@ _FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK", "1"
 
 def check_form(name: str) -> str:
     """The name of a device as it was given; UsageError for what can't be one."""
-    if FORM.fullmatch(name):
+    if _FORM.fullmatch(name):
         return name
     raise UsageError(f"{name!r} is not a device", f"such as {_KINDS}")
 

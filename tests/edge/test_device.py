@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from pretended import CASES
 
 from minigpt_edge.cli import cli
+from minigpt_edge.prune.methods.registry import DEFAULT_METHOD, METHODS
 from minigpt_edge.recipe import recipe_of
 from minigpt_edge.stages import device
 from minigpt_edge_runtime.errors import EdgeError, UsageError
@@ -46,6 +47,10 @@ def compare(place: Path, case: str) -> None:
 @pytest.mark.parametrize("case", QUICK)
 def test_stages_compute_on_another_device_what_they_do_on_the_cpu(tmp_path: Path, case: str) -> None:
     compare(tmp_path, case)
+
+
+def test_every_method_is_among_the_cases() -> None:
+    assert {case.get("method", DEFAULT_METHOD) for case in CASES.values()} == set(METHODS)
 
 
 @pytest.mark.slow

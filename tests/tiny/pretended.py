@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt", "pattern": "2:4", "sparsity": 0.5},
     "magnitude": {"method": "magnitude", **MASK},
     "one cut": {"method": "wanda", "widths": "global"},
+    "contextual": {"method": "contextual"},
     "taylor": {"method": "taylor"},
     "flap": {"method": "flap"},
     "blocks": {"method": "blocks"},
